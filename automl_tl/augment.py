@@ -1,0 +1,81 @@
+"""Batches of uint8 images to normalised, augmented floats, on the device, in one resampling.
+
+Images are decoded once (see `data`), so augmentation works on whole batches of tensors: one affine map an image (crop,
+scale, flip, rotation) and one `grid_sample`, then brightness and contrast. A CPU core augments some thousand 64 px
+images a second this way, against some hundred with one PIL call after another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training image may be changed. `scale` is the smallest share of the area that a crop keeps."""
+
+    scale: float = 1.0
+    flip: bool = False
+    rotate: float = 0.0
+    """Degrees, either way."""
+    jitter: float = 0.0
+    """Relative change of brightness and contrast, either way."""
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (or float 0–255) N×3×H×W to floats with the given channel `mean` and `std` (of 0–1 values)."""
+    shape = (1, len(mean), 1, 1)
+    offset = images.new_tensor(mean, dtype=torch.float32).reshape(shape) * 255
+    factor = images.new_tensor(std, dtype=torch.float32).reshape(shape) * 255
+    return (images.float() - offset) / factor
+
+
+def augment(images: Tensor, how: Augmentation, *, size: int, generator: torch.Generator) -> Tensor:
+    """N×3×H×W images (uint8 or float, 0–255) to random views of `size`×`size` pixels, still 0–255, as floats.
+
+    The crop keeps `scale`–1 of the area at an aspect ratio of 3/4–4/3 (Szegedy et al., 2015). The random numbers are
+    drawn on the CPU, so that a seed gives the same views on every device.
+    """
+    n = len(images)
+    crops = how.scale < 1 or how.rotate > 0
+    if not crops and images.shape[-2:] == (size, size):
+        views = images.float()
+        if how.flip:
+            mirrored = torch.rand(n, generator=generator) < 0.5
+            views = torch.where(mirrored.to(views.device)[:, None, None, None], views.flip(-1), views)
+    else:
+        views = _resample(images.float(), _random_maps(n, how, generator).to(images.device), size)
+    return _jitter(views, how.jitter, generator) if how.jitter > 0 else views
+
+
+def _random_maps(n: int, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """n×2×3 affine maps from view to image coordinates, both −1–1."""
+    uniform = torch.rand(n, 6, generator=generator)
+    area = how.scale + (1 - how.scale) * uniform[:, 0]
+    ratio = torch.exp((uniform[:, 1] * 2 - 1) * math.log(4 / 3)) if how.scale < 1 else torch.ones(n)
+    width = (area * ratio).sqrt().clamp(max=1)
+    height = (area / ratio).sqrt().clamp(max=1)
+    mirror = torch.where(uniform[:, 2] < 0.5, -1.0, 1.0) if how.flip else torch.ones(n)
+    angle = (uniform[:, 3] * 2 - 1) * math.radians(how.rotate)
+    shift_x = (uniform[:, 4] * 2 - 1) * (1 - width)
+    shift_y = (uniform[:, 5] * 2 - 1) * (1 - height)
+    cos, sin = angle.cos(), angle.sin()
+    rows = [width * mirror * cos, -width * sin, shift_x, height * mirror * sin, height * cos, shift_y]
+    return torch.stack(rows, dim=1).reshape(n, 2, 3)
+
+
+def _resample(images: Tensor, maps: Tensor, size: int) -> Tensor:
+    grid = F.affine_grid(maps, [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    factors = 1 + (torch.rand(len(images), 2, generator=generator) * 2 - 1) * strength
+    brightness, contrast = factors.to(images.device)[:, :, None, None, None].unbind(1)
+    grey = images.mean(dim=(1, 2, 3), keepdim=True)
+    return ((images - grey) * contrast + grey * brightness).clamp(0, 255)

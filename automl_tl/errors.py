@@ -1,0 +1,33 @@
+"""What can go wrong, and whose move it is.
+
+    AutomlError
+    ├── InputError        the images, a manifest, an option: exit code 2
+    ├── ZooError          a card, weights, a download
+    ├── HistoryError      the database or a facts file
+    ├── PluginError       a plugin: import, name clash, broken promise
+    └── BudgetError       nothing could be trained in the time given
+"""
+
+
+class AutomlError(Exception):
+    """The message says what was wrong, where, and what to do."""
+
+
+class InputError(AutomlError):
+    """The input or an option cannot be used as it is."""
+
+
+class ZooError(AutomlError):
+    """A pretrained network cannot be listed, fetched or built."""
+
+
+class HistoryError(AutomlError):
+    """The task-history database or a facts file cannot be used."""
+
+
+class PluginError(AutomlError):
+    """A plugin could not be loaded or broke its promise."""
+
+
+class BudgetError(AutomlError):
+    """The budget is too small for any candidate."""

@@ -1,0 +1,23 @@
+"""Where things lie on this machine: history, caches, added networks. Nothing is ever written into the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def home() -> Path:
+    """The user's data folder; `AUTOML_TL_HOME` moves it. Made when first asked for."""
+    moved = os.environ.get("AUTOML_TL_HOME")
+    path = Path(moved).expanduser() if moved else platformdirs.user_data_path("automl_tl", appauthor=False)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def cache() -> Path:
+    """Decoded images and features: may be deleted at any time."""
+    path = home() / "cache"
+    path.mkdir(exist_ok=True)
+    return path

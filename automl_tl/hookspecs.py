@@ -1,0 +1,89 @@
+"""The hooks of automl_tl. Each takes nothing and returns a list of named objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .records import Backbone, Features, Listing, Point, Trial
+    from .strategy import Strategy
+
+hookspec = pluggy.HookspecMarker("automl_tl")
+hookimpl = pluggy.HookimplMarker("automl_tl")
+
+
+class Zoo(Protocol):
+    """A place that pretrained networks come from."""
+
+    name: str
+
+    def list(self) -> Iterable[Backbone]:
+        """Facts only: no download, no weights read."""
+
+    def build(self, backbone: Backbone, *, head: bool = False) -> nn.Module:
+        """The network with its weights: images to N×num_features, or with `head` to N×num_classes source logits."""
+
+
+class Format(Protocol):
+    """A reader of labelled images."""
+
+    name: str
+
+    def matches(self, location: Any) -> bool:
+        """Whether `open` should be tried; cheap, and never raises."""
+
+    def open(self, location: Any) -> Listing:
+        """List the images without decoding them. Raises InputError that names file or row."""
+
+
+class Metric(Protocol):
+    """A number that compares a target with a source, or says how well features suit labels."""
+
+    name: str
+    kind: str
+    """"distance" (target and source) or "transferability" (target with labels)."""
+
+    def score(self, target: Features, source: Features | None) -> float:
+        """One float; for transferability, higher is better."""
+
+
+class Tracker(Protocol):
+    """Somebody who wants to know how a search goes."""
+
+    name: str
+
+    def started(self, trial: Trial) -> None: ...
+
+    def epoch(self, trial: Trial, point: Point) -> None: ...
+
+    def finished(self, trial: Trial) -> None: ...
+
+
+@hookspec
+def register_strategies() -> list[type[Strategy]]:  # type: ignore[empty-body]
+    """Strategy subclasses."""
+
+
+@hookspec
+def register_backbones() -> list[Zoo]:  # type: ignore[empty-body]
+    """Zoos."""
+
+
+@hookspec
+def register_formats() -> list[Format]:  # type: ignore[empty-body]
+    """Readers of labelled images."""
+
+
+@hookspec
+def register_metrics() -> list[Metric]:  # type: ignore[empty-body]
+    """Distances and transferability scores."""
+
+
+@hookspec
+def register_trackers() -> list[Tracker]:  # type: ignore[empty-body]
+    """Trackers."""

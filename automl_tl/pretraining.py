@@ -1,0 +1,141 @@
+"""Train a backbone from scratch on a source dataset: how the networks of the embedded zoo came to be.
+
+A recipe (JSON: architecture, source, rates, epochs, seed) and a folder of images become a folder with a card and a
+safetensors file, in the form that `automl-tl zoo add` reads. Training goes on from its last finished epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .augment import Augmentation, augment, normalise
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides how a network of the zoo was trained."""
+
+    name: str
+    build: dict[str, Any]
+    source_dataset: str
+    source_domain: str
+    input_size: int
+    epochs: int
+    batch_size: int
+    rate: float
+    weight_decay: float
+    label_smoothing: float
+    scale: float
+    flip: bool
+    rotate: float
+    jitter: float
+    start_size: int
+    """Side in pixels of the first half of the epochs: small images teach coarse features for less."""
+    precision: str
+    seed: int
+
+
+def read_recipe(path: Path) -> Recipe:
+    return Recipe(**json.loads(path.read_text()))
+
+
+def pretrain(
+    recipe: Recipe,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    checkpoint: Path,
+    say: Callable[[str], None],
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train `recipe` on uint8 N×H×W×3 images with integer labels. Returns the network and its measured facts.
+
+    `checkpoint` is written after every epoch and read at the start.
+    """
+    import timm
+
+    torch.manual_seed(recipe.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classes = int(train[1].max()) + 1
+    net = timm.create_model(recipe.build["timm"], num_classes=classes, **recipe.build["kwargs"])
+    net = net.to(device, memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(_groups(net, recipe.weight_decay), lr=recipe.rate, betas=(0.9, 0.98))
+    first, seconds = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        net.load_state_dict(state["net"])
+        optimiser.load_state_dict(state["optimiser"])
+        first, seconds = state["epoch"], state["seconds"]
+    images, labels = train
+    steps = len(labels) // recipe.batch_size
+    how = Augmentation(recipe.scale, recipe.flip, recipe.rotate, recipe.jitter)
+    bf16 = recipe.precision == "bf16"
+    for epoch in range(first, recipe.epochs):
+        start = time.perf_counter()
+        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        order = torch.randperm(len(labels), generator=generator).numpy()
+        size = recipe.start_size if epoch < recipe.epochs / 2 else recipe.input_size
+        total = 0.0
+        net.train()
+        for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.rate * _one_cycle((epoch + step / steps) / recipe.epochs)
+            index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            batch = torch.from_numpy(images[index]).to(device).permute(0, 3, 1, 2)
+            target = torch.from_numpy(labels[index]).to(device)
+            views = normalise(augment(batch, how, size=size, generator=generator), MEAN, STD)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                logits = net(views.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+            optimiser.step()
+            total += loss.item()
+        seconds += time.perf_counter() - start
+        state = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1, "seconds": seconds}
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(checkpoint)
+        score = accuracy(net, *test, device=device)
+        say(f"{recipe.name} epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.3f} test {score:.4f} {seconds:.0f} s")
+    facts = {"accuracy": accuracy(net, *test, device=device), "images": len(labels), "seconds": round(seconds)}
+    return net.eval(), {"recipe": asdict(recipe), "num_classes": classes, "mean": MEAN, "std": STD, **facts}
+
+
+def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Norms and biases are not decayed."""
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    vectors = [p for p in net.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _one_cycle(done: float, warm_up: float = 0.15) -> float:
+    """Share of the peak rate: a straight climb, then half a cosine down to nothing (Smith and Topin, 2018)."""
+    if done < warm_up:
+        return max(done / warm_up, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+@torch.inference_mode()
+def accuracy(net: nn.Module, images: np.ndarray, labels: np.ndarray, *, device: torch.device) -> float:
+    net.eval()
+    right = 0
+    for start in range(0, len(labels), 256):
+        batch = torch.from_numpy(images[start : start + 256]).to(device).permute(0, 3, 1, 2)
+        logits = net(normalise(batch, MEAN, STD).contiguous(memory_format=torch.channels_last))
+        right += int((logits.argmax(1).cpu().numpy() == labels[start : start + 256]).sum())
+    return right / len(labels)

@@ -1,0 +1,224 @@
+"""What travels between the steps: frozen records, no behaviour beyond what follows from their fields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .space import Value
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a format reader found: one entry an image, nothing decoded yet."""
+
+    name: str
+    images: Sequence[Any]
+    """Each a path, a PIL image, encoded bytes, or a uint8 array H×W or H×W×3."""
+    labels: Sequence[str]
+    """Class name of each image."""
+    where: Sequence[str]
+    """Where a person finds each image, for messages: a path, or "row 12"."""
+    splits: Sequence[str] | None = None
+    """"train", "validation" or "test" of each image, where the data says so."""
+    groups: Sequence[str] | None = None
+    """Images of one group (patient, tile, writer) stay in one split."""
+    domains: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Labelled images to learn from, split, checked and ready."""
+
+    name: str
+    images: Sequence[Any]
+    """As in `Listing`, without those that could not be read."""
+    labels: np.ndarray
+    """int64, index into `classes`."""
+    classes: tuple[str, ...]
+    splits: Mapping[str, np.ndarray]
+    """Positions of the images of each split; disjoint. There may be no "test"."""
+    fingerprint: str
+    """Hash of pixels, labels and splits: the same data is the same task wherever it lies."""
+    where: Sequence[str]
+    hashes: np.ndarray
+    """uint64 content hash of each image: key of the decode-once cache."""
+    objective: str = "accuracy"
+    warnings: tuple[str, ...] = ()
+
+    def part(self, split: str) -> np.ndarray:
+        """Positions of the images of `split`; none where the task has no such split."""
+        return self.splits.get(split, np.empty(0, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Facts of one pretrained network, known without its weights."""
+
+    name: str
+    zoo: str
+    architecture: str
+    """timm name, for those that timm builds."""
+    family: str
+    source_dataset: str
+    source_domain: str
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+    params: int
+    """Without the source head."""
+    macs: int
+    """Multiply-adds of one image at `input_size`."""
+    num_features: int
+    num_classes: int = 0
+    """Of the source head; 0: there is none."""
+    source_accuracy: float | None = None
+    licence: str = ""
+    kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    weights: str = ""
+    """Where the weights are: a file, or a repository of the hub."""
+    digest: str = ""
+    """sha256 of the weights, where known."""
+    download_bytes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Frozen features of a set of images, or stored statistics of a source."""
+
+    values: np.ndarray
+    """n×d."""
+    labels: np.ndarray | None = None
+    """n, 0…classes-1."""
+    probabilities: np.ndarray | None = None
+    """n×(source classes): what the source head says."""
+    mean: np.ndarray | None = None
+    """d: mean over all images of a source of which `values` are only a sample."""
+    factor: np.ndarray | None = None
+    """d×r: covariance of the whole source is factor @ factor.T."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Numbers about a task, all known before any training."""
+
+    task: str
+    fingerprint: str
+    meta: Mapping[str, float]
+    distances: Mapping[str, Mapping[str, float]]
+    """source dataset → metric → value."""
+    transferability: Mapping[str, Mapping[str, float]]
+    """backbone → metric → value; of the backbones that were looked at."""
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that could be trained."""
+
+    backbone: str
+    strategy: str
+    hyperparameters: Mapping[str, Value] = field(hash=False, default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Hash of all fields: the same candidate has the same id on every machine."""
+        text = json.dumps([self.backbone, self.strategy, dict(self.hyperparameters)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A candidate with what is expected of it."""
+
+    candidate: Candidate
+    score: float
+    """Predicted validation score, 0–1."""
+    low: float
+    high: float
+    """90 % interval of `score`."""
+    seconds: float
+    """Predicted training time on this machine."""
+    memory_mb: float
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates, best first."""
+
+    items: tuple[Ranked, ...]
+    basis: str
+    """What the advice rests on, for a person: "412 trials over 14 tasks", or "transferability only"."""
+    stage: int
+    """1: from metadata alone; 2: after a look through the images."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a learning curve."""
+
+    epoch: float
+    seconds: float
+    """Since the start of the trial, validation included."""
+    loss: float | None
+    """Mean training loss of the epoch."""
+    score: float
+    """Validation score."""
+    memory_mb: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate trained. A trial that failed has a status and an error, never a score."""
+
+    id: str
+    task: str
+    """Fingerprint."""
+    candidate: Candidate
+    seed: int
+    status: str
+    """"finished", "stopped" (halved away: a score, but not its last), or "failed"."""
+    curve: tuple[Point, ...] = ()
+    validation: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    memory_mb: float = 0.0
+    artefact: str = ""
+    """Folder of the trained model, relative to the run's folder."""
+    error: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Which command, versions, hardware and its measured speed, date."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that came of one search."""
+
+    task: str
+    profile: Profile
+    ranking: Ranking
+    trials: tuple[Trial, ...]
+    winner: Trial
+    folder: Path
+    seconds: float
+    rule: str
+    """How the winner was chosen, in words."""
+
+
+def trial_id(task: str, candidate: Candidate, seed: int) -> str:
+    """The name of a trial: the same work is the same trial, so nothing is run or stored twice."""
+    return hashlib.sha256(f"{task}/{candidate.id}/{seed}".encode()).hexdigest()[:16]

@@ -1,0 +1,122 @@
+"""Search spaces: what a hyperparameter may be, its default, and a draw from it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import InputError
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Float:
+    """A number between `low` and `high`, uniform or (with `log`) uniform in its logarithm."""
+
+    low: float
+    high: float
+    default: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.default <= self.high:
+            raise ValueError(f"low <= default <= high must hold, but got {self.low}, {self.default}, {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range starts above 0, but got low={self.low}")
+
+    def draw(self, rng: random.Random) -> float:
+        if self.log:
+            return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        return rng.uniform(self.low, self.high)
+
+    def check(self, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+            raise InputError(f"expected a number from {self.low} to {self.high}, but got {value!r}")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number from `low` to `high`, both included."""
+
+    low: int
+    high: int
+    default: int
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.default <= self.high:
+            raise ValueError(f"low <= default <= high must hold, but got {self.low}, {self.default}, {self.high}")
+
+    def draw(self, rng: random.Random) -> int:
+        return rng.randint(self.low, self.high)
+
+    def check(self, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
+            raise InputError(f"expected a whole number from {self.low} to {self.high}, but got {value!r}")
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `options`."""
+
+    options: tuple[Value, ...]
+    default: Value
+
+    def __post_init__(self) -> None:
+        if self.default not in self.options:
+            raise ValueError(f"the default {self.default!r} is not among {self.options}")
+
+    def draw(self, rng: random.Random) -> Value:
+        return rng.choice(self.options)
+
+    def check(self, value: object) -> Value:
+        for option in self.options:
+            if value == option and type(value) is type(option):
+                return option
+        raise InputError(f"expected one of {list(self.options)}, but got {value!r}")
+
+
+Parameter = Float | Int | Choice
+Space = Mapping[str, Parameter]
+
+
+def defaults(space: Space) -> dict[str, Value]:
+    """The default of every hyperparameter."""
+    return {name: parameter.default for name, parameter in space.items()}
+
+
+def draw(space: Space, seed: str) -> dict[str, Value]:
+    """One random point. Each hyperparameter has a stream of its own, so that a new one does not move the others'.
+
+    >>> draw({"rate": Float(1e-4, 1e-1, 1e-2, log=True)}, "seed")["rate"] == \\
+    ...     draw({"alpha": Int(0, 9, 0), "rate": Float(1e-4, 1e-1, 1e-2, log=True)}, "seed")["rate"]
+    True
+    """
+    values = {}
+    for name, parameter in space.items():
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        values[name] = parameter.draw(random.Random(int.from_bytes(digest[:8], "big")))
+    return values
+
+
+def check(space: Space, values: Mapping[str, object]) -> dict[str, Value]:
+    """`values` within `space`, completed by the defaults.
+
+    Raises:
+        InputError: an unknown name or a value outside its range.
+    """
+    for name in values:
+        if name not in space:
+            raise InputError(f"unknown hyperparameter {name!r}; known: {', '.join(space) or 'none'}")
+    complete = defaults(space)
+    for name, value in values.items():
+        try:
+            complete[name] = space[name].check(value)
+        except InputError as error:
+            raise InputError(f"hyperparameter {name!r}: {error}") from None
+    return complete

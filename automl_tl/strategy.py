@@ -1,0 +1,149 @@
+"""The five seams of a training method, and what a method is given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .records import Backbone, Features, Point, Task
+from .space import Choice, Float, Int, Space, Value
+
+if TYPE_CHECKING:
+    from .data import Pixels
+
+# The hyperparameters that the training loop itself understands. A strategy lists in its `space` those that it lets vary;
+# the loop uses the default of the others.
+TRAINING: dict[str, Float | Int | Choice] = {
+    "rate": Float(1e-5, 1e-1, 1e-3, log=True),
+    "backbone_rate": Float(0.01, 1.0, 0.1, log=True),
+    "epochs": Int(1, 100, 15),
+    "batch_size": Choice((16, 32, 64, 128), 32),
+    "optimiser": Choice(("adamw", "sgd"), "adamw"),
+    "weight_decay": Float(1e-6, 0.3, 0.02, log=True),
+    "label_smoothing": Float(0.0, 0.3, 0.0),
+    "dropout": Float(0.0, 0.6, 0.0),
+    "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
+    "flip": Choice((False, True), False),
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images and labels, on the device."""
+
+    images: Tensor
+    """N×3×size×size, normalised for the backbone."""
+    labels: Tensor
+    """N, int64."""
+
+
+@dataclass
+class Job:
+    """One candidate to train: everything a strategy may use."""
+
+    task: Task
+    backbone: Backbone
+    strategy: str
+    hyperparameters: Mapping[str, Value]
+    seed: int
+    pixels: Pixels
+    """Decoded images of the whole task at the backbone's input size."""
+    build_backbone: Callable[[], nn.Module]
+    features: Callable[[], Features]
+    """Frozen features of all images of the task, in task order, computed once and cached."""
+    folder: Path
+    """The trial's own folder: checkpoints while it runs, the model when it is done."""
+    report: Callable[[Point], bool]
+    """Tell of an epoch; True means stop here."""
+    stop_after: float = float("inf")
+    """Stop after this epoch, with a checkpoint to go on from: a rung of successive halving."""
+    deadline: float = float("inf")
+    """`time.monotonic()` after which no further epoch starts."""
+
+
+@dataclass
+class Fitted:
+    """What training leaves."""
+
+    model: nn.Module
+    curve: list[Point]
+    probabilities: np.ndarray
+    """Validation images × classes, of `model` as it is kept."""
+    complete: bool = True
+    """False: stopped at `stop_after` or at the deadline, and can go on."""
+    notes: tuple[str, ...] = ()
+
+
+class Classifier(nn.Module):
+    """A headless backbone and a head: images to logits."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
+class Strategy:
+    """A training method. Every seam has a working default: all weights train at one rate on cross-entropy.
+
+    Subclasses override what their paper changes; none inherits from another strategy. `self.hp` holds the
+    hyperparameters by name, `self.backbone` the facts of the backbone.
+    """
+
+    name: str
+    space: Space = {}
+    needs: frozenset[str] = frozenset()
+    """What a task must bring ("source", "earlier model"…); a candidate with an unmet need is dropped."""
+    paper: str = ""
+
+    def __init__(self, hyperparameters: Mapping[str, Value], backbone: Backbone) -> None:
+        self.hp: Any = SimpleNamespace(**hyperparameters)
+        self.facts = backbone
+
+    def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
+        """Head, frozen parts, adapters. The loop trains what has `requires_grad`."""
+        head = nn.Linear(self.facts.num_features, num_classes)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        dropout = float(getattr(self.hp, "dropout", 0.0))
+        return Classifier(backbone, nn.Sequential(nn.Dropout(dropout), head) if dropout > 0 else head)
+
+    def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+        """(Factor on the rate, parameters) pairs."""
+        yield 1.0, list(model.parameters())
+
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        """What changes as it goes; called after `model.train()`, also for the first epoch (0)."""
+
+    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+        """A scalar to descend on."""
+        smoothing = float(getattr(self.hp, "label_smoothing", 0.0))
+        return F.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=smoothing)
+
+    def run(self, job: Job) -> Fitted:
+        """Train. Override only what is not one descent on one loss."""
+        from . import loop
+
+        return loop.fit(self, job)
+
+    @classmethod
+    def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+        """Multiply-adds of training on `images` images: for predicting seconds before anything was measured.
+
+        Default: a forward and a backward pass (three times the forward's work) for each image and epoch.
+        """
+        epochs = float(hyperparameters.get("epochs", TRAINING["epochs"].default))
+        return 3.0 * backbone.macs * images * epochs
+
+

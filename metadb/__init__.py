@@ -1,0 +1,1 @@
+"""The shipped facts: text, no code."""

@@ -1,0 +1,1 @@
+"""The built-in plugins of automl_tl: on the same road as anyone's."""

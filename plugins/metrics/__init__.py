@@ -1,0 +1,1 @@
+"""Distances between domains and transferability scores."""

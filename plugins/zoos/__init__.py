@@ -1,0 +1,1 @@
+"""Places that pretrained networks come from."""

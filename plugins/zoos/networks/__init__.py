@@ -1,0 +1,1 @@
+"""The embedded networks: cards (JSON), weights and source statistics (safetensors)."""
