@@ -5,7 +5,8 @@
     ├── ZooError          a card, weights, a download
     ├── HistoryError      the database or a facts file
     ├── PluginError       a plugin: import, name clash, broken promise
-    └── BudgetError       nothing could be trained in the time given
+    ├── BudgetError       nothing could be trained in the time given
+    └── TrialError        one trial failed; the search goes on
 """
 
 
@@ -31,3 +32,7 @@ class PluginError(AutomlError):
 
 class BudgetError(AutomlError):
     """The budget is too small for any candidate."""
+
+
+class TrialError(AutomlError):
+    """One trial cannot go on; the search does."""

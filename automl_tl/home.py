@@ -21,3 +21,10 @@ def cache() -> Path:
     path = home() / "cache"
     path.mkdir(exist_ok=True)
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a crash leaves the old one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

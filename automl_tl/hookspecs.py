@@ -10,7 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
-    from .records import Backbone, Features, Listing, Point, Trial
+    from .records import Backbone, Features, Listing, Point, Task, Trial
     from .strategy import Strategy
 
 hookspec = pluggy.HookspecMarker("automl_tl")
@@ -18,7 +18,12 @@ hookimpl = pluggy.HookimplMarker("automl_tl")
 
 
 class Zoo(Protocol):
-    """A place that pretrained networks come from."""
+    """A place that pretrained networks come from.
+
+    A zoo may also have `reference` (the name of one of its backbones) and `sources()` (source dataset → Features: statistics
+    of the source's images under that backbone); then tasks are measured against those sources.
+    A zoo with `on_request = True` is only listed when it is asked for by name.
+    """
 
     name: str
 
@@ -56,6 +61,9 @@ class Tracker(Protocol):
     """Somebody who wants to know how a search goes."""
 
     name: str
+
+    def opened(self, task: Task, seconds: float) -> None:
+        """A search begins, with this much time (infinite where the budget is not time)."""
 
     def started(self, trial: Trial) -> None: ...
 

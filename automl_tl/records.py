@@ -51,6 +51,8 @@ class Task:
     where: Sequence[str]
     hashes: np.ndarray
     """uint64 content hash of each image: key of the decode-once cache."""
+    sizes: np.ndarray | None = None
+    """N×2 int: width and height in pixels as stored."""
     objective: str = "accuracy"
     warnings: tuple[str, ...] = ()
 

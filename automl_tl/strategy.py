@@ -61,7 +61,7 @@ class Job:
     folder: Path
     """The trial's own folder: checkpoints while it runs, the model when it is done."""
     report: Callable[[Point], bool]
-    """Tell of an epoch; True means stop here."""
+    """Tell of an epoch; True means stop here, with a checkpoint to go on from."""
     stop_after: float = float("inf")
     """Stop after this epoch, with a checkpoint to go on from: a rung of successive halving."""
     deadline: float = float("inf")

@@ -1,0 +1,295 @@
+"""The friendly layer: each step as one function, and all of them as `fit`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import data, model, registry
+from .backbones import catalogue
+from .budget import Budget, parse_budget
+from .candidates import propose
+from .cost import CostModel
+from .errors import InputError
+from .evaluation.classification import judge
+from .history import History, open_history
+from .home import cache, write_text
+from .profiling import profile_task as _profile_task
+from .ranker import Experience, Ranker, rank, ranker_for, shortlist
+from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
+from .search import search
+
+Progress = Callable[[str, int, int], None]
+LOOKED_AT = 6
+"""Backbones that are looked at through the images, before the second ranking."""
+
+KEPT = 500
+"""Candidates of a ranking that a run writes down; no search gets further."""
+
+load_task = data.load_task
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What is recommended for a task, and what that rests on."""
+
+    profile: Profile
+    ranking: Ranking
+    backbones: dict[str, Backbone]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Class probabilities of some images."""
+
+    where: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    """n×classes."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each image."""
+        return [self.classes[index] for index in self.probabilities.argmax(1)] if len(self.where) else []
+
+
+def profile_task(task: Task, *, zoo: str | None = None, seed: int = 0, progress: Progress | None = None) -> Profile:
+    """Profile a task against every source and every backbone that is at hand."""
+    backbones = catalogue(zoo=zoo)
+    return _profile_task(task, backbones, look=tuple(backbones)[:LOOKED_AT], seed=seed, progress=progress)
+
+
+def recommend(
+    task: Task,
+    *,
+    history: History | None = None,
+    zoo: str | None = None,
+    strategies: Sequence[str] | None = None,
+    backbones: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Advice:
+    """Rank what could be trained on `task`; nothing is trained.
+
+    Stage 1 ranks every candidate by metadata and names a shortlist of backbones; stage 2 looks at those through the images
+    and ranks again.
+
+    Raises:
+        PluginError: an unknown zoo, strategy or backbone.
+    """
+    if history is None:
+        with open_history() as opened:
+            return recommend(
+                task, history=opened, zoo=zoo, strategies=strategies, backbones=backbones, seed=seed, progress=progress
+            )
+    known = registry.strategies()
+    for name in strategies or ():
+        registry.lookup("strategy", name, known)
+    at_hand = catalogue(zoo=zoo)
+    for name in backbones or ():
+        registry.lookup("backbone", name, at_hand)
+    experience = Experience.of(history)
+    ranker = ranker_for(experience, cache() / "rankers", seed=seed)
+    cost_model = CostModel.learn(experience, strategies=known, seed=seed)
+    candidates = propose(
+        classes=len(task.classes),
+        images=len(task.part("train")),
+        backbones=at_hand,
+        strategies=known,
+        seed=seed,
+        only_strategies=strategies,
+        only_backbones=backbones,
+    )
+    if not candidates:
+        raise InputError("no candidate is left; widen --strategy, --backbone or --zoo")
+    first = _profile_task(task, at_hand, seed=seed, progress=progress)
+    ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
+    looked = tuple(shortlist(ranking, backbones=LOOKED_AT))
+    second = _profile_task(task, at_hand, look=looked, seed=seed, progress=progress)
+    remaining = [candidate for candidate in candidates if candidate.backbone in looked]
+    return Advice(second, _rank(ranker, remaining, second, at_hand, cost_model, stage=2), at_hand)
+
+
+def _rank(
+    ranker: Ranker | None, candidates: list[Any], profile: Profile, backbones: dict[str, Backbone], cost_model: CostModel, *, stage: int
+) -> Ranking:
+    return rank(ranker, candidates, profile, backbones, cost_model, strategies=registry.strategies(), stage=stage)
+
+
+def fit(
+    location: Any,
+    *,
+    budget: str | float | Budget = "10m",
+    out: Path | str = "runs/fit",
+    seed: int = 0,
+    zoo: str | None = None,
+    strategies: Sequence[str] | None = None,
+    backbones: Sequence[str] | None = None,
+    trackers: Sequence[str] = (),
+    progress: Progress | None = None,
+    told: Callable[[Task, Advice], None] | None = None,
+) -> Outcome:
+    """From labelled images to a trained model: load, profile, recommend, search, report; all of it lies in `out`.
+
+    The same call again goes on where an interrupted one stopped. `told` hears the advice before the training starts.
+
+    Raises:
+        InputError: the images, or `out` holds the run of something else.
+    """
+    limits, out = parse_budget(budget), Path(out)
+    task = location if isinstance(location, Task) else load_task(location, seed=seed)
+    request = {
+        "fingerprint": task.fingerprint,
+        "seed": seed,
+        "zoo": zoo,
+        "strategies": list(strategies or ()),
+        "backbones": list(backbones or ()),
+    }
+    _claim(out, request)
+    chosen = [registry.lookup("tracker", name, registry.trackers()) for name in trackers]
+    with open_history() as history:
+        history.record_task(task)
+        advice = _advice_of(out) if (out / "advice.json").exists() else None
+        if advice is None:
+            advice = recommend(
+                task, history=history, zoo=zoo, strategies=strategies, backbones=backbones, seed=seed, progress=progress
+            )
+            _keep_advice(out, advice)
+        for backbone in advice.backbones.values():
+            history.record_backbone(backbone)
+        history.record_profile(advice.profile)
+        if told is not None:
+            told(task, advice)
+        outcome = search(
+            task,
+            advice.ranking,
+            profile=advice.profile,
+            backbones=advice.backbones,
+            budget=limits,
+            folder=out,
+            history=history,
+            seed=seed,
+            trackers=chosen,
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        )
+    from .report.outcome import report_outcome
+
+    report_outcome(task, outcome, advice.backbones)
+    return outcome
+
+
+def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:
+    """Classify images with the winner of a run: a folder of images, one image, or a list of paths, PIL images or arrays.
+
+    Raises:
+        InputError: no model in `run`, no image, or one that cannot be read (it is named).
+    """
+    trained = model.load(model_folder(Path(run)))
+    listed, where = _unlabelled(images)
+    b = trained.backbone
+    pixels = data.decode_images(listed, where, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
+    return Predictions(tuple(where), trained.classes, trained.probabilities(pixels))
+
+
+def evaluate(run: Path | str, location: Any) -> dict[str, float]:
+    """Scores of the winner of a run on labelled images: those of the test split, or all where there is none.
+
+    Raises:
+        InputError: a class that the model does not know.
+    """
+    trained = model.load(model_folder(Path(run)))
+    listing = data.read_listing(location)
+    keep = [i for i, split in enumerate(listing.splits) if split == "test"] if listing.splits is not None else []
+    chosen = keep or range(len(listing.images))
+    unknown = sorted({listing.labels[i] for i in chosen} - set(trained.classes))
+    if unknown:
+        raise InputError(f"{location} has classes that the model does not know: {', '.join(unknown[:5])}; known: {', '.join(trained.classes[:20])}")
+    b = trained.backbone
+    pixels = data.decode_images(
+        [listing.images[i] for i in chosen],
+        [listing.where[i] for i in chosen],
+        b.input_size,
+        interpolation=b.interpolation,
+        crop_pct=b.crop_pct,
+    )
+    labels = np.array([trained.classes.index(listing.labels[i]) for i in chosen])
+    return judge(trained.probabilities(pixels), labels)
+
+
+def model_folder(run: Path) -> Path:
+    """The model of a run; a model's own folder is taken, too."""
+    return run / "model" if (run / "model").is_dir() else run
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """A CSV: path, label, confidence, and the probability of each class."""
+    import csv
+
+    partial = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "confidence", *predictions.classes])
+        for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True):
+            writer.writerow([where, label, f"{row.max():.6f}", *(f"{value:.6f}" for value in row)])
+    partial.replace(path)
+
+
+def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str]]:
+    if not isinstance(images, (str, Path)):
+        return list(images), [str(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
+    root = Path(images)
+    if root.is_file():
+        return [root], [str(root)]
+    found = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix.lower() in data.SUFFIXES]
+    if not found:
+        raise InputError(f"{root} is not an image or a folder with images")
+    return list(found), [str(path.relative_to(root)) for path in found]
+
+
+def _claim(out: Path, request: dict[str, Any]) -> None:
+    """Make `out` this request's, or go on in it if it is already.
+
+    Raises:
+        InputError: it holds the run of another request.
+    """
+    path = out / "run.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in request if before.get(name) != request[name]]
+        if changed:
+            raise InputError(f"{out} holds another run (its {', '.join(changed)} differs); choose another --out or delete it")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(request, indent=1))
+
+
+def _keep_advice(out: Path, advice: Advice) -> None:
+    kept = Ranking(advice.ranking.items[:KEPT], advice.ranking.basis, advice.ranking.stage, advice.ranking.seconds)
+    used = {item.candidate.backbone for item in kept.items}
+    facts = {
+        "profile": asdict(advice.profile),
+        "ranking": asdict(kept),
+        "backbones": {name: asdict(backbone) for name, backbone in advice.backbones.items() if name in used},
+    }
+    write_text(out / "advice.json", json.dumps(facts, indent=1))
+
+
+def _advice_of(out: Path) -> Advice:
+    """What an interrupted run was advised: it goes on with the same plan."""
+    facts = json.loads((out / "advice.json").read_text(encoding="utf-8"))
+    ranking = facts["ranking"]
+    items = tuple(
+        Ranked(**{**item, "candidate": Candidate(**item["candidate"]), "reasons": tuple(item["reasons"])})
+        for item in ranking["items"]
+    )
+    profile = Profile(**{**facts["profile"], "warnings": tuple(facts["profile"]["warnings"])})
+    backbones = {name: model.backbone_of(backbone) for name, backbone in facts["backbones"].items()}
+    return Advice(profile, Ranking(**{**ranking, "items": items}), backbones)

@@ -1,0 +1,236 @@
+"""Filling the history: a plan of tasks and a sample of candidates for each, carried out by several processes.
+
+A plan is JSON: where the images are, which tasks to make of them, how many trials each. What is in the history already is
+not run again, so a campaign that was stopped goes on, and a larger plan fills only its gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import registry
+from .backbones import catalogue
+from .candidates import propose
+from .data import load_task, subset
+from .errors import InputError
+from .history import History
+from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task, derived from a set of images."""
+
+    name: str
+    location: str
+    """Relative to the data folder."""
+    source_dataset: str
+    """Tasks of one source dataset leave together when one is left out."""
+    classes: int | None = None
+    """Take so many classes, drawn by `seed`."""
+    per_class: int | None = None
+    """Keep at most so many training images a class."""
+    most_judged: int = 400
+    """Keep at most so many validation and as many test images."""
+    validation: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A campaign."""
+
+    tasks: tuple[TaskPlan, ...]
+    trials: int
+    """For each task."""
+    seed: int = 0
+    most_multiply_adds: float = 2e12
+    """Candidates that need more are left out: a campaign is many small trials."""
+    strategies: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ()
+    """Empty: all."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Relative number of trials of a strategy, 1 where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work for a worker: a trial, or (without a candidate) the profile of a task."""
+
+    data: str
+    plan: TaskPlan
+    candidate: Candidate | None
+    seed: int
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        InputError: not JSON, or a field that a plan does not have.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tasks = tuple(TaskPlan(**task) for task in facts.pop("tasks"))
+        for name in ("strategies", "backbones"):
+            facts[name] = tuple(facts.get(name, ()))
+        return Plan(tasks=tasks, **facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read the plan {path}: {error}; see metadb/plan.json for an example") from None
+
+
+def build_history(
+    plan: Plan, data: Path, history: History, *, workers: int, say: Callable[[str], None], command: str = ""
+) -> int:
+    """Run what `plan` asks for and `history` lacks; the number of trials run.
+
+    Each worker computes on one thread. Only this process writes.
+    """
+    backbones = catalogue()
+    done = {trial.id for trial in history.trials() if trial.status in ("finished", "failed")}
+    units: list[Unit] = []
+    for task_plan in plan.tasks:
+        task = make_task(data, task_plan)
+        history.record_task(task, task_plan.source_dataset)
+        if task.fingerprint not in history.profiles():
+            units.append(Unit(str(data), task_plan, None, plan.seed))
+        for candidate in sample_candidates(plan, task, backbones):
+            if trial_id(task.fingerprint, candidate, plan.seed) not in done:
+                units.append(Unit(str(data), task_plan, candidate, plan.seed))
+    for backbone in backbones.values():
+        history.record_backbone(backbone)
+    trials = sum(unit.candidate is not None for unit in units)
+    say(f"{trials} trials and {len(units) - trials} profiles to run on {workers} workers")
+    count = 0
+    for result in _results(units, workers, command):
+        if isinstance(result, Profile):
+            history.record_profile(result)
+            say(f"profile of {result.task}: {result.seconds:.1f} s")
+            continue
+        history.record_trial(result)
+        count += 1
+        candidate, score = result.candidate, result.validation.get("accuracy", float("nan"))
+        say(
+            f"{count}/{trials} {candidate.strategy} on {candidate.backbone}: {result.status} {score:.3f} in {result.seconds:.1f} s {result.error}"
+        )
+    return count
+
+
+def _results(units: list[Unit], workers: int, command: str) -> Iterator[Trial | Profile]:
+    """Results as they come. Few futures are in flight, so Ctrl-C loses little."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        waiting: set[Future[Trial | Profile]] = set()
+        todo = iter(units)
+        while True:
+            while len(waiting) < 2 * workers and (unit := next(todo, None)) is not None:
+                waiting.add(pool.submit(run_unit, unit, command))
+            if not waiting:
+                return
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def run_unit(unit: Unit, command: str) -> Trial | Profile:
+    """A worker's work."""
+    from .profiling import profile_task
+    from .trials import judge_on_test, run_trial
+
+    task, backbones = _task(unit.data, unit.plan), _catalogue()
+    if unit.candidate is None:
+        look = tuple(backbones)
+        return profile_task(task, backbones, look=look, seed=unit.seed)
+    backbone = backbones[unit.candidate.backbone]
+    with tempfile.TemporaryDirectory() as folder:
+        trial, fitted = run_trial(task, unit.candidate, backbone, seed=unit.seed, folder=Path(folder), command=command)
+    if fitted is not None:
+        trial = replace(trial, test=judge_on_test(task, backbone, fitted.model))
+    return trial
+
+
+@cache
+def _catalogue() -> dict[str, Backbone]:
+    return catalogue()
+
+
+@cache
+def _task(data: str, plan: TaskPlan) -> Task:
+    return make_task(Path(data), plan)
+
+
+def make_task(data: Path, plan: TaskPlan) -> Task:
+    """The task that `plan` describes: fewer classes, fewer images, the same seeded choice everywhere."""
+    task = load_task(data / plan.location, name=plan.name, seed=plan.seed, validation=plan.validation)
+    rng = np.random.default_rng(plan.seed)
+    labels = np.arange(len(task.classes))
+    if plan.classes is not None and plan.classes < len(labels):
+        labels = np.sort(rng.permutation(labels)[: plan.classes])
+    keep = []
+    for split, most in ((TRAIN, None), (VALIDATION, plan.most_judged), (TEST, plan.most_judged)):
+        part = rng.permutation(task.part(split))
+        part = part[np.isin(task.labels[part], labels)]
+        if split == TRAIN and plan.per_class is not None:
+            part = np.concatenate([part[task.labels[part] == label][: plan.per_class] for label in labels])
+        keep.append(part if most is None else _proportionally(part, task.labels[part], most))
+    return subset(task, np.sort(np.concatenate(keep)), name=plan.name)
+
+
+def _proportionally(part: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
+    """At most about `most` of `part`, every class in its share and with at least one image."""
+    if len(part) <= most:
+        return part
+    shares = [part[labels == label] for label in np.unique(labels)]
+    return np.concatenate([share[: max(1, round(len(share) * most / len(part)))] for share in shares])
+
+
+def sample_candidates(plan: Plan, task: Task, backbones: Mapping[str, Backbone]) -> list[Candidate]:
+    """`plan.trials` candidates: every backbone and strategy in turn, defaults first, then draws; not only the good ones."""
+    proposed = propose(
+        classes=len(task.classes),
+        images=len(task.part(TRAIN)),
+        backbones=backbones,
+        strategies=registry.strategies(),
+        seed=plan.seed,
+        only_strategies=plan.strategies or None,
+        only_backbones=plan.backbones or None,
+    )
+    known = registry.strategies()
+    pairs: dict[tuple[str, str], list[Candidate]] = {}
+    for candidate in proposed:
+        backbone = backbones[candidate.backbone]
+        work = known[candidate.strategy].cost(backbone, len(task.part(TRAIN)), candidate.hyperparameters)
+        if work <= plan.most_multiply_adds:
+            pairs.setdefault((candidate.backbone, candidate.strategy), []).append(candidate)
+    rng = random.Random(f"{plan.seed}/{task.fingerprint}")
+    chosen: list[Candidate] = []
+    while pairs and len(chosen) < plan.trials:
+        order = sorted(pairs)
+        rng.shuffle(order)
+        for pair in order:
+            if len(chosen) == plan.trials:
+                break
+            if rng.random() > plan.shares.get(pair[1], 1.0):
+                continue
+            options = pairs[pair]
+            chosen.append(options.pop(0 if rng.random() < 0.4 else rng.randrange(len(options))))
+            if not options:
+                del pairs[pair]
+    return chosen

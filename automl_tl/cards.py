@@ -1,0 +1,294 @@
+"""Networks on disk: a card (JSON) beside a safetensors file of the same name.
+
+A card says how timm builds the network and how its images were prepared; nothing in a folder of networks is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .counts import Counts, count, family
+from .errors import ZooError
+from .home import cache, home
+from .records import Backbone, Features
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+# Words of timm's `create_model` that fetch or unpickle files or change what comes out: not for a card to say.
+_RESERVED = re.compile(r"pretrained.*|checkpoint_path|cache_dir|features_only|num_classes|in_chans|scriptable|exportable|no_jit")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_triple(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_square(value: Any) -> bool:
+    return _is_triple(value) and all(map(_is_whole, value)) and value[0] == 3 and value[1] == value[2] > 0
+
+
+_NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "text"),
+    "build": (lambda value: isinstance(value, dict) and bool(value), 'an object such as {"timm": "resnet10t", "kwargs": {}}'),
+    "num_classes": (_is_whole, "a whole number (0: no source head)"),
+    "source_dataset": (_is_text, "text"),
+    "source_domain": (_is_text, "text"),
+    "input_size": (_is_square, "[3, SIDE, SIDE]"),
+    "mean": (_is_triple, "three numbers"),
+    "std": (lambda value: _is_triple(value) and all(part > 0 for part in value), "three numbers above 0"),
+    "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
+    "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+}
+_OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "licence": (lambda value: isinstance(value, str), "text"),
+    "family": (_is_text, "text"),
+    "backbone_params": (_is_whole, "a whole number"),
+    "macs": (_is_whole, "a whole number"),
+    "num_features": (_is_whole, "a whole number"),
+    "source_accuracy": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "sha256": (lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)), "64 hexadecimal digits"),
+}
+
+
+def read_card(path: Path, *, zoo: str) -> Backbone:
+    """The facts of a card. What it does not say about size is counted, once on this machine.
+
+    Raises:
+        ZooError: names the card and what is wrong with it.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ZooError(f"{path}: cannot be read as a card: {error}") from None
+    check_card(card, path)
+    if card["name"] != path.stem:
+        raise ZooError(f"{path}: name: says {card['name']!r}, but the file is called {path.stem!r}; make them the same")
+    weights = path.with_name(f"{path.stem}.safetensors")
+    if not weights.is_file():
+        raise ZooError(f"{path}: its weights are missing: there is no {weights.name} beside it")
+    counts = _counts(card, path)
+    architecture = card["build"]["timm"]
+    return Backbone(
+        name=card["name"],
+        zoo=zoo,
+        architecture=architecture,
+        family=card.get("family") or family(architecture),
+        source_dataset=card["source_dataset"],
+        source_domain=card["source_domain"],
+        input_size=card["input_size"][1],
+        mean=tuple(card["mean"]),
+        std=tuple(card["std"]),
+        interpolation=card["interpolation"],
+        crop_pct=card["crop_pct"],
+        params=counts.params,
+        macs=counts.macs,
+        num_features=counts.num_features,
+        num_classes=card["num_classes"],
+        source_accuracy=card.get("source_accuracy"),
+        licence=card.get("licence", ""),
+        kwargs=card["build"].get("kwargs", {}),
+        weights=str(weights),
+        digest=card.get("sha256", ""),
+    )
+
+
+def check_card(card: Any, path: Path) -> None:
+    """Raises ZooError for the first field that is missing or wrong."""
+    if not isinstance(card, dict):
+        raise ZooError(f"{path}: a card is a JSON object, but this is {type(card).__name__}")
+    for name, (fits, wanted) in (_NEEDED | _OPTIONAL).items():
+        if name not in card:
+            if name in _NEEDED:
+                raise ZooError(f"{path}: {name}: missing; expected {wanted}")
+        elif not fits(card[name]):
+            raise ZooError(f"{path}: {name}: expected {wanted}, but got {json.dumps(card[name])[:80]}")
+    build, kwargs = card["build"], card["build"].get("kwargs", {})
+    if "timm" not in build:
+        raise ZooError(f'{path}: build: {json.dumps(next(iter(build)))} is not known; only "timm", with a public timm name, is')
+    if not isinstance(build["timm"], str) or not re.fullmatch(r"\w+", build["timm"]):
+        raise ZooError(f"{path}: build: expected a plain timm name, but got {json.dumps(build['timm'])[:80]}")
+    if not isinstance(kwargs, dict):
+        raise ZooError(f"{path}: build: kwargs: expected an object, but got {json.dumps(kwargs)[:80]}")
+    for name in filter(_RESERVED.fullmatch, kwargs):
+        raise ZooError(f"{path}: build: kwargs: {name!r} is not for a card to say; remove it")
+
+
+def _counts(card: Mapping[str, Any], path: Path) -> Counts:
+    """From the card itself, from an earlier count, or counted now."""
+    if {"backbone_params", "macs", "num_features"} <= card.keys():
+        return Counts(card["backbone_params"], card["macs"], card["num_features"])
+    text = json.dumps([card["build"], card["num_classes"], card["input_size"]], sort_keys=True)
+    kept = cache() / "counts" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    if kept.exists():
+        return Counts(**json.loads(kept.read_text()))
+    try:
+        counts = _count(card)
+    except ZooError as error:
+        raise ZooError(f"{path}: {error}") from None
+    kept.parent.mkdir(exist_ok=True)
+    _write(kept, json.dumps(asdict(counts)))
+    return counts
+
+
+def _count(card: Mapping[str, Any]) -> Counts:
+    import torch
+
+    build = card["build"]
+    with torch.device("meta"):
+        net = headless(create(build["timm"], build.get("kwargs", {}), num_classes=card["num_classes"]))
+    try:
+        return count(net, card["input_size"][1])
+    except (RuntimeError, ValueError) as error:
+        raise ZooError(f"build: {build['timm']} on {card['input_size'][1]} px: {_line(error)}") from None
+
+
+def create(architecture: str, kwargs: Mapping[str, Any], *, num_classes: int) -> nn.Module:
+    """An untrained network of timm, with a head of `num_classes` (0: none).
+
+    Raises:
+        ZooError: timm has no such network, or does not take `kwargs`.
+    """
+    import timm
+
+    if not timm.is_model(architecture):
+        raise ZooError(f"build: timm {timm.__version__} has no network {architecture!r}")
+    try:
+        net: nn.Module = timm.create_model(architecture, num_classes=num_classes, **kwargs)
+    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
+        raise ZooError(f"build: timm cannot make {architecture} with {json.dumps(dict(kwargs))}: {_line(error)}") from None
+    return net
+
+
+def headless(net: nn.Module) -> nn.Module:
+    """`net` without its source head: N×3×S×S images to N×num_features."""
+    net.reset_classifier(0)  # type: ignore[operator]
+    return net
+
+
+def build(backbone: Backbone, *, head: bool = False) -> nn.Module:
+    """The network of a card with its weights, headless or with its source head; in evaluation mode.
+
+    Raises:
+        ZooError: the weights do not belong to this network, or are damaged.
+    """
+    if head and not backbone.num_classes:
+        raise ZooError(f"{backbone.name} has no source head")
+    net = create(backbone.architecture, backbone.kwargs, num_classes=backbone.num_classes)
+    load_weights(net, Path(backbone.weights), digest=backbone.digest)
+    return (net if head else headless(net)).eval()
+
+
+def load_weights(net: nn.Module, path: Path, *, digest: str = "") -> None:
+    """Fill every parameter and buffer of `net` from a safetensors file, in full precision.
+
+    Raises:
+        ZooError: no safetensors file, another sha256 than `digest`, or other names or shapes than those of `net`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if digest and sha256(path) != digest:
+        raise ZooError(f"{path}: is not the file that its card describes (other sha256); fetch it again")
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ZooError(f"{path}: is no whole safetensors file: {_line(error)}; fetch it again") from None
+    wanted = net.state_dict()
+    for name in wanted.keys() ^ tensors.keys():
+        verb = "lacks" if name in wanted else "has an unexpected"
+        raise ZooError(f"{path}: {verb} {name!r}; these weights belong to another network than the card says")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, and the network that its card describes {tuple(wanted[name].shape)}"
+            raise ZooError(f"{path}: {name!r} has the shape {shapes}")
+    net.load_state_dict({name: _full(tensor) for name, tensor in tensors.items()})
+
+
+def write_network(folder: Path, name: str, net: nn.Module, card: Mapping[str, Any]) -> Path:
+    """Write a trained network, source head included, as NAME.safetensors and then NAME.json, whose path is returned.
+
+    Matrices are kept in fp16, vectors (norms, biases) in fp32. `card` needs what `read_card` needs; the name, the sha256 and
+    all that can be counted are added.
+
+    Raises:
+        ZooError: the card is not complete, does not describe `net`, or a weight is beyond fp16.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    path = folder / f"{name}.json"
+    card = json.loads(json.dumps({**card, "name": name}))
+    check_card(card, path)
+    counts = _count(card)
+    tensors = {key: _small(tensor.detach().cpu()).contiguous() for key, tensor in net.state_dict().items()}
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ZooError(f"{path}: {key!r} holds numbers that fp16 cannot; the training went wrong")
+    weights = folder / f"{name}.safetensors"
+    partial = weights.with_name(f"{weights.name}.{os.getpid()}.partial")
+    save_file(tensors, partial)
+    try:
+        load_weights(create(card["build"]["timm"], card["build"].get("kwargs", {}), num_classes=card["num_classes"]), partial)
+    except ZooError:
+        partial.unlink()
+        raise
+    card |= {
+        "family": card.get("family") or family(card["build"]["timm"]),
+        "params": sum(parameter.numel() for parameter in net.parameters()),
+        "backbone_params": counts.params,
+        "macs": counts.macs,
+        "num_features": counts.num_features,
+        "sha256": sha256(partial),
+    }
+    os.replace(partial, weights)
+    _write(path, json.dumps(card, indent=1) + "\n")
+    return path
+
+
+def sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ZooError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _small(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.half() if tensor.ndim > 1 else tensor.float()
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _line(error: Exception) -> str:
+    """The first line of somebody's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,461 @@
+"""The command line: each verb is one call of the API, then a table or JSON."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import AutomlError
+
+if TYPE_CHECKING:
+    from .api import Advice, Progress
+    from .records import Outcome, Profile, Ranking, Task
+
+app = typer.Typer(
+    help="Which pretrained backbone, which transfer strategy, which hyperparameters: answered from experience.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+history_app = typer.Typer(help="The task-history database: what was tried, and how it went.", no_args_is_help=True)
+zoo_app = typer.Typer(help="Pretrained networks at hand.", no_args_is_help=True)
+plugins_app = typer.Typer(help="What extends automl_tl.", no_args_is_help=True)
+app.add_typer(history_app, name="history")
+app.add_typer(zoo_app, name="zoo")
+app.add_typer(plugins_app, name="plugins")
+
+Images = Annotated[str, typer.Argument(help="Image folder, CSV or Parquet manifest, hf:DATASET, or 'digits'.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+Seed = Annotated[int, typer.Option(help="Decides the split, the ranking, the training.")]
+ZooName = Annotated[str | None, typer.Option("--zoo", help="Also consider the networks of this zoo, such as 'timm'.")]
+Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Consider this strategy only (repeatable).")]
+Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Consider this backbone only (repeatable).")]
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 wrong use or bad input, 1 our fault."""
+    import os
+    import warnings
+
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    if not os.environ.get("AUTOML_TL_DEBUG"):
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("default", category=UserWarning, message=r".*(plugin|Plugin).*")
+    try:
+        app()
+    except AutomlError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", 130)
+    except Exception as error:  # our fault: say so in one line; the traceback is for those who ask
+        if os.environ.get("AUTOML_TL_DEBUG"):
+            raise
+        _fail(f"internal error: {type(error).__name__}: {error} (AUTOML_TL_DEBUG=1 shows where; please report it)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def fit(
+    images: Images,
+    budget: Annotated[str, typer.Option(help="90s, 10m, 1h, '5 trials', '60 epochs', or several joined by +.")] = "10m",
+    out: Annotated[Path, typer.Option(help="Folder of the run: model, trials, report. The same call goes on in it.")] = Path("runs/fit"),
+    trials: Annotated[int | None, typer.Option(help="Short for --budget 'N trials'.")] = None,
+    zoo: ZooName = None,
+    strategy: Strategies = None,
+    backbone: Backbones = None,
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> None:
+    """Find, train and explain the best classifier within a budget."""
+    from . import api
+
+    with _progress(json) as progress:
+        outcome = api.fit(
+            _location(images),
+            budget=budget if trials is None else f"{trials} trials",
+            out=out,
+            seed=seed,
+            zoo=zoo,
+            strategies=strategy,
+            backbones=backbone,
+            trackers=() if json else ("console",),
+            progress=progress,
+            told=None if json else _tell,
+        )
+    if json:
+        _print_json(_outcome_facts(outcome))
+    else:
+        _print_outcome(outcome)
+
+
+@app.command()
+def recommend(
+    images: Images,
+    top: Annotated[int, typer.Option(min=1, help="How many candidates to show.")] = 10,
+    zoo: ZooName = None,
+    strategy: Strategies = None,
+    backbone: Backbones = None,
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> None:
+    """Advice only, with reasons; nothing is trained."""
+    from dataclasses import asdict
+
+    from . import api
+
+    with _progress(json) as progress:
+        task = api.load_task(_location(images), seed=seed)
+        advice = api.recommend(task, zoo=zoo, strategies=strategy, backbones=backbone, seed=seed, progress=progress)
+    if json:
+        items = [asdict(item) for item in advice.ranking.items[:top]]
+        _print_json({"basis": advice.ranking.basis, "stage": advice.ranking.stage, "ranking": items})
+        return
+    _print_profile(task, advice.profile)
+    _print_ranking(advice.ranking, top)
+
+
+@app.command()
+def profile(images: Images, zoo: ZooName = None, seed: Seed = 0, json: AsJson = False) -> None:
+    """The data in numbers: counts, distances to the sources, transferability of the backbones."""
+    from dataclasses import asdict
+
+    from . import api
+
+    with _progress(json) as progress:
+        task = api.load_task(_location(images), seed=seed)
+        found = api.profile_task(task, zoo=zoo, seed=seed, progress=progress)
+    if json:
+        _print_json(asdict(found))
+    else:
+        _print_profile(task, found)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images (labels are not needed), or one image.")],
+    out: Annotated[Path | None, typer.Option(help="Write a CSV: path, label, confidence, one column a class.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Classify new images with the winner of a run."""
+    from . import api
+
+    predictions = api.predict(run, images)
+    if out is not None:
+        api.write_predictions(predictions, out)
+    if json:
+        _print_json([
+            {"path": where, "label": label, "confidence": float(row.max())}
+            for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True)
+        ])
+    elif out is not None:
+        print(f"{len(predictions.where)} predictions written to {out}")
+    else:
+        rows = zip(predictions.where, predictions.labels, predictions.probabilities, strict=True)
+        _table("", ("image", "class", "confidence"), [(where, label, f"{row.max():.3f}") for where, label, row in rows])
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    images: Images,
+    json: AsJson = False,
+) -> None:
+    """Judge the winner of a run on labelled images that it has not seen."""
+    from . import api
+
+    scores = api.evaluate(run, _location(images))
+    if json:
+        _print_json(scores)
+    else:
+        _table("", ("score", "value"), [(name, f"{value:.4f}") for name, value in scores.items()])
+
+
+@history_app.command("list")
+def history_list(
+    limit: Annotated[int, typer.Option(min=1, help="How many trials, newest first.")] = 20,
+    task: Annotated[str | None, typer.Option(help="Only trials of this task (name or fingerprint).")] = None,
+    json: AsJson = False,
+) -> None:
+    """Trials in the history."""
+    from dataclasses import asdict
+
+    from .history import open_history
+
+    with open_history() as history:
+        tasks = history.tasks()
+        fingerprints = [key for key, facts in tasks.items() if task in (None, key, facts.name)]
+        found = history.trials(limit=limit) if task is None else [t for key in fingerprints for t in history.trials(task=key)]
+        summary = history.summary()
+    if json:
+        _print_json([asdict(trial) for trial in found[:limit]])
+        return
+    rows = [
+        (
+            trial.id,
+            tasks[trial.task].name,
+            trial.candidate.backbone,
+            trial.candidate.strategy,
+            trial.status,
+            f"{trial.validation['accuracy']:.3f}" if trial.validation else "",
+            f"{trial.seconds:.1f}",
+        )
+        for trial in found[:limit]
+    ]
+    _table("", ("trial", "task", "backbone", "strategy", "status", "accuracy", "seconds"), rows)
+    print(", ".join(f"{name}: {count}" for name, count in summary.items() if not isinstance(count, dict)))
+
+
+@history_app.command("show")
+def history_show(id: Annotated[str, typer.Argument(help="Trial, as `history list` names it.")]) -> None:
+    """One trial in full, as JSON."""
+    from dataclasses import asdict
+
+    from .history import open_history
+
+    with open_history() as history:
+        _print_json(asdict(history.trial(id)))
+
+
+@history_app.command("export")
+def history_export(folder: Annotated[Path, typer.Argument(help="Written as text, in the form of metadb/.")]) -> None:
+    """Write the history as text: numbers and names, no image and no path."""
+    from .history import open_history
+
+    with open_history() as history:
+        _print_counts("exported", history.export(folder))
+
+
+@history_app.command("import")
+def history_import(folder: Annotated[Path, typer.Argument(help="A folder that `history export` wrote.")]) -> None:
+    """Add exported facts; all of them or, if a line is wrong, none."""
+    from .history import open_history
+
+    with open_history() as history:
+        _print_counts("imported", history.import_facts(folder))
+
+
+@history_app.command("build")
+def history_build(
+    plan: Annotated[Path, typer.Argument(help="What to run, as JSON; see metadb/plan.json.")],
+    data: Annotated[Path, typer.Option(help="Folder that the plan's locations are in.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes; each computes on one thread.")] = 2,
+) -> None:
+    """Fill the history: run what a plan asks for and the history lacks."""
+    from .campaign import build_history, read_plan
+    from .history import open_history
+
+    with open_history() as history:
+        command = f"automl-tl history build {plan.name} --workers {workers}"
+        count = build_history(read_plan(plan), data, history, workers=workers, say=_say, command=command)
+    print(f"{count} trials added")
+
+
+@zoo_app.command("list")
+def zoo_list(zoo: ZooName = None, json: AsJson = False) -> None:
+    """The pretrained networks at hand."""
+    from dataclasses import asdict
+
+    from .backbones import catalogue
+
+    found = catalogue(zoo=zoo)
+    if json:
+        _print_json([asdict(backbone) for backbone in found.values()])
+        return
+    rows = [
+        (b.name, b.zoo, b.source_dataset, f"{b.input_size}", f"{b.params / 1e6:.2f}", f"{b.macs / 1e6:.0f}", b.licence)
+        for b in found.values()
+    ]
+    _table("", ("backbone", "zoo", "source", "pixels", "M params", "M multiply-adds", "licence"), rows)
+
+
+@zoo_app.command("show")
+def zoo_show(name: str, zoo: ZooName = None) -> None:
+    """All that is known of one network, as JSON."""
+    from dataclasses import asdict
+
+    from .backbones import catalogue
+    from .registry import lookup
+
+    _print_json(asdict(lookup("backbone", name, catalogue(zoo=zoo))))
+
+
+@zoo_app.command("add")
+def zoo_add(folder: Annotated[Path, typer.Argument(help="Cards (JSON) with their safetensors.")]) -> None:
+    """Add a folder of networks; it stays where it is."""
+    from .cards import add_folder
+
+    added = add_folder(folder)
+    for name in added.names:
+        print(f"added {name}")
+    for name, reason in added.skipped.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+
+
+@zoo_app.command("pretrain")
+def zoo_pretrain(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (JSON).")],
+    data: Annotated[Path, typer.Option(help="The source's images: train/CLASS/FILE and test/CLASS/FILE.")],
+    out: Annotated[Path, typer.Option(help="Folder for the card and the safetensors file.")],
+) -> None:
+    """Train a network of the embedded zoo anew, from its recipe."""
+    from .pretraining import pretrain_recipe
+
+    print(pretrain_recipe(recipe, data, out, say=_say))
+
+
+@plugins_app.command("list")
+def plugins_list(json: AsJson = False) -> None:
+    """Every plugin, with its origin and what it brings."""
+    from dataclasses import asdict
+
+    from .registry import plugins
+
+    if json:
+        _print_json([asdict(plugin) for plugin in plugins()])
+        return
+    rows = [(p.name, f"{p.distribution} {p.version}", ", ".join(p.hooks) or f"failed: {p.error}") for p in plugins()]
+    _table("", ("plugin", "distribution", "hooks"), rows)
+
+
+def _location(text: str) -> Any:
+    """Paths as paths; names that a reader knows ("digits", "hf:…") as they are."""
+    return text if text == "digits" or text.startswith("hf:") else Path(text)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _print_json(facts: Any) -> None:
+    import json
+
+    print(json.dumps(facts, indent=1, default=str))
+
+
+def _print_counts(verb: str, counts: dict[str, int]) -> None:
+    print(f"{verb} " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+class _progress:
+    """A bar for each step that takes time; silent for programs."""
+
+    def __init__(self, silent: bool) -> None:
+        self.silent = silent
+
+    def __enter__(self) -> Progress | None:
+        if self.silent or not sys.stderr.isatty():
+            return None
+        from rich.console import Console
+        from rich.progress import Progress as Bars
+
+        self.bars = Bars(console=Console(stderr=True), transient=True)
+        self.known: dict[str, Any] = {}
+        return self._step
+
+    def _step(self, what: str, done: int, total: int) -> None:
+        if what not in self.known:
+            self.bars.start()
+            self.known[what] = self.bars.add_task(f"features of {what}", total=total)
+        self.bars.update(self.known[what], completed=done)
+        if all(task.finished for task in self.bars.tasks):
+            self.bars.stop()
+
+    def __exit__(self, *_: object) -> None:
+        if not self.silent and hasattr(self, "bars"):
+            self.bars.stop()
+
+
+def _tell(task: Task, advice: Advice) -> None:
+    _print_profile(task, advice.profile)
+    _print_ranking(advice.ranking, 5)
+
+
+def _print_profile(task: Task, profile: Profile) -> None:
+    parts = ", ".join(f"{len(task.part(split))} {split}" for split in ("train", "validation", "test"))
+    print(f"{task.name}: {len(task.labels)} images of {len(task.classes)} classes ({parts})")
+    for warning in profile.warnings:
+        print(f"note: {warning}")
+    if profile.distances:
+        names = sorted({name for scores in profile.distances.values() for name in scores})
+        order = sorted(profile.distances, key=lambda source: profile.distances[source].get("frechet", float("inf")))
+        rows = [(source, *(_figure(profile.distances[source].get(name)) for name in names)) for source in order]
+        _table("Distance to the sources (smaller is closer)", ("source", *names), rows)
+    if profile.transferability:
+        names = sorted({name for scores in profile.transferability.values() for name in scores})
+        rows = [(b, *(_figure(scores.get(name)) for name in names)) for b, scores in profile.transferability.items()]
+        _table("Transferability (larger is better)", ("backbone", *names), rows)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _print_ranking(ranking: Ranking, top: int) -> None:
+    print(f"Advice from {ranking.basis}:")
+    rows = [
+        (
+            str(place),
+            item.candidate.backbone,
+            item.candidate.strategy,
+            _hyperparameters(item.candidate.hyperparameters),
+            f"{item.score:.3f} ({item.low:.2f}–{item.high:.2f})",
+            f"{item.seconds:.0f} s",
+        )
+        for place, item in enumerate(ranking.items[:top], 1)
+    ]
+    _table("", ("", "backbone", "strategy", "hyperparameters", "expected accuracy", "time"), rows)
+    if ranking.items and ranking.items[0].reasons:
+        print("Why the first: " + "; ".join(ranking.items[0].reasons))
+
+
+def _hyperparameters(values: Any) -> str:
+    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+
+
+def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    winner = asdict(outcome.winner)
+    return {
+        "winner": winner,
+        "trials": [asdict(trial) for trial in outcome.trials],
+        "seconds": outcome.seconds,
+        "rule": outcome.rule,
+        "folder": str(outcome.folder),
+        "report": str(outcome.folder / "report.html"),
+        "basis": outcome.ranking.basis,
+    }
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    winner = outcome.winner
+    tested = f", test {winner.test['accuracy']:.3f}" if winner.test else ", no test images"
+    print(f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}: validation {winner.validation['accuracy']:.3f}{tested}")
+    done = sum(trial.status == "finished" for trial in outcome.trials)
+    print(f"{done} trials finished, {len(outcome.trials) - done} stopped or failed, in {outcome.seconds:.0f} s")
+    print(f"Model:  {outcome.folder / 'model'}")
+    print(f"Report: {outcome.folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

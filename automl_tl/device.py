@@ -1,0 +1,88 @@
+"""Where training happens and in which precision, and how much memory it takes."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# cuDNN and oneDNN may pick another algorithm when another process loads the machine; asked for once, here.
+torch.backends.cudnn.benchmark = False
+
+
+@cache
+def accelerator() -> Accelerator:
+    """The process's one Accelerator: CPU, CUDA, or one of several processes of `accelerate launch`."""
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision="no")
+
+
+def device() -> torch.device:
+    """The device of this process."""
+    chosen: torch.device = accelerator().device
+    return chosen
+
+
+def precision(net: nn.Module) -> torch.dtype:
+    """The number format that `net` is fastest in on this device, by facts alone, so that it never changes between runs.
+
+    CUDA: bf16 where the hardware has it, else fp16. CPU: bf16 where the processor multiplies bf16 tiles (AMX), but fp32 for
+    networks with depthwise convolutions, which oneDNN runs slower in bf16 (MobileNetV4: 363 against 658 images a second).
+    """
+    if device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device().type == "cpu" and _multiplies_bf16_tiles() and not _has_depthwise(net):
+        return torch.bfloat16
+    return torch.float32
+
+
+@cache
+def _multiplies_bf16_tiles() -> bool:
+    return "amx_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> frozenset[str]:
+    """What Linux says of the processor; nothing is known elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def _has_depthwise(net: nn.Module) -> bool:
+    return any(isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 for layer in net.modules())
+
+
+def autocast(dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Run a forward pass in `dtype`."""
+    return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
+
+
+def memory_mb() -> float:
+    """Peak memory in MB: of the GPU since the last `reset_memory`, or of the process now."""
+    if device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def reset_memory() -> None:
+    if device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def hardware() -> str:
+    """The device in words, for provenance."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else os.cpu_count()} cores, {torch.get_num_threads()} threads"

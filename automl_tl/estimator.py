@@ -1,0 +1,138 @@
+"""The scikit-learn face of `fit`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from . import api, data, model
+from .errors import InputError
+from .home import write_text
+
+ESTIMATOR = "estimator.json"
+
+
+class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Finds and trains the best transfer-learning classifier within a budget.
+
+    Parameters
+    ----------
+    budget : str or float
+        "90s", "10m", "5 trials", "60 epochs", several joined by "+", or seconds.
+    strategies, backbones : list of str, optional
+        Consider only these.
+    zoo : str, optional
+        Also consider the networks of this zoo ("timm").
+    out : path, optional
+        Folder of the run; a temporary one that lives as long as the estimator if not given.
+    random_state : int
+        Decides the split, the ranking and the training.
+
+    Attributes
+    ----------
+    classes_ : the class labels, as in `y`.
+    ranking_ : `Ranking`, what was recommended and why.
+    outcome_ : `Outcome`, every trial and the winner.
+    report_ : path of the HTML report.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> digits = load_digits()
+    >>> images = (digits.images[:300] * 15.9).astype("uint8")
+    >>> clf = TransferClassifier(budget="1 trials", random_state=0).fit(images, digits.target[:300])
+    >>> clf.predict(images[:5]).shape
+    (5,)
+    """
+
+    def __init__(
+        self,
+        budget: str | float = "10m",
+        *,
+        strategies: Sequence[str] | None = None,
+        backbones: Sequence[str] | None = None,
+        zoo: str | None = None,
+        out: str | Path | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.budget = budget
+        self.strategies = strategies
+        self.backbones = backbones
+        self.zoo = zoo
+        self.out = out
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit on images (uint8 array N×H×W or N×H×W×3, or a sequence of PIL images, arrays or paths) with labels `y`."""
+        labels = np.asarray(y)
+        if labels.ndim != 1:
+            raise InputError(f"y must be one-dimensional, but has shape {labels.shape}")
+        classes = np.unique(labels)
+        names = {str(label): label for label in classes}
+        if len(names) != len(classes):
+            raise InputError("two labels of y look the same as text; make them all strings or all numbers")
+        if self.out is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="automl_tl_")
+        out = Path(self._folder.name) if self.out is None else Path(self.out)
+        self.outcome_ = api.fit(
+            (X, [str(label) for label in labels]),
+            budget=self.budget,
+            out=out,
+            seed=self.random_state,
+            zoo=self.zoo,
+            strategies=self.strategies,
+            backbones=self.backbones,
+        )
+        self._use(model.load(out / "model"), names)
+        self.ranking_ = self.outcome_.ranking
+        self.report_ = out / "report.html"
+        return self
+
+    def _use(self, trained: model.Model, names: dict[str, Any]) -> None:
+        self.model_ = trained
+        self.classes_ = np.array([names[name] for name in trained.classes])
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """n×classes, in the order of `classes_`."""
+        check_is_fitted(self, "model_")
+        b = self.model_.backbone
+        where = [f"image {i}" for i in range(len(X))]
+        pixels = data.decode_images(list(X), where, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
+        return self.model_.probabilities(pixels)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each image."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model (safetensors and JSON) into `folder`."""
+        check_is_fitted(self, "model_")
+        folder = Path(folder)
+        m = self.model_
+        model.save(folder, m.net, m.backbone, m.candidate, m.classes, m.facts)
+        if getattr(self, "report_", None) and Path(self.report_).exists():
+            shutil.copyfile(self.report_, folder / "report.html")
+        parameters = {**self.get_params(), "out": None}
+        write_text(folder / ESTIMATOR, json.dumps({"parameters": parameters, "classes": self.classes_.tolist()}, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What `save` wrote."""
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / ESTIMATOR).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{folder} holds no saved TransferClassifier ({ESTIMATOR} is missing)") from None
+        estimator = cls(**facts["parameters"])
+        estimator._use(model.load(folder), {str(label): label for label in facts["classes"]})
+        if (folder / "report.html").exists():
+            estimator.report_ = folder / "report.html"
+        return estimator

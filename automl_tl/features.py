@@ -1,0 +1,114 @@
+"""Frozen features: one forward pass a backbone and task, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .data import Pixels
+from .device import autocast, device, precision
+from .home import cache
+from .loop import prepare
+from .records import Backbone, Features, Task
+
+BATCH = 128
+SAMPLE = 512
+"""Features of a source that are kept besides its mean and covariance."""
+
+Progress = Callable[[int, int], None]
+
+
+def extract(
+    task: Task,
+    backbone: Backbone,
+    pixels: Pixels,
+    build: Callable[[bool], nn.Module],
+    *,
+    index: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> Features:
+    """Features (and, where there is a source head, its probabilities) of the images at `index`, or of all, in that order.
+
+    `build(head)` gives the network, headless or with its source head. `values` has a row for each image asked for.
+    """
+    index = np.arange(len(task.labels)) if index is None else index
+    path = cache() / "features" / f"{_key(task, backbone, index)}.safetensors"
+    if path.exists():
+        tensors, _ = checkpoint.load(path)
+    else:
+        tensors = _forward(backbone, pixels, build, index, progress)
+        path.parent.mkdir(exist_ok=True)
+        checkpoint.save(path, tensors, {"backbone": backbone.name, "task": task.name})
+    probabilities = tensors.get("probabilities")
+    return Features(
+        tensors["values"].numpy(),
+        task.labels[index],
+        None if probabilities is None else probabilities.float().numpy(),
+    )
+
+
+def _key(task: Task, backbone: Backbone, index: np.ndarray) -> str:
+    digest = hashlib.sha256(task.hashes[index].tobytes())
+    digest.update(f"{backbone.zoo}/{backbone.name}/{backbone.digest}/{backbone.input_size}/{device().type}".encode())
+    return digest.hexdigest()[:32]
+
+
+@torch.inference_mode()
+def _forward(
+    backbone: Backbone,
+    pixels: Pixels,
+    build: Callable[[bool], nn.Module],
+    index: np.ndarray,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    net = build(backbone.num_classes > 0).eval().to(device(), memory_format=torch.channels_last)
+    head = _source_head(net, backbone)
+    if backbone.num_classes and head is None:  # what enters the head cannot be seen: two networks, two passes
+        headless = build(False).eval().to(device(), memory_format=torch.channels_last)
+    seen: list[Tensor] = []
+    if head is not None:
+        head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    dtype = precision(net)
+    values, probabilities = [], []
+    for start in range(0, len(index), BATCH):
+        images = prepare(pixels.array[index[start : start + BATCH]], backbone)
+        with autocast(dtype):
+            output = net(images)
+            if not backbone.num_classes:
+                values.append(output)
+            elif head is not None:
+                values.append(seen.pop())
+            else:
+                values.append(headless(images))
+        if backbone.num_classes:
+            probabilities.append(output.float().softmax(1).cpu())
+        values[-1] = values[-1].float().cpu()
+        if progress is not None:
+            progress(min(start + BATCH, len(index)), len(index))
+    tensors = {"values": torch.cat(values)}
+    if probabilities:
+        tensors["probabilities"] = torch.cat(probabilities).half()
+    return tensors
+
+
+def _source_head(net: nn.Module, backbone: Backbone) -> nn.Linear | None:
+    """The last layer, if it is linear on the features: its input is what the headless network gives."""
+    linears = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    if linears and linears[-1].in_features == backbone.num_features and linears[-1].out_features == backbone.num_classes:
+        return linears[-1]
+    return None
+
+
+def source_statistics(values: np.ndarray, *, seed: int = 0) -> Features:
+    """What is kept of a source: mean, covariance factor (d×min(d, n-1)) and a sample of the rows of `values` (n×d)."""
+    mean = values.mean(axis=0, dtype=np.float64)
+    centred = (values - mean) / np.sqrt(max(len(values) - 1, 1))
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    factor = (directions * singular[:, None]).T
+    chosen = np.random.default_rng(seed).permutation(len(values))[:SAMPLE]
+    return Features(values[np.sort(chosen)].astype(np.float32), mean=mean.astype(np.float32), factor=factor.astype(np.float32))

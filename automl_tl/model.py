@@ -1,0 +1,101 @@
+"""A trained model on disk: safetensors and JSON, rebuilt without running anybody's code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from . import checkpoint, loop
+from .backbones import build
+from .device import device
+from .errors import InputError, PluginError
+from .home import write_text
+from .records import Backbone, Candidate
+from .strategy import Classifier
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A classifier with all that is needed to use it."""
+
+    net: Classifier
+    backbone: Backbone
+    candidate: Candidate
+    classes: tuple[str, ...]
+    facts: Mapping[str, Any]
+    """Task, scores, provenance."""
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """n×classes, of uint8 n×size×size×3 images at the backbone's input size."""
+        return loop.predict(self.net, images, np.arange(len(images)), self.backbone)
+
+
+def save(folder: Path, net: nn.Module, backbone: Backbone, candidate: Candidate, classes: tuple[str, ...], facts: Mapping[str, Any]) -> None:
+    """Write `net` into `folder`.
+
+    Raises:
+        PluginError: the strategy left a network that is not the backbone with a linear head.
+    """
+    if not isinstance(net, Classifier):
+        raise PluginError(f"strategy {candidate.strategy!r} left a {type(net).__name__}; expected an automl_tl.Classifier")
+    head = final_linear(net.head, candidate.strategy)
+    tensors = checkpoint.prefixed(net.backbone.state_dict(), "backbone") | checkpoint.prefixed(head.state_dict(), "head")
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(folder / WEIGHTS, tensors, {"backbone": backbone.name})
+    card = {"backbone": asdict(backbone), "candidate": asdict(candidate), "classes": list(classes), **facts}
+    write_text(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
+
+
+def final_linear(head: nn.Module, strategy: str) -> nn.Linear:
+    """The linear layer of a head; dropout before it does nothing at prediction."""
+    layers = [layer for layer in (head if isinstance(head, nn.Sequential) else [head]) if not isinstance(layer, nn.Dropout)]
+    if len(layers) == 1 and isinstance(layers[0], nn.Linear):
+        return layers[0]
+    raise PluginError(f"strategy {strategy!r} left a head that is not linear; fold it into one nn.Linear before returning")
+
+
+def load(folder: Path) -> Model:
+    """Read what `save` wrote.
+
+    Raises:
+        InputError: there is no model, or its parts do not fit together.
+    """
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        tensors, _ = checkpoint.load(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no trained model ({Path(error.filename).name} is missing); run `automl-tl fit` first") from None
+    except ValueError as error:
+        raise InputError(f"{folder / CARD} is damaged: {error}") from None
+    facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes")}
+    backbone, candidate = backbone_of(card["backbone"]), Candidate(**card["candidate"])
+    classes = tuple(card["classes"])
+    net = Classifier(_architecture(backbone), nn.Linear(backbone.num_features, len(classes)))
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{folder / WEIGHTS} does not fit its card: {str(error).splitlines()[0]}") from None
+    return Model(net.to(device()).eval(), backbone, candidate, classes, facts)
+
+
+def _architecture(backbone: Backbone) -> nn.Module:
+    """An untrained network: timm's where timm builds it, so that a model needs nothing but its folder."""
+    if not backbone.architecture:
+        return build(backbone)
+    import timm
+
+    net: nn.Module = timm.create_model(backbone.architecture, num_classes=0, **backbone.kwargs)
+    return net
+
+
+def backbone_of(facts: Mapping[str, Any]) -> Backbone:
+    """A backbone's record from its JSON."""
+    return Backbone(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})

@@ -1,0 +1,164 @@
+"""A task in numbers: meta-features, distances to the sources, transferability of the backbones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from . import data, features, registry
+from .backbones import build
+from .errors import InputError
+from .records import TRAIN, Backbone, Features, Profile, Task
+
+LOOK = 1000
+"""Training images that backbones are looked at through; all features are computed at once where the task is not much larger."""
+WHOLE = 4000
+
+Progress = Callable[[str, int, int], None]
+
+
+def profile_task(
+    task: Task,
+    backbones: Mapping[str, Backbone],
+    *,
+    look: tuple[str, ...] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Profile:
+    """Profile `task`. Transferability is measured for the backbones named in `look`.
+
+    Distances are taken between the task's training images and every source whose statistics a zoo holds, on the features of
+    that zoo's reference encoder. Test images are never looked at.
+    """
+    start = time.perf_counter()
+    sample = look_sample(task, seed)
+    notes: list[str] = []
+    meta = count_features(task)
+    distances: dict[str, dict[str, float]] = {}
+    for encoder, sources in _reference_encoders(backbones):
+        seen = task_features(task, encoder, progress=progress)
+        target = Features(seen.values[sample], task.labels[sample])
+        meta |= appearance(task, encoder, sample) | separability(target)
+        for source, statistics in sources.items():
+            distances[source] = _scores("distance", target, statistics, notes)
+    transferability = {}
+    for name in look:
+        seen = task_features(task, backbones[name], progress=progress)
+        probabilities = None if seen.probabilities is None else seen.probabilities[sample]
+        target = Features(seen.values[sample], task.labels[sample], probabilities)
+        transferability[name] = _scores("transferability", target, None, notes)
+    seconds = time.perf_counter() - start
+    warnings = task.warnings + tuple(dict.fromkeys(notes))
+    return Profile(task.name, task.fingerprint, meta, distances, transferability, seconds, warnings)
+
+
+def task_features(task: Task, backbone: Backbone, *, progress: Progress | None = None) -> Features:
+    """Frozen features of every image of the task, cached."""
+    told = None if progress is None else lambda done, total: progress(backbone.name, done, total)
+    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    return features.extract(task, backbone, pixels, lambda head: build(backbone, head=head), progress=told)
+
+
+def look_sample(task: Task, seed: int) -> np.ndarray:
+    """Positions of at most `LOOK` training images, each class in proportion but with at least two where it has them."""
+    train = task.part(TRAIN)
+    if len(train) <= LOOK:
+        return train
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(task.labels[train]):
+        members = train[task.labels[train] == label]
+        share = max(2, round(LOOK * len(members) / len(train)))
+        chosen.append(rng.permutation(members)[:share])
+    return np.sort(np.concatenate(chosen))
+
+
+def count_features(task: Task) -> dict[str, float]:
+    """Meta-features that need labels alone."""
+    train = task.part(TRAIN)
+    counts = np.bincount(task.labels[train], minlength=len(task.classes))
+    shares = counts[counts > 0] / counts.sum()
+    return {
+        "images": float(len(train)),
+        "classes": float(len(task.classes)),
+        "images_per_class": float(counts.mean()),
+        "smallest_class": float(counts.min()),
+        "imbalance": float(counts.max() / max(counts.min(), 1)),
+        "label_entropy": float(-(shares * np.log(shares)).sum() / np.log(max(len(counts), 2))),
+        "majority": float(shares.max()),
+    }
+
+
+def appearance(task: Task, backbone: Backbone, sample: np.ndarray) -> dict[str, float]:
+    """Meta-features of pixels: size, brightness, contrast, colour, entropy of the grey values, sharpness of edges."""
+    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    images = pixels.array[sample[:LOOK]].astype(np.float32) / 255
+    grey = images.mean(axis=3)
+    colourfulness = (images.max(axis=3) - images.min(axis=3)).mean(axis=(1, 2))
+    histogram = np.histogram(grey, bins=64, range=(0, 1))[0] / grey.size
+    occupied = histogram[histogram > 0]
+    edges = np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean()
+    found = {
+        "brightness": float(grey.mean()),
+        "contrast": float(grey.std(axis=(1, 2)).mean()),
+        "colourfulness": float(colourfulness.mean()),
+        "grey_share": float((colourfulness < 0.02).mean()),
+        "pixel_entropy": float(-(occupied * np.log2(occupied)).sum()),
+        "edges": float(edges),
+        "variety": float(images.std(axis=0).mean()),
+    }
+    if task.sizes is not None:
+        width, height = task.sizes[sample].T.astype(np.float64)
+        found |= {
+            "side": float(np.median(np.sqrt(width * height))),
+            "aspect": float(np.median(np.maximum(width, height) / np.maximum(np.minimum(width, height), 1))),
+        }
+    return found
+
+
+def separability(target: Features) -> dict[str, float]:
+    """Share of the variance of features that lies between the classes, and the effective dimension of the features."""
+    assert target.labels is not None
+    values = target.values.astype(np.float64)
+    centred = values - values.mean(axis=0)
+    total = float((centred**2).sum())
+    between = 0.0
+    for label in np.unique(target.labels):
+        members = centred[target.labels == label]
+        between += len(members) * float((members.mean(axis=0) ** 2).sum())
+    spectrum = np.linalg.eigvalsh(centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T)
+    dimension = float(spectrum.sum() ** 2 / np.maximum((spectrum**2).sum(), 1e-30))
+    return {"between_share": between / max(total, 1e-30), "effective_dimension": dimension}
+
+
+def _reference_encoders(backbones: Mapping[str, Backbone]) -> list[tuple[Backbone, Mapping[str, Features]]]:
+    """Each zoo's reference encoder with the sources whose statistics were taken with it."""
+    found = []
+    for zoo in registry.zoos().values():
+        reference = getattr(zoo, "reference", None)
+        if reference is not None:
+            encoder = backbones.get(reference) or next(b for b in zoo.list() if b.name == reference)
+            found.append((encoder, zoo.sources()))  # type: ignore[attr-defined]
+    return found
+
+
+def _scores(kind: str, target: Features, source: Features | None, notes: list[str]) -> dict[str, float]:
+    """Every metric of `kind` that is defined here; a reason is noted for one that is not."""
+    scores = {}
+    for name, metric in registry.metrics(kind).items():
+        try:
+            value = float(metric.score(target, source))
+        except InputError as error:
+            if source is not None or target.probabilities is not None:
+                notes.append(f"{name}: {error}")
+            continue
+        except Exception as error:  # somebody's plugin; it is named and the profile goes on without it
+            notes.append(f"metric {name!r} failed: {type(error).__name__}: {error}")
+            continue
+        if np.isfinite(value):
+            scores[name] = value
+        else:
+            notes.append(f"metric {name!r} gave {value}")
+    return scores

@@ -1,0 +1,134 @@
+"""One candidate, trained and recorded."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from . import cost, data, loop, registry
+from .backbones import build
+from .device import hardware
+from .errors import AutomlError
+from .evaluation.classification import judge
+from .profiling import task_features
+from .records import TEST, VALIDATION, Backbone, Candidate, Point, Task, Trial, trial_id
+from .space import check
+from .strategy import Fitted, Job
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far one trial may go now."""
+
+    stop_after: float = float("inf")
+    """Epochs."""
+    deadline: float = float("inf")
+    """`time.monotonic()`."""
+
+
+def run_trial(
+    task: Task,
+    candidate: Candidate,
+    backbone: Backbone,
+    *,
+    seed: int,
+    folder: Path,
+    limits: Limits | None = None,
+    report: Callable[[Point], bool] = lambda point: False,
+    command: str = "",
+) -> tuple[Trial, Fitted | None]:
+    """Train `candidate` on `task` as far as `limits` let it. A failure is a trial too, with its error and no score.
+
+    `folder` keeps the checkpoints; it is the caller's to delete once the trial is recorded.
+    """
+    limits = limits or Limits()
+    start = time.perf_counter()
+    trial = Trial(
+        trial_id(task.fingerprint, candidate, seed), task.fingerprint, candidate, seed, "failed", provenance=provenance(command)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        fitted = _train(task, candidate, backbone, seed, folder, limits, report)
+        validation = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
+    except Exception as error:  # a strategy is somebody's plugin: whatever it raises is this trial's end, not the search's
+        kind = "" if isinstance(error, AutomlError) else f"{type(error).__name__}: "
+        return replace(trial, error=f"{candidate.strategy}: {kind}{error}", seconds=time.perf_counter() - start), None
+    curve = tuple(fitted.curve)
+    seconds = curve[-1].seconds if curve else time.perf_counter() - start
+    return (
+        replace(
+            trial,
+            status="finished" if fitted.complete else "stopped",
+            curve=curve,
+            validation=validation,
+            seconds=max(seconds, 1e-6),
+            memory_mb=max((point.memory_mb for point in curve), default=0.0),
+        ),
+        fitted,
+    )
+
+
+def _train(
+    task: Task,
+    candidate: Candidate,
+    backbone: Backbone,
+    seed: int,
+    folder: Path,
+    limits: Limits,
+    report: Callable[[Point], bool],
+) -> Fitted:
+    strategy = registry.lookup("strategy", candidate.strategy, registry.strategies())
+    hyperparameters = check(strategy.space, candidate.hyperparameters)
+    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    job = Job(
+        task=task,
+        backbone=backbone,
+        strategy=candidate.strategy,
+        hyperparameters=hyperparameters,
+        seed=seed,
+        pixels=pixels,
+        build_backbone=lambda: build(backbone),
+        features=lambda: task_features(task, backbone),
+        folder=folder,
+        report=report,
+        stop_after=limits.stop_after,
+        deadline=limits.deadline,
+    )
+    fitted = strategy(hyperparameters, backbone).run(job)
+    expected = (len(task.part(VALIDATION)), len(task.classes))
+    if fitted.probabilities.shape != expected or not np.isfinite(fitted.probabilities).all():
+        raise AutomlError(f"gave probabilities of shape {fitted.probabilities.shape} or not finite; expected {expected}")
+    return fitted
+
+
+def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, float]:
+    """Scores on the test split, or nothing where there is none. For the end: choices are made on validation scores."""
+    index = task.part(TEST)
+    return judge(probabilities_on(task, backbone, net, index), task.labels[index]) if len(index) else {}
+
+
+def probabilities_on(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> np.ndarray:
+    """Class probabilities of the task's images at `index`."""
+    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    return loop.predict(net, pixels.array, index, backbone)
+
+
+def provenance(command: str) -> Mapping[str, Any]:
+    """Where a figure comes from."""
+    packages = {name: version(name) for name in ("automl_tl", "torch", "timm")}
+    return {
+        "command": command,
+        "versions": {"python": platform.python_version(), **packages},
+        "hardware": hardware(),
+        "speed": cost.calibrate(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,110 @@
+"""Multinomial logistic regression on frozen features, along a path of regularisations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automl_tl import Job
+from automl_tl.records import TRAIN, VALIDATION
+
+PATH = tuple(10.0**exponent for exponent in (0, -1, -2, -3, -4, -5))
+"""Weights of the L2 penalty, strongest first: each solution starts the next."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of raw features, with what it scored on the way."""
+
+    weight: Tensor
+    """classes×d."""
+    bias: Tensor
+    penalty: float
+    score: float
+    scores: tuple[float, ...]
+    """Validation accuracy along the path as far as it was walked."""
+
+    def head(self) -> nn.Linear:
+        """The classifier as a layer."""
+        head = nn.Linear(self.weight.shape[1], self.weight.shape[0])
+        with torch.no_grad():
+            head.weight.copy_(self.weight)
+            head.bias.copy_(self.bias)
+        return head
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """n×classes, of raw n×d features."""
+        logits = torch.from_numpy(features.astype(np.float32)) @ self.weight.T + self.bias
+        return logits.softmax(1).numpy()
+
+
+def probe_job(job: Job, *, path: tuple[float, ...] = PATH) -> Probe:
+    """`fit_probe` on the frozen features of a job's training and validation images."""
+    features, labels = job.features().values, job.task.labels
+    train, validation = job.task.part(TRAIN), job.task.part(VALIDATION)
+    return fit_probe(
+        features[train], labels[train], features[validation], labels[validation], len(job.task.classes), path=path
+    )
+
+
+def fit_probe(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    validation: np.ndarray,
+    validation_labels: np.ndarray,
+    classes: int,
+    *,
+    path: tuple[float, ...] = PATH,
+) -> Probe:
+    """The classifier on the path that is best on the validation images (accuracy, then log-loss).
+
+    `train` and `validation` are n×d features. Features are standardised by the training images and the scales folded back
+    into the weights, so that the result takes raw features. The walk ends once two weaker penalties in a row are worse.
+    """
+    mean = train.mean(axis=0, dtype=np.float64)
+    scale = train.std(axis=0, dtype=np.float64)
+    scale = np.where(scale > 1e-8 * max(scale.max(initial=0.0), 1e-12), scale, 1.0)
+    x = torch.from_numpy(((train - mean) / scale).astype(np.float32))
+    held_out = torch.from_numpy(((validation - mean) / scale).astype(np.float32))
+    y, held_out_y = torch.from_numpy(train_labels), torch.from_numpy(validation_labels)
+    parameters = torch.zeros(classes, x.shape[1] + 1)
+    best, scores, worse = None, [], 0
+    for penalty in path:
+        parameters = _minimise(x, y, parameters, penalty)
+        logits = held_out @ parameters[:, :-1].T + parameters[:, -1]
+        loss = float(F.cross_entropy(logits, held_out_y))
+        score = float((logits.argmax(1) == held_out_y).float().mean())
+        scores.append(score)
+        if best is None or (score, -loss) > best[:2]:
+            best, worse = (score, -loss, penalty, parameters), 0
+        else:
+            worse += 1
+        if worse == 2:
+            break
+    assert best is not None
+    score, _, penalty, parameters = best
+    weight = parameters[:, :-1] / torch.from_numpy(scale.astype(np.float32))
+    bias = parameters[:, -1] - weight @ torch.from_numpy(mean.astype(np.float32))
+    return Probe(weight, bias, penalty, score, tuple(scores))
+
+
+def _minimise(x: Tensor, y: Tensor, start: Tensor, penalty: float) -> Tensor:
+    """Cross-entropy + penalty/2 · |weights|² by L-BFGS (the bias is free), from `start` (classes × d+1)."""
+    parameters = start.clone().requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [parameters], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        logits = x @ parameters[:, :-1].T + parameters[:, -1]
+        loss = F.cross_entropy(logits, y) + penalty / 2 * parameters[:, :-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return parameters.detach()

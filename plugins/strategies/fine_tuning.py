@@ -1,0 +1,55 @@
+"""All weights, from a head that already fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loop
+from automl_tl.space import Choice, Float, Int, Value
+
+from ._probe import probe_job
+
+
+class FineTuning(Strategy):
+    """Linear probe first, then every weight at a low rate (LP-FT).
+
+    A random head sends large, meaningless gradients into the pretrained features; a head that is already a good linear
+    classifier does not.
+    """
+
+    name = "fine-tuning"
+    paper = "Kumar et al. (2022), Fine-tuning can distort pretrained features and underperform out-of-distribution"
+    space = {
+        "rate": Float(1e-4, 1e-2, 2e-3, log=True),
+        "backbone_rate": Float(0.05, 1.0, 0.3, log=True),
+        "epochs": Int(3, 40, 12),
+        "batch_size": Choice((16, 32, 64), 32),
+        "weight_decay": Float(1e-4, 0.3, 0.02, log=True),
+        "label_smoothing": Float(0.0, 0.2, 0.0),
+        "dropout": Float(0.0, 0.5, 0.0),
+        "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
+        "flip": Choice((False, True), False),
+    }
+    probed: nn.Linear
+
+    def run(self, job: Job) -> Fitted:
+        self.probed = probe_job(job).head()
+        return loop.fit(self, job)
+
+    def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
+        return Classifier(backbone, nn.Sequential(nn.Dropout(self.hp.dropout), self.probed))
+
+    def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+        yield self.hp.backbone_rate, list(model.backbone.parameters())
+        yield 1.0, list(model.head.parameters())
+
+    @classmethod
+    def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+        return float(backbone.macs) * images * (1 + 3 * float(hyperparameters["epochs"]))
+
+
+@hookimpl
+def register_strategies() -> list[type[Strategy]]:
+    return [FineTuning]

@@ -1,0 +1,44 @@
+"""The baseline that transfer is measured against."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from automl_tl import Classifier, Strategy, hookimpl
+from automl_tl.space import Choice, Float, Int
+
+
+class FromScratch(Strategy):
+    """The backbone's architecture with random weights: what the images alone can teach."""
+
+    name = "from-scratch"
+    paper = "He et al. (2019), Rethinking ImageNet pre-training"
+    space = {
+        "rate": Float(3e-4, 1e-2, 2e-3, log=True),
+        "epochs": Int(5, 60, 30),
+        "batch_size": Choice((16, 32, 64), 32),
+        "weight_decay": Float(1e-4, 0.3, 0.05, log=True),
+        "label_smoothing": Float(0.0, 0.2, 0.0),
+        "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
+        "flip": Choice((False, True), False),
+    }
+
+    def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
+        return super().build(self._untrained(backbone), num_classes)
+
+    def _untrained(self, backbone: nn.Module) -> nn.Module:
+        import timm
+
+        if self.facts.architecture:
+            net: nn.Module = timm.create_model(self.facts.architecture, num_classes=0, **self.facts.kwargs)
+            return net
+        for layer in backbone.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        return backbone
+
+
+@hookimpl
+def register_strategies() -> list[type[Strategy]]:
+    return [FromScratch]

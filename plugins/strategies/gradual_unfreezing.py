@@ -1,0 +1,111 @@
+"""Unfreeze from the top, as long as it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, hookimpl, loop
+from automl_tl.device import device, memory_mb
+from automl_tl.records import VALIDATION
+from automl_tl.space import Choice, Float, Int, Value
+
+from ._layers import layer_groups, still_frozen_norms
+from ._probe import probe_job
+
+
+class GradualUnfreezing(Strategy):
+    """Train the head, then one more group of layers from the top at each stage; go back when a stage does not pay.
+
+    Each lower group learns at `decay` times the rate of the one above (discriminative rates). A stage is kept if its best
+    validation accuracy (ties: log-loss) beats everything before it; the first that is not is rolled back and ends the
+    climb, so the number of trained groups is found, not set.
+    """
+
+    name = "gradual-unfreezing"
+    paper = "Howard and Ruder (2018), Universal language model fine-tuning for text classification"
+    space = {
+        "rate": Float(1e-4, 1e-2, 2e-3, log=True),
+        "decay": Float(0.2, 1.0, 0.4, log=True),
+        "epochs": Int(1, 10, 4),
+        "batch_size": Choice((16, 32, 64), 32),
+        "weight_decay": Float(1e-4, 0.3, 0.02, log=True),
+        "label_smoothing": Float(0.0, 0.2, 0.0),
+        "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
+        "flip": Choice((False, True), False),
+    }
+    depth: int
+    best: Fitted
+
+    def run(self, job: Job) -> Fitted:
+        probe = probe_job(job)
+        model = Classifier(job.build_backbone(), probe.head()).to(device())
+        probabilities = probe.probabilities(job.features().values[job.task.part(VALIDATION)])
+        curve = [Point(0, 0.0, None, probe.score, memory_mb(), "head alone")]
+        self.best = Fitted(model, curve, probabilities)
+        kept, stages = 0, len(layer_groups(model.backbone))
+        for self.depth in range(1, stages + 1):
+            stage = self._train_stage(job, curve)
+            curve.extend(stage.curve)
+            pays = _standing(stage, job) > _standing(self.best, job)
+            if pays:
+                self.best, kept = stage, self.depth
+            if not stage.complete:
+                return Fitted(self.best.model, curve, self.best.probabilities, complete=False)
+            if not pays:
+                break
+        return Fitted(self.best.model, curve, self.best.probabilities, notes=(f"{kept} of {stages} groups of layers trained",))
+
+    def _train_stage(self, job: Job, before: list[Point]) -> Fitted:
+        """The loop, on `depth` groups from the best model so far; its curve goes on from the stages before."""
+        folder = job.folder / f"stage-{self.depth}"
+        folder.mkdir(parents=True, exist_ok=True)
+        epoch, seconds, depth = before[-1].epoch, before[-1].seconds, self.depth
+        note = f"{depth} group{'s' * (depth > 1)} of layers"
+
+        def shifted(point: Point) -> Point:
+            return replace(point, epoch=epoch + point.epoch, seconds=seconds + point.seconds, note=note)
+
+        stage = loop.fit(
+            self,
+            replace(job, folder=folder, stop_after=job.stop_after - epoch, report=lambda point: job.report(shifted(point))),
+        )
+        stage.curve = [shifted(point) for point in stage.curve]
+        return stage
+
+    def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
+        model = Classifier(backbone, nn.Linear(self.facts.num_features, num_classes))
+        model.load_state_dict(self.best.model.state_dict())
+        model.backbone.requires_grad_(False)
+        for group in layer_groups(model.backbone)[-self.depth :]:
+            for parameter in group:
+                parameter.requires_grad_(True)
+        return model
+
+    def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+        yield 1.0, list(model.head.parameters())
+        for above, group in enumerate(reversed(layer_groups(model.backbone)[-self.depth :])):
+            yield self.hp.decay**above, group
+
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        still_frozen_norms(model.backbone)
+
+    @classmethod
+    def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+        """Two to three stages are usual; the lower groups pass forward only."""
+        return float(backbone.macs) * images * (1 + 2.5 * 2 * float(hyperparameters["epochs"]))
+
+
+def _standing(fitted: Fitted, job: Job) -> tuple[float, float]:
+    """Validation accuracy, then negative log-loss."""
+    labels = job.task.labels[job.task.part(VALIDATION)]
+    chosen = fitted.probabilities[np.arange(len(labels)), labels]
+    return float((fitted.probabilities.argmax(1) == labels).mean()), float(np.log(np.clip(chosen, 1e-12, None)).mean())
+
+
+@hookimpl
+def register_strategies() -> list[type[Strategy]]:
+    return [GradualUnfreezing]

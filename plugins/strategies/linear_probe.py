@@ -1,0 +1,42 @@
+"""A linear classifier on frozen features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, hookimpl
+from automl_tl.device import device, memory_mb
+from automl_tl.records import VALIDATION
+from automl_tl.space import Choice, Value
+
+from ._probe import PATH, probe_job
+
+
+class LinearProbe(Strategy):
+    """Logistic regression on the frozen backbone's features; its L2 penalty is chosen on the validation images.
+
+    Features are computed once for each backbone and task, so this costs one forward pass over the images.
+    """
+
+    name = "linear-probe"
+    paper = "Alain and Bengio (2016), Understanding intermediate layers using linear classifier probes"
+    space = {"penalty": Choice(("chosen", *PATH), "chosen")}
+
+    def run(self, job: Job) -> Fitted:
+        start = time.perf_counter()
+        probe = probe_job(job, path=PATH if self.hp.penalty == "chosen" else (float(self.hp.penalty),))
+        model = Classifier(job.build_backbone(), probe.head()).requires_grad_(False).to(device())
+        probabilities = probe.probabilities(job.features().values[job.task.part(VALIDATION)])
+        point = Point(1, time.perf_counter() - start, None, probe.score, memory_mb(), f"L2 penalty {probe.penalty:g}")
+        job.report(point)
+        return Fitted(model, [point], probabilities, notes=(point.note,))
+
+    @classmethod
+    def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+        return float(backbone.macs) * images
+
+
+@hookimpl
+def register_strategies() -> list[type[Strategy]]:
+    return [LinearProbe]

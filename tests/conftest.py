@@ -1,0 +1,26 @@
+"""Fixtures of all tests: a home of their own, and the real data beside the checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees or touches the user's history and caches."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("AUTOML_TL_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return home
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images and networks."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared (real images and networks), which is not here")
+    return SHARED
