@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .counts import Counts, count, family
 from .errors import ZooError
 from .home import cache, home
-from .records import Backbone, Features
+from .networks import Counts, count, create, family, first_line, headless
+from .records import Backbone
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,7 +86,10 @@ def read_card(path: Path, *, zoo: str) -> Backbone:
     weights = path.with_name(f"{path.stem}.safetensors")
     if not weights.is_file():
         raise ZooError(f"{path}: its weights are missing: there is no {weights.name} beside it")
-    counts = _counts(card, path)
+    try:
+        counts, digest = _measured(card, weights)
+    except ZooError as error:
+        raise ZooError(f"{path}: {error}") from None
     architecture = card["build"]["timm"]
     return Backbone(
         name=card["name"],
@@ -108,7 +111,7 @@ def read_card(path: Path, *, zoo: str) -> Backbone:
         licence=card.get("licence", ""),
         kwargs=card["build"].get("kwargs", {}),
         weights=str(weights),
-        digest=card.get("sha256", ""),
+        digest=digest,
     )
 
 
@@ -133,56 +136,24 @@ def check_card(card: Any, path: Path) -> None:
         raise ZooError(f"{path}: build: kwargs: {name!r} is not for a card to say; remove it")
 
 
-def _counts(card: Mapping[str, Any], path: Path) -> Counts:
-    """From the card itself, from an earlier count, or counted now."""
-    if {"backbone_params", "macs", "num_features"} <= card.keys():
-        return Counts(card["backbone_params"], card["macs"], card["num_features"])
-    text = json.dumps([card["build"], card["num_classes"], card["input_size"]], sort_keys=True)
-    kept = cache() / "counts" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    if kept.exists():
-        return Counts(**json.loads(kept.read_text()))
-    try:
-        counts = _count(card)
-    except ZooError as error:
-        raise ZooError(f"{path}: {error}") from None
-    kept.parent.mkdir(exist_ok=True)
-    _write(kept, json.dumps(asdict(counts)))
-    return counts
+def _measured(card: Mapping[str, Any], weights: Path) -> tuple[Counts, str]:
+    """Counts and sha256: from the card itself, or else measured, once for each state of the weights file."""
+    if {"backbone_params", "macs", "num_features", "sha256"} <= card.keys():
+        return Counts(card["backbone_params"], card["macs"], card["num_features"]), card["sha256"]
+    state = weights.stat()
+    text = json.dumps([card["build"], card["num_classes"], card["input_size"], str(weights), state.st_size, state.st_mtime_ns])
+    kept = cache() / "cards" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        _write(kept, json.dumps({"counts": asdict(_count(card)), "sha256": sha256(weights)}))
+    facts = json.loads(kept.read_text())
+    return Counts(**facts["counts"]), card.get("sha256", facts["sha256"])
 
 
 def _count(card: Mapping[str, Any]) -> Counts:
-    import torch
-
     build = card["build"]
-    with torch.device("meta"):
-        net = headless(create(build["timm"], build.get("kwargs", {}), num_classes=card["num_classes"]))
-    try:
-        return count(net, card["input_size"][1])
-    except (RuntimeError, ValueError) as error:
-        raise ZooError(f"build: {build['timm']} on {card['input_size'][1]} px: {_line(error)}") from None
-
-
-def create(architecture: str, kwargs: Mapping[str, Any], *, num_classes: int) -> nn.Module:
-    """An untrained network of timm, with a head of `num_classes` (0: none).
-
-    Raises:
-        ZooError: timm has no such network, or does not take `kwargs`.
-    """
-    import timm
-
-    if not timm.is_model(architecture):
-        raise ZooError(f"build: timm {timm.__version__} has no network {architecture!r}")
-    try:
-        net: nn.Module = timm.create_model(architecture, num_classes=num_classes, **kwargs)
-    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
-        raise ZooError(f"build: timm cannot make {architecture} with {json.dumps(dict(kwargs))}: {_line(error)}") from None
-    return net
-
-
-def headless(net: nn.Module) -> nn.Module:
-    """`net` without its source head: N×3×S×S images to N×num_features."""
-    net.reset_classifier(0)  # type: ignore[operator]
-    return net
+    size, classes = card["input_size"][1], card["num_classes"]
+    return count(build["timm"], build.get("kwargs", {}), num_classes=classes, input_size=size)
 
 
 def build(backbone: Backbone, *, head: bool = False) -> nn.Module:
@@ -212,7 +183,7 @@ def load_weights(net: nn.Module, path: Path, *, digest: str = "") -> None:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ZooError(f"{path}: is no whole safetensors file: {_line(error)}; fetch it again") from None
+        raise ZooError(f"{path}: is no whole safetensors file: {first_line(error)}; fetch it again") from None
     wanted = net.state_dict()
     for name in wanted.keys() ^ tensors.keys():
         verb = "lacks" if name in wanted else "has an unexpected"
@@ -237,9 +208,9 @@ def write_network(folder: Path, name: str, net: nn.Module, card: Mapping[str, An
     from safetensors.torch import save_file
 
     path = folder / f"{name}.json"
-    card = json.loads(json.dumps({**card, "name": name}))
-    check_card(card, path)
-    counts = _count(card)
+    facts: dict[str, Any] = json.loads(json.dumps({**card, "name": name}))
+    check_card(facts, path)
+    counts = _count(facts)
     tensors = {key: _small(tensor.detach().cpu()).contiguous() for key, tensor in net.state_dict().items()}
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -247,13 +218,14 @@ def write_network(folder: Path, name: str, net: nn.Module, card: Mapping[str, An
     weights = folder / f"{name}.safetensors"
     partial = weights.with_name(f"{weights.name}.{os.getpid()}.partial")
     save_file(tensors, partial)
+    build = facts["build"]
     try:
-        load_weights(create(card["build"]["timm"], card["build"].get("kwargs", {}), num_classes=card["num_classes"]), partial)
+        load_weights(create(build["timm"], build.get("kwargs", {}), num_classes=facts["num_classes"]), partial)
     except ZooError:
         partial.unlink()
         raise
-    card |= {
-        "family": card.get("family") or family(card["build"]["timm"]),
+    facts |= {
+        "family": facts.get("family") or family(build["timm"]),
         "params": sum(parameter.numel() for parameter in net.parameters()),
         "backbone_params": counts.params,
         "macs": counts.macs,
@@ -261,7 +233,7 @@ def write_network(folder: Path, name: str, net: nn.Module, card: Mapping[str, An
         "sha256": sha256(partial),
     }
     os.replace(partial, weights)
-    _write(path, json.dumps(card, indent=1) + "\n")
+    _write(path, json.dumps(facts, indent=1) + "\n")
     return path
 
 
@@ -283,12 +255,80 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _line(error: Exception) -> str:
-    """The first line of somebody's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What lies in a folder of networks."""
+
+    path: Path
+    backbones: tuple[Backbone, ...]
+    skipped: Mapping[str, str]
+    """Name of a card that cannot be used → why."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(backbone.name for backbone in self.backbones)
+
+
+def read_folder(path: Path, *, zoo: str) -> Folder:
+    """Every card of a folder; those that cannot be used are named, and do not stand in the way of the others."""
+    backbones, skipped = [], {}
+    for card in sorted(path.glob("*.json")):
+        try:
+            backbones.append(read_card(card, zoo=zoo))
+        except ZooError as error:
+            skipped[card.stem] = str(error).removeprefix(f"{card}: ")
+    return Folder(path, tuple(backbones), skipped)
+
+
+def folders() -> tuple[Path, ...]:
+    """The folders of networks that the user added."""
+    path = home() / "zoos.json"
+    try:
+        return tuple(map(Path, json.loads(path.read_text(encoding="utf-8")))) if path.exists() else ()
+    except (ValueError, TypeError) as error:
+        raise ZooError(f"{path}: expected a JSON list of folders: {error}; delete it and add the folders anew") from None
+
+
+def add_folder(folder: Path) -> Folder:
+    """Remember a folder of networks, which stays where it is. Adding it again changes nothing.
+
+    Raises:
+        ZooError: no card in it can be used, or a name is already taken by another folder.
+    """
+    folder = folder.expanduser().resolve()
+    if not folder.is_dir():
+        raise ZooError(f"{folder}: is not a folder")
+    found = read_folder(folder, zoo="folder")
+    if not found.backbones:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items()) or "there is no card (NAME.json) in it"
+        raise ZooError(f"{folder}: holds no network that can be used: {reasons}")
+    others = [other for other in folders() if other != folder]
+    for other in others:
+        for name in found.names:
+            if (other / f"{name}.json").exists():
+                raise ZooError(f"{name}: is both in {folder} and in {other}, which was added before; rename or remove one")
+    _remember([*others, folder])
+    return found
+
+
+def remove_folder(folder: Path) -> None:
+    """Forget a folder; nothing in it is touched.
+
+    Raises:
+        ZooError: it was never added.
+    """
+    folder = folder.expanduser().resolve()
+    known = folders()
+    if folder not in known:
+        raise ZooError(f"{folder}: was not added; added are: {', '.join(map(str, known)) or 'none'}")
+    _remember([other for other in known if other != folder])
+
+
+def _remember(paths: list[Path]) -> None:
+    _write(home() / "zoos.json", json.dumps(sorted(map(str, paths)), indent=1) + "\n")

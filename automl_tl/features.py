@@ -17,7 +17,7 @@ from .loop import prepare
 from .records import Backbone, Features, Task
 
 BATCH = 128
-SAMPLE = 512
+SAMPLE = 256
 """Features of a source that are kept besides its mean and covariance."""
 
 Progress = Callable[[int, int], None]

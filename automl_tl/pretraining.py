@@ -20,6 +20,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .augment import Augmentation, augment, normalise
+from .cards import write_network
+from .data import decode, load_task
+from .errors import InputError
+from .home import home
+from .records import TEST, TRAIN
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -50,7 +55,46 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    return Recipe(**json.loads(path.read_text()))
+    """Raises InputError if `path` is not a recipe."""
+    try:
+        return Recipe(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"cannot read the recipe {path}: {error}") from None
+
+
+def pretrain_recipe(path: Path, data: Path, out: Path, *, say: Callable[[str], None]) -> Path:
+    """Train the network of a recipe on the images in `data` (train/CLASS, test/CLASS); the path of its card in `out`."""
+    recipe = read_recipe(path)
+    task = load_task(data, name=recipe.source_dataset, validation=0.0)
+    pixels = decode(task, recipe.input_size, interpolation="bicubic", crop_pct=1.0)
+    parts = [(pixels.array[task.part(split)], task.labels[task.part(split)]) for split in (TRAIN, TEST)]
+    if not len(parts[1][1]):
+        raise InputError(f"{data} has no test images; a card needs a measured accuracy")
+    checkpoint = home() / "pretraining" / f"{recipe.name}.pt"
+    checkpoint.parent.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    net, facts = pretrain(recipe, parts[0], parts[1], checkpoint=checkpoint, say=say)
+    return write_network(out, recipe.name, net, card(recipe, facts))
+
+
+def card(recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a pretrained network."""
+    return {
+        "build": recipe.build,
+        "num_classes": facts["num_classes"],
+        "source_dataset": recipe.source_dataset,
+        "source_domain": recipe.source_domain,
+        "input_size": [3, recipe.input_size, recipe.input_size],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "source_accuracy": round(facts["accuracy"], 4),
+        "licence": "MIT",
+        "validation": {"what": f"test images of {recipe.source_dataset}", "top1": round(facts["accuracy"], 4)},
+        "training": {"images": facts["images"], "seconds": facts["seconds"]},
+        "recipe": asdict(recipe),
+    }
 
 
 def pretrain(
@@ -113,7 +157,7 @@ def pretrain(
         score = accuracy(net, *test, device=device)
         say(f"{recipe.name} epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.3f} test {score:.4f} {seconds:.0f} s")
     facts = {"accuracy": accuracy(net, *test, device=device), "images": len(labels), "seconds": round(seconds)}
-    return net.eval(), {"recipe": asdict(recipe), "num_classes": classes, "mean": MEAN, "std": STD, **facts}
+    return net.eval(), {"num_classes": classes, **facts}
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,59 @@
+"""What could be trained: every backbone with every strategy, each in several settings."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from .records import Backbone, Candidate
+from .space import Space, Value, defaults, draw
+
+if TYPE_CHECKING:
+    from .strategy import Strategy
+
+POOL = 512
+"""Draws of a strategy's space that all backbones share: 100,000 candidates then take one second, not ten."""
+
+
+def propose(
+    backbones: Mapping[str, Backbone],
+    strategies: Mapping[str, type[Strategy]],
+    *,
+    seed: int,
+    per_pair: int = 8,
+    met: frozenset[str] = frozenset(),
+    only_strategies: Collection[str] | None = None,
+    only_backbones: Collection[str] | None = None,
+) -> list[Candidate]:
+    """Every backbone × every strategy whose needs are `met` × (its defaults, then draws of its space, `per_pair` in all).
+
+    The same seed gives the same candidates; another backbone or strategy beside them changes nothing.
+    """
+    chosen = {
+        name: strategy
+        for name, strategy in strategies.items()
+        if strategy.needs <= met and (only_strategies is None or name in only_strategies)
+    }
+    names = [name for name in backbones if only_backbones is None or name in only_backbones]
+    pools = {name: _pool(strategy.space, f"{seed}/{name}") for name, strategy in chosen.items()}
+    return [
+        Candidate(backbone, strategy, values)
+        for backbone in names
+        for strategy, pool in pools.items()
+        for values in _settings(pool, per_pair, offset=zlib.crc32(f"{seed}/{backbone}".encode()))
+    ]
+
+
+def _pool(space: Space, seed: str) -> list[dict[str, Value]]:
+    """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose."""
+    draws = [draw(space, f"{seed}/{index}") for index in range(POOL)] if space else []
+    distinct = {tuple(values.items()): values for values in [defaults(space), *draws]}
+    return list(distinct.values())
+
+
+def _settings(pool: list[dict[str, Value]], count: int, *, offset: int) -> list[dict[str, Value]]:
+    """The defaults and `count - 1` neighbours in the pool, from a place of the backbone's own."""
+    draws = pool[1:]
+    taken = [draws[(offset + step) % len(draws)] for step in range(min(count - 1, len(draws)))]
+    return [pool[0], *taken]

@@ -1,0 +1,212 @@
+"""What training will cost: seconds and peak memory, learnt from the history and scaled to this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .encoding import Experience
+from .home import home, write_text
+from .records import Backbone, Candidate
+from .space import defaults
+
+if TYPE_CHECKING:
+    import torch
+
+    from .strategy import Strategy
+
+WORKLOAD = 1
+"""Version of what `calibrate` runs: speeds of another version are not comparable."""
+FEWEST, MOST = 30, 50_000
+"""Trials: with fewer, formulas; more do not make the prediction better."""
+OVERHEAD = 2.0
+"""Without history: training reaches half of the calibrated speed (batches are prepared, scores taken)."""
+START_SECONDS = 0.2
+START_MB = 400.0
+_LEARNING = {
+    "objective": "regression_l1",
+    "learning_rate": 0.08,
+    "num_leaves": 15,
+    "min_data_in_leaf": 5,
+    "lambda_l2": 1.0,
+    "feature_fraction": 0.8,
+    "deterministic": True,
+    "force_row_wise": True,
+    "num_threads": 2,
+    "verbosity": -1,
+}
+_ROUNDS = 120
+
+
+@dataclass(frozen=True, eq=False)
+class CostModel:
+    """Predicts seconds and memory: multiply-adds over speed, corrected by what the history says of such work."""
+
+    speed: float
+    """Of this machine, in multiply-adds a second."""
+    strategies: Mapping[str, type[Strategy]]
+    known: tuple[str, ...] = ()
+    """Strategies of the history, in the order of their codes."""
+    seconds: Any = None
+    """LightGBM booster of log(seconds · speed / multiply-adds); None: no history."""
+    memory: Any = None
+    """LightGBM booster of log(MB); None: no history."""
+
+    @classmethod
+    def learn(
+        cls, experience: Experience, *, strategies: Mapping[str, type[Strategy]], speed: float | None = None, seed: int = 0
+    ) -> CostModel:
+        """Fit both models to the finished trials; `speed` is measured where it is not given."""
+        here = calibrate() if speed is None else speed
+        trials = experience.trials
+        rows = np.flatnonzero((trials.seconds > 0) & np.isfinite(trials.speed) & (trials.speed > 0))
+        if len(rows) < FEWEST:
+            return cls(here, strategies)
+        if len(rows) > MOST:
+            rows = np.sort(np.random.default_rng(seed).choice(rows, MOST, replace=False))
+        candidates = [Candidate(trials.backbone[i], trials.strategy[i], trials.hyperparameters[i]) for i in rows]
+        known = tuple(sorted({candidate.strategy for candidate in candidates}))
+        work, features = _describe(candidates, trials.images[rows], experience.backbones, strategies, known)
+        inefficiency = np.log(trials.seconds[rows] * trials.speed[rows] / work)
+        measured = trials.memory_mb[rows] > 0
+        enough = measured.sum() >= FEWEST
+        memory = _fit(features[measured], np.log(trials.memory_mb[rows][measured]), seed) if enough else None
+        return cls(here, strategies, known, _fit(features, inefficiency, seed), memory)
+
+    def predict(
+        self, candidates: Sequence[Candidate], images: float, backbones: Mapping[str, Backbone]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Median seconds on this machine and peak memory in MB, one of each a candidate, for `images` training images."""
+        count = np.full(len(candidates), images, dtype=np.float64)
+        work, features = _describe(candidates, count, backbones, self.strategies, self.known)
+        if self.seconds is None:
+            seconds = START_SECONDS + OVERHEAD * work / self.speed
+        else:
+            seconds = work / self.speed * np.exp(self.seconds.predict(features))
+        memory = _memory_formula(features) if self.memory is None else np.exp(self.memory.predict(features))
+        return seconds, memory
+
+
+def _fit(features: np.ndarray, target: np.ndarray, seed: int) -> Any:
+    import lightgbm
+
+    data = lightgbm.Dataset(features, target, categorical_feature=[len(_FACTS)], free_raw_data=True)
+    return lightgbm.train({**_LEARNING, "min_data_per_group": 5, "seed": seed}, data, num_boost_round=_ROUNDS)
+
+
+_FACTS = ("work", "images", "epochs", "batch_size", "params", "macs", "input_size", "num_features")
+
+
+def _describe(
+    candidates: Sequence[Candidate],
+    images: np.ndarray,
+    backbones: Mapping[str, Backbone],
+    strategies: Mapping[str, type[Strategy]],
+    known: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Multiply-adds of each candidate (n), and what its cost is predicted from (n × facts and the strategy's code)."""
+    work = _multiply_adds(candidates, images, backbones, strategies)
+    numbers = {name: (b.params, b.macs, b.input_size, b.num_features) for name, b in backbones.items()}
+    codes = {name: float(code) for code, name in enumerate(known)}
+    features = np.empty((len(candidates), len(_FACTS) + 1))
+    features[:, 0], features[:, 1] = work, images
+    for column, name in ((2, "epochs"), (3, "batch_size")):
+        features[:, column] = [candidate.hyperparameters.get(name, np.nan) for candidate in candidates]
+    features[:, 4:8] = [numbers[candidate.backbone] for candidate in candidates]
+    features[:, 8] = [codes.get(candidate.strategy, np.nan) for candidate in candidates]
+    return work, features
+
+
+def _multiply_adds(
+    candidates: Sequence[Candidate],
+    images: np.ndarray,
+    backbones: Mapping[str, Backbone],
+    strategies: Mapping[str, type[Strategy]],
+) -> np.ndarray:
+    """`Strategy.cost` of each; the default formula where a strategy is not installed or its own fails."""
+    from .strategy import Strategy
+
+    complete = {name: defaults(strategy.space) for name, strategy in strategies.items()}
+    work = np.empty(len(candidates))
+    failed = set()
+    for row, candidate in enumerate(candidates):
+        backbone, name = backbones[candidate.backbone], candidate.strategy
+        count = int(images[row])
+        if name in strategies and name not in failed:
+            try:
+                work[row] = strategies[name].cost(backbone, count, complete[name] | candidate.hyperparameters)
+                continue
+            except Exception as error:  # somebody's plugin: it is named, and the default formula stands in
+                failed.add(name)
+                warnings.warn(f"cost of strategy {name!r} failed: {type(error).__name__}: {error}", stacklevel=2)
+        work[row] = Strategy.cost(backbone, count, candidate.hyperparameters)
+    return np.maximum(np.nan_to_num(work), 1.0)
+
+
+def _memory_formula(features: np.ndarray) -> np.ndarray:
+    """Weights, gradients and two moments in fp32, and for each image of a batch about a float for every 30 multiply-adds."""
+    batch = np.nan_to_num(features[:, 3], nan=32.0)
+    return np.asarray(START_MB + 4 * (4 * features[:, 4] + batch * features[:, 5] / 30) / 2**20)
+
+
+def calibrate(*, seconds: float = 0.3) -> float:
+    """This machine's speed: multiply-adds a second of training a small convolution. Measured once and kept in the home.
+
+    One forward and backward pass of a 3×3 convolution, 64 → 64 channels, on 8×64×32×32; the median of as many as fit into
+    `seconds`. One measurement is kept for each device, processor, number of threads and version of torch.
+    """
+    import torch
+
+    from .device import device, hardware
+
+    path = home() / "speed.json"
+    key = f"{hardware()}, {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, workload {WORKLOAD}"
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if key not in known:
+        known[key] = _measure(device(), seconds)
+        write_text(path, json.dumps(known, indent=1))
+    return known[key]
+
+
+def _measure(device: torch.device, seconds: float) -> float:
+    import torch
+
+    layer = torch.nn.Conv2d(64, 64, 3, padding=1, device=device)
+    images = torch.ones(8, 64, 32, 32, device=device, requires_grad=True)
+    work = 3 * 8 * 32 * 32 * 64 * 64 * 9
+    taken: list[float] = []
+    for _ in range(3):  # the first passes choose algorithms and fill caches
+        _pass(layer, images)
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(taken) < 3:
+        start = time.perf_counter()
+        _pass(layer, images)
+        taken.append(time.perf_counter() - start)
+    return float(work / np.median(taken))
+
+
+def _pass(layer: torch.nn.Conv2d, images: torch.Tensor) -> None:
+    import torch
+
+    layer(images).sum().backward()
+    if images.device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _processor() -> str:
+    """The processor's model, where the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or os.name

@@ -1,0 +1,442 @@
+"""From a location to a checked, split task, and from its images to pixels that are decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from filelock import FileLock
+from PIL import Image
+
+from . import registry
+from .errors import InputError
+from .home import cache
+from .images import SUFFIXES, read_image, square
+from .records import TEST, TRAIN, VALIDATION, Listing, Task
+
+__all__ = ["SUFFIXES", "Pixels", "decode", "decode_images", "load_task", "read_listing", "subset"]
+
+UNREADABLE_SHARE = 0.05
+AT_ONCE = 1024
+CACHE_BYTES = 20 * 2**30
+THUMBNAIL = 16
+ALIKE = 3.0
+"""Mean absolute difference (of 255) of two thumbnails below which images are the same picture, saved again."""
+
+Progress = Callable[[int, int], None]
+
+
+class Seen(NamedTuple):
+    """What is kept of an image that was read once."""
+
+    hash: int
+    """Of the RGB pixels."""
+    width: int
+    height: int
+    thumbnail: bytes
+    """16×16 grey, for near-duplicates."""
+    error: str = ""
+
+
+def read_listing(location: Any) -> Listing:
+    """What the first reader that knows `location` finds.
+
+    Raises:
+        InputError: no reader knows it, or it is not in order.
+    """
+    known = registry.formats()
+    for reader in known.values():
+        if reader.matches(location):
+            listing = reader.open(location)
+            if not len(listing.images):
+                raise InputError(f"{listing.name}: there is no image in it")
+            return listing
+    text = location if isinstance(location, (str, Path)) else f"a {type(location).__name__}"
+    if isinstance(location, (str, Path)) and not Path(location).exists() and not str(location).startswith("hf:"):
+        raise InputError(f"{text} does not exist; known names besides paths: digits, hf:DATASET")
+    raise InputError(f"{text} is not something that can be read; readers tried: {', '.join(known)}")
+
+
+def load_task(
+    location: Any, *, name: str | None = None, seed: int = 0, validation: float = 0.2, test: float = 0.0, progress: Progress | None = None
+) -> Task:
+    """Read, check and split labelled images.
+
+    Every image is decoded once to see that it can be; up to 5 % unreadable ones are skipped and listed in the warnings. Given
+    splits are kept. Where there is no validation split, the share `validation` of the training images becomes one: stratified,
+    seeded, with groups and near-duplicates on one side; `test` likewise. Near-duplicates of test images leave the training
+    images.
+
+    Raises:
+        InputError: names the file, row or class and says what to do.
+    """
+    listing = read_listing(location)
+    _check_listing(listing)
+    seen = _read_all(listing, progress)
+    readable, warnings = _readable(listing, seen)
+    classes = tuple(sorted({listing.labels[i] for i in readable}, key=natural))
+    codes = {label: code for code, label in enumerate(classes)}
+    labels = np.array([codes[listing.labels[i]] for i in readable], dtype=np.int64)
+    hashes = np.array([seen[i].hash for i in readable], dtype=np.uint64)
+    thumbnails = np.stack([np.frombuffer(seen[i].thumbnail, dtype=np.uint8) for i in readable])
+    given = None if listing.splits is None else np.array([listing.splits[i] for i in readable])
+    groups = _groups(listing, readable, thumbnails, labels)
+    splits, found = _split(listing.name, labels, classes, given, groups, seed=seed, validation=validation, test=test)
+    kept = np.sort(np.concatenate([splits[split] for split in splits]))
+    splits = {split: np.searchsorted(kept, part) for split, part in splits.items()}
+    positions = [readable[i] for i in kept]
+    return Task(
+        name=name or listing.name,
+        images=[listing.images[i] for i in positions],
+        labels=labels[kept],
+        classes=classes,
+        splits=splits,
+        fingerprint=_fingerprint(classes, hashes[kept], labels[kept], splits),
+        where=[listing.where[i] for i in positions],
+        hashes=hashes[kept],
+        sizes=np.array([(seen[i].width, seen[i].height) for i in positions]),
+        warnings=tuple(warnings + found),
+    )
+
+
+def subset(task: Task, keep: np.ndarray, *, name: str) -> Task:
+    """The images at the positions `keep`, their classes numbered anew; splits stay as they are."""
+    labels = task.labels[keep]
+    present = np.unique(labels)
+    classes = tuple(task.classes[label] for label in present)
+    renamed = np.searchsorted(present, labels)
+    splits = {split: np.flatnonzero(np.isin(keep, part)) for split, part in task.splits.items()}
+    hashes = task.hashes[keep]
+    return Task(
+        name=name,
+        images=[task.images[i] for i in keep],
+        labels=renamed,
+        classes=classes,
+        splits=splits,
+        fingerprint=_fingerprint(classes, hashes, renamed, splits),
+        where=[task.where[i] for i in keep],
+        hashes=hashes,
+        sizes=None if task.sizes is None else task.sizes[keep],
+        objective=task.objective,
+        warnings=task.warnings,
+    )
+
+
+def natural(text: str) -> list[tuple[int, int | str]]:
+    """Sort key that puts 2 before 10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+
+
+def _check_listing(listing: Listing) -> None:
+    for label, where in zip(listing.labels, listing.where, strict=True):
+        if not str(label).strip():
+            raise InputError(f"{where}: has no label; give it one or remove it")
+    if len(set(listing.labels)) < 2:
+        raise InputError(f"{listing.name}: all images are of one class, {listing.labels[0]!r}; a classifier needs at least two")
+    if listing.splits is not None:
+        for split, where in zip(listing.splits, listing.where, strict=True):
+            if split not in (TRAIN, VALIDATION, TEST):
+                raise InputError(f"{where}: split {split!r} is not known; write train, validation or test")
+        if TRAIN not in listing.splits:
+            raise InputError(f"{listing.name}: no image is marked as train")
+
+
+def _readable(listing: Listing, seen: Sequence[Seen]) -> tuple[list[int], list[str]]:
+    bad = [i for i, one in enumerate(seen) if one.error]
+    if len(bad) > UNREADABLE_SHARE * len(seen):
+        raise InputError(
+            f"{listing.name}: {len(bad)} of {len(seen)} images cannot be read, more than {UNREADABLE_SHARE:.0%}; "
+            f"the first: {seen[bad[0]].error}"
+        )
+    warnings = [f"skipped, as it cannot be read: {seen[i].error}" for i in bad]
+    return [i for i, one in enumerate(seen) if not one.error], warnings
+
+
+def _fingerprint(classes: tuple[str, ...], hashes: np.ndarray, labels: np.ndarray, splits: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    digest.update(hashes.astype("<u8").tobytes())
+    digest.update(labels.astype("<i8").tobytes())
+    for split in sorted(splits):
+        digest.update(split.encode())
+        digest.update(splits[split].astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+# Reading every image once
+
+
+def _read_all(listing: Listing, progress: Progress | None) -> list[Seen]:
+    """`Seen` of each image; files that did not change since the last time are not read again."""
+    index = _Index(listing)
+    todo = [i for i in range(len(listing.images)) if i not in index.known]
+    work = [(listing.images[i], listing.where[i]) for i in todo]
+    for done, (i, seen) in enumerate(zip(todo, _spread(_look, work), strict=True), 1):
+        index.known[i] = seen
+        if progress is not None and (done % 64 == 0 or done == len(todo)):
+            progress(done, len(todo))
+    index.keep(todo)
+    return [index.known[i] for i in range(len(listing.images))]
+
+
+class _Index:
+    """What was seen of the files of a listing, kept under their paths, sizes and times of change."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.known: dict[int, Seen] = {}
+        self.keys: dict[int, str] = {}
+        for i, image in enumerate(listing.images):
+            if isinstance(image, (str, Path)):
+                try:
+                    state = os.stat(image)
+                except OSError:
+                    continue
+                self.keys[i] = f"{os.path.abspath(image)}|{state.st_size}|{state.st_mtime_ns}"
+        name = hashlib.sha256("\n".join(sorted(self.keys.values())).encode()).hexdigest()[:32]
+        self.path = cache() / "seen" / f"{name}.json"
+        if self.keys and self.path.exists():
+            kept = json.loads(self.path.read_text())
+            by_key = {key: Seen(h, w, t, bytes.fromhex(b)) for key, h, w, t, b in kept}
+            self.known = {i: by_key[key] for i, key in self.keys.items() if key in by_key}
+
+    def keep(self, added: list[int]) -> None:
+        if not self.keys or not added:
+            return
+        rows = [
+            [key, one.hash, one.width, one.height, one.thumbnail.hex()]
+            for i, key in self.keys.items()
+            if not (one := self.known[i]).error
+        ]
+        self.path.parent.mkdir(exist_ok=True)
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(rows))
+        partial.replace(self.path)
+
+
+def _look(item: tuple[Any, str]) -> Seen:
+    source, where = item
+    try:
+        image = read_image(source, where=where)
+    except InputError as error:
+        return Seen(0, 0, 0, b"", str(error))
+    pixels = np.asarray(image)
+    shape = f"{image.width}x{image.height}".encode()
+    digest = xxhash.xxh64(shape + pixels.tobytes()).intdigest()
+    thumbnail = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return Seen(digest, image.width, image.height, np.asarray(thumbnail).tobytes())
+
+
+def _spread(function: Callable[[Any], Any], work: Sequence[Any]) -> Iterator[Any]:
+    """`map` over as many threads as there are cores, in order: Pillow decodes and resizes without holding Python's lock.
+
+    Processes would be no faster, and would ask the caller's script for a main guard.
+    """
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(work), AT_ONCE):  # no more than this many results wait in memory
+            yield from pool.map(function, work[start : start + AT_ONCE])
+
+
+# Splitting
+
+
+def _groups(listing: Listing, readable: list[int], thumbnails: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A number for each image: equal for those that must stay in one split."""
+    parent = np.arange(len(readable))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return int(i)
+
+    def join(i: int, j: int) -> None:
+        parent[max(root(i), root(j))] = min(root(i), root(j))
+
+    first: dict[str, int] = {}
+    if listing.groups is not None:
+        for position, i in enumerate(readable):
+            if listing.groups[i]:
+                join(first.setdefault(listing.groups[i], position), position)
+    for i, j in near_duplicates(thumbnails, labels):
+        join(i, j)
+    return np.array([root(i) for i in range(len(readable))])
+
+
+def near_duplicates(thumbnails: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of the same picture saved twice: n×256 grey thumbnails that differ by less than `ALIKE` on average.
+
+    Drawings on white are all alike at first sight, so the difference is measured against the pictures' own contrast, too.
+    Candidates are found by sorting along the two directions of greatest variance; only near ones are compared.
+    """
+    values = thumbnails.astype(np.float32)
+    centred = values - values.mean(axis=0)
+    sample = centred[:: max(1, len(centred) // 2000)]
+    directions = np.linalg.svd(sample, full_matrices=False)[2][:2]
+    along, across = (centred @ directions.T).T if len(directions) == 2 else (centred[:, 0], centred[:, 0])
+    reach = ALIKE * np.sqrt(values.shape[1])
+    order = np.argsort(along, kind="stable")
+    contrast = values.std(axis=1)
+    pairs = []
+    for place, i in enumerate(order):
+        end = np.searchsorted(along[order], along[i] + reach, side="right")
+        others = order[place + 1 : end]
+        others = others[np.abs(across[others] - across[i]) <= reach]
+        if len(others):
+            difference = np.abs(values[others] - values[i]).mean(axis=1)
+            limit = np.minimum(ALIKE, 0.06 * np.minimum(contrast[others], contrast[i]))
+            pairs += [(int(i), int(j)) for j in others[difference <= limit]]
+    return pairs
+
+
+def _split(
+    name: str,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    given: np.ndarray | None,
+    groups: np.ndarray,
+    *,
+    seed: int,
+    validation: float,
+    test: float,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Positions of each split, and what a person should know about it."""
+    warnings = []
+    given = np.full(len(labels), TRAIN) if given is None else given
+    splits = {split: np.flatnonzero(given == split) for split in (TRAIN, VALIDATION, TEST)}
+    for split in (VALIDATION, TEST):
+        held = splits[split]
+        foreign = sorted({classes[label] for label in labels[held]} - {classes[label] for label in labels[splits[TRAIN]]}, key=natural)
+        if foreign:
+            raise InputError(f"{name}: {split} has classes that train has not: {', '.join(foreign[:5])}; give both the same classes")
+        twins = splits[TRAIN][np.isin(groups[splits[TRAIN]], groups[held])]
+        if len(twins):
+            splits[TRAIN] = np.setdiff1d(splits[TRAIN], twins)
+            warnings.append(f"{len(twins)} training images are near-duplicates of {split} images and were left out of training")
+    for split, share in ((TEST, test), (VALIDATION, validation)):
+        if share > 0 and not len(splits[split]):
+            _check_class_sizes(name, labels[splits[TRAIN]], classes)
+            chosen = _hold_out(splits[TRAIN], labels, groups, share, np.random.default_rng([seed, len(split)]))
+            splits[split], splits[TRAIN] = chosen, np.setdiff1d(splits[TRAIN], chosen)
+    twins_left = len(groups) - len(np.unique(groups))
+    if twins_left and not warnings:
+        warnings.append(f"{twins_left} images are near-duplicates of others, or of one group with them; they stay in one split")
+    missing = np.setdiff1d(np.arange(len(classes)), labels[splits[TRAIN]])
+    if len(missing):
+        raise InputError(f"{name}: class {classes[missing[0]]!r} has no training image left; give it more images")
+    return {split: part for split, part in splits.items() if len(part)}, warnings
+
+
+def _check_class_sizes(name: str, labels: np.ndarray, classes: tuple[str, ...]) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        small = classes[int(counts.argmin())]
+        raise InputError(f"{name}: class {small!r} has {counts.min()} training image(s); it takes two to train and to validate")
+
+
+def _hold_out(pool: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """About `share` of each class of `pool`, at least one image of each, whole groups, never all of a class."""
+    chosen: list[int] = []
+    taken: set[int] = set()
+    for label in np.unique(labels[pool]):
+        members = pool[labels[pool] == label]
+        wanted = max(1, round(share * len(members)))
+        count = sum(int(groups[i]) in taken for i in members)
+        for group in rng.permutation(np.unique(groups[members])):
+            inside = members[groups[members] == group]
+            if count >= wanted or count + len(inside) >= len(members):
+                break
+            if int(group) not in taken:
+                taken.add(int(group))
+                count += len(inside)
+    chosen = [int(i) for i in pool if int(groups[i]) in taken]
+    return np.array(chosen, dtype=np.int64)
+
+
+# Decoding once
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Decoded images of a task: read-only, shared between processes by the operating system."""
+
+    array: np.ndarray
+    """uint8 N×size×size×3."""
+
+    @property
+    def size(self) -> int:
+        return int(self.array.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+
+def decode(
+    task: Task, size: int, *, interpolation: str = "bicubic", crop_pct: float = 1.0, progress: Progress | None = None
+) -> Pixels:
+    """The images of a task, each resized and cropped as timm does for evaluation, from a cache that is built once.
+
+    The cache is keyed by the images' content, so that the same images are decoded once wherever they lie. Processes that
+    ask at the same time wait for the first.
+    """
+    key = hashlib.sha256(task.hashes.astype("<u8").tobytes() + f"{size}/{interpolation}/{crop_pct:g}".encode()).hexdigest()[:32]
+    path = cache() / "pixels" / f"{key}.npy"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _make_room(path.parent, len(task.labels) * size * size * 3)
+                _decode_into(path, task.images, task.where, size, interpolation, crop_pct, progress)
+    os.utime(path)
+    return Pixels(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def decode_images(images: Sequence[Any], where: Sequence[str], size: int, *, interpolation: str, crop_pct: float) -> np.ndarray:
+    """uint8 N×size×size×3 in memory, for images that are seen once.
+
+    Raises:
+        InputError: names the image that cannot be read.
+    """
+    work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
+    return np.stack(list(_spread(_square, work))) if work else np.empty((0, size, size, 3), dtype=np.uint8)
+
+
+def _square(item: tuple[Any, str, int, str, float]) -> np.ndarray:
+    source, where, size, interpolation, crop_pct = item
+    image = read_image(source, where=where, least=int(size / crop_pct) + 1)
+    return square(image, size, interpolation=interpolation, crop_pct=crop_pct)
+
+
+def _decode_into(
+    path: Path, images: Sequence[Any], where: Sequence[str], size: int, interpolation: str, crop_pct: float, progress: Progress | None
+) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
+    work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
+    try:
+        for i, pixels in enumerate(_spread(_square, work)):
+            array[i] = pixels
+            if progress is not None and (i % 64 == 63 or i + 1 == len(work)):
+                progress(i + 1, len(work))
+        array.flush()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, needed: int) -> None:
+    """Delete what was not used for longest. A file that another process has mapped lives on until that process ends."""
+    entries = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+    total = sum(path.stat().st_size for path in entries)
+    while entries and total + needed > CACHE_BYTES:
+        oldest = entries.pop(0)
+        total -= oldest.stat().st_size
+        oldest.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""One stored image to upright RGB, and to the square that a backbone takes."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import InputError
+
+MOST_PIXELS = 200_000_000
+"""Larger images are refused: a file of some kB can ask for gigabytes of memory."""
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+_METHODS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_MANY_BITS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_image(source: Any, *, where: str = "", least: int | None = None) -> Image.Image:
+    """`source` (path, encoded bytes, PIL image, or uint8/uint16/float array H×W[×1|3|4]) as a person sees it, in RGB.
+
+    EXIF orientation is followed, transparency laid on white, 16 bits scaled to 8, the first frame of an animation taken.
+    With `least`, a JPEG may be decoded smaller, as long as its shorter side keeps `least` pixels.
+
+    Raises:
+        InputError: not an image, damaged, or too large; names `where`.
+    """
+    where = where or (str(source) if isinstance(source, (str, Path)) else "the image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own limit is replaced by ours
+            image = _open(source, where)
+            if image.width * image.height > MOST_PIXELS:
+                raise InputError(f"{where}: {image.width}×{image.height} pixels are more than the {MOST_PIXELS:,} that are read")
+            if least is not None and image.format == "JPEG":
+                image.draft("RGB", (least, least))
+            image = ImageOps.exif_transpose(image)
+            return _rgb(image)
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError, OverflowError) as error:
+        raise InputError(f"{where}: cannot be read as an image: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    text = str(error).splitlines()
+    return (text[0] if text else type(error).__name__)[:150]
+
+
+def _open(source: Any, where: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source, where)
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source))
+    if isinstance(source, (str, Path)):
+        return Image.open(source)
+    raise InputError(f"{where}: a {type(source).__name__} is not an image; give a path, a PIL image, bytes or an array")
+
+
+def _from_array(array: np.ndarray, where: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise InputError(f"{where}: an array of shape {array.shape} is not an image; expected H×W, H×W×3 or H×W×4")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise InputError(f"{where}: has values that are not finite numbers")
+        if array.min() < 0 or array.max() > 1:
+            raise InputError(f"{where}: floating-point images must lie in 0–1, but this one is in {array.min():g}–{array.max():g}")
+        array = (array * 255 + 0.5).astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = (array // 257).astype(np.uint8)
+    elif array.dtype.kind in "biu":
+        if array.dtype == bool:
+            array = array.astype(np.uint8) * 255
+        elif array.min() < 0 or array.max() > 255:
+            raise InputError(f"{where}: whole-number images must lie in 0–255, but this one is in {array.min()}–{array.max()}")
+        array = array.astype(np.uint8)
+    else:
+        raise InputError(f"{where}: an array of {array.dtype} is not an image")
+    return Image.fromarray(array)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _MANY_BITS:
+        values = np.asarray(image).astype(np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        if image.mode == "F" and values.max(initial=0) <= 1:
+            top = 1.0
+        return Image.fromarray((values.clip(0, top) / top * 255 + 0.5).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def square(image: Image.Image, size: int, *, interpolation: str, crop_pct: float) -> np.ndarray:
+    """uint8 size×size×3, as timm prepares an image for evaluation: shorter side to size/crop_pct, then the centre."""
+    scale = math.floor(size / crop_pct)
+    width, height = image.size
+    if width <= height:
+        resized = (scale, max(scale, int(scale * height / width)))
+    else:
+        resized = (max(scale, int(scale * width / height)), scale)
+    if resized[0] * resized[1] > MOST_PIXELS:  # a line of pixels: the centre of it is all that is needed
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        image, resized = image.crop((left, top, left + side, top + side)), (scale, scale)
+    if resized != image.size:
+        image = image.resize(resized, _METHODS[interpolation])
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)

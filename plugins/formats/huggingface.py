@@ -1,0 +1,74 @@
+"""Datasets of the Hugging Face library, on disk or by id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from automl_tl import Listing, hookimpl
+from automl_tl.errors import InputError
+
+PREFIX = "hf:"
+SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation", "test": "test"}
+
+
+class HuggingFace:
+    """A folder that `save_to_disk` wrote, or `hf:NAME` for a dataset of the hub. One image and one class column are needed."""
+
+    name = "huggingface"
+
+    def matches(self, location: Any) -> bool:
+        if isinstance(location, str) and location.startswith(PREFIX):
+            return True
+        if not isinstance(location, (str, Path)):
+            return False
+        return any((Path(location) / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+
+    def open(self, location: Any) -> Listing:
+        parts = _load(location)
+        images: list[Any] = []
+        labels: list[str] = []
+        splits: list[str] = []
+        for name, part in parts.items():
+            split = SPLITS.get(name)
+            if split is None:
+                raise InputError(f"{location}: split {name!r} is not known; expected train, validation or test")
+            image, label = _columns(part, location)
+            names = getattr(part.features[label], "names", None)
+            images += list(part[image])
+            labels += [names[value] if names else str(value) for value in part[label]]
+            splits += [split] * len(part)
+        where = [f"{split} row {i}" for i, split in enumerate(splits)]
+        given = splits if set(splits) != {"train"} else None
+        return Listing(str(location).removeprefix(PREFIX).split("/")[-1], images, labels, where, given)
+
+
+def _load(location: Any) -> dict[str, Any]:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{location}: needs the datasets library: pip install 'automl_tl[datasets]'") from None
+    try:
+        if str(location).startswith(PREFIX):
+            found = datasets.load_dataset(str(location).removeprefix(PREFIX))
+        else:
+            found = datasets.load_from_disk(str(location))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{location}: cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+
+
+def _columns(part: Any, location: Any) -> tuple[str, str]:
+    import datasets
+
+    images = [name for name, kind in part.features.items() if isinstance(kind, datasets.Image)]
+    labels = [name for name, kind in part.features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels = labels or [name for name in ("label", "labels", "class") if name in part.features]
+    if len(images) != 1 or len(labels) != 1:
+        raise InputError(f"{location}: needs one image and one class column, but has {', '.join(part.features)}")
+    return images[0], labels[0]
+
+
+@hookimpl
+def register_formats() -> list[HuggingFace]:
+    return [HuggingFace()]

@@ -1,0 +1,75 @@
+"""CLASS/FILE, or SPLIT/CLASS/FILE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from automl_tl import Listing, hookimpl
+from automl_tl.errors import InputError
+from automl_tl.images import SUFFIXES
+
+SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+
+class ImageFolder:
+    """A folder for each class, below a folder for each split if there are splits. Hidden files are passed over."""
+
+    name = "image-folder"
+
+    def matches(self, location: Any) -> bool:
+        return isinstance(location, (str, Path)) and Path(location).is_dir() and not (Path(location) / "dataset_info.json").exists()
+
+    def open(self, location: Any) -> Listing:
+        root = Path(location)
+        folders = _folders(root)
+        if not folders:
+            raise InputError(f"{root}: is empty of folders; expected CLASS/FILE or train/CLASS/FILE and test/CLASS/FILE")
+        splits = {folder: SPLITS.get(folder.name.lower()) for folder in folders}
+        if not any(splits.values()):
+            return _listing(root, [(root, None)])
+        strangers = [folder.name for folder, split in splits.items() if split is None]
+        if strangers:
+            raise InputError(f"{root}: has {strangers[0]!r} beside split folders; keep only train, validation and test there")
+        return _listing(root, list(splits.items()))
+
+
+def _listing(root: Path, parts: list[tuple[Path, str | None]]) -> Listing:
+    images: list[Path] = []
+    labels: list[str] = []
+    splits: list[str] = []
+    for part, split in parts:
+        classes = _folders(part)
+        if not classes:
+            raise InputError(f"{part}: has no class folders; expected {part.name}/CLASS/FILE")
+        for folder in classes:
+            found = _images(folder, root)
+            if not found:
+                raise InputError(f"{folder}: is a class without an image; delete the folder or fill it")
+            images += found
+            labels += [folder.name] * len(found)
+            splits += [split or ""] * len(found)
+    where = [str(path.relative_to(root)) for path in images]
+    return Listing(root.resolve().name, images, labels, where, splits if parts[0][1] else None)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def _images(folder: Path, root: Path) -> list[Path]:
+    """Files below `folder` that look like images; links that lead out of the data are refused."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{path}: is a link that leads out of {root}; copy the image in, or remove the link")
+        if path.is_file():
+            found.append(path)
+    return found
+
+
+@hookimpl
+def register_formats() -> list[ImageFolder]:
+    return [ImageFolder()]

@@ -1,0 +1,122 @@
+"""A table of paths and labels."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from automl_tl import Listing, hookimpl
+from automl_tl.errors import InputError
+
+COLUMNS = ("path", "label", "split", "group", "domain")
+SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test", "": "train"}
+
+
+class Manifest:
+    """CSV (comma, semicolon or tab) or Parquet with the columns path, label and, if there are any, split, group, domain.
+
+    Paths are relative to the table's folder and stay inside it.
+    """
+
+    name = "manifest"
+
+    def matches(self, location: Any) -> bool:
+        return isinstance(location, (str, Path)) and Path(location).suffix.lower() in (".csv", ".tsv", ".parquet")
+
+    def open(self, location: Any) -> Listing:
+        table = Path(location)
+        if not table.is_file():
+            raise InputError(f"{table}: does not exist")
+        rows = _parquet_rows(table) if table.suffix.lower() == ".parquet" else _csv_rows(table)
+        if not rows:
+            raise InputError(f"{table}: has no rows")
+        root = table.parent.resolve()
+        where = [f"{table.name} row {number}: {row['path']}" for number, row in enumerate(rows, 2)]
+        images = [_inside(root, row["path"], place) for row, place in zip(rows, where, strict=True)]
+        for row, place in zip(rows, where, strict=True):
+            if not row["label"].strip():
+                raise InputError(f"{place}: has no label; give it one or remove the row")
+        splits = _splits(rows, where) if "split" in rows[0] else None
+        columns = {name: [row[name] for row in rows] if name in rows[0] else None for name in ("group", "domain")}
+        return Listing(table.stem, images, [row["label"] for row in rows], where, splits, columns["group"], columns["domain"])
+
+
+def _splits(rows: Sequence[Mapping[str, str]], where: Sequence[str]) -> list[str]:
+    splits = []
+    for row, place in zip(rows, where, strict=True):
+        split = SPLITS.get(row["split"].strip().lower())
+        if split is None:
+            raise InputError(f"{place}: split {row['split']!r} is not known; write train, validation or test")
+        splits.append(split)
+    return splits
+
+
+def _inside(root: Path, text: str, where: str) -> Path:
+    if "\\" in text and not (root / text).exists():
+        text = text.replace("\\", "/")  # written on Windows
+    path = (root / text).resolve()
+    if not path.is_relative_to(root):
+        raise InputError(f"{where}: lies outside the manifest's folder; paths must stay below {root.name}/")
+    if not path.is_file():
+        raise InputError(f"{where}: there is no such file; paths are relative to the manifest's folder")
+    return path
+
+
+def _csv_rows(table: Path) -> list[dict[str, str]]:
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    lines = text.splitlines()
+    if not lines:
+        raise InputError(f"{table}: is empty; the first line names the columns: path,label")
+    separator = max(",;\t", key=lines[0].count)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    try:
+        header = [cell.strip().lower() for cell in next(reader)]
+        _check_header(table, header)
+        rows = []
+        for cells in reader:
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise InputError(
+                    f"{table} row {reader.line_num}: has {len(cells)} cells, the header {len(header)}; "
+                    f"is {separator!r} the separator throughout?"
+                )
+            rows.append({name: cell for name, cell in zip(header, cells, strict=True) if name in COLUMNS})
+    except csv.Error as error:
+        raise InputError(f"{table} row {reader.line_num}: {error}") from None
+    return rows
+
+
+def _parquet_rows(table: Path) -> list[dict[str, str]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{table}: reading Parquet needs pyarrow: pip install 'automl_tl[parquet]'") from None
+    try:
+        content = parquet.read_table(table)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{table}: cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    _check_header(table, content.column_names)
+    names = [name for name in COLUMNS if name in content.column_names]
+    columns = [["" if cell is None else str(cell) for cell in content[name].to_pylist()] for name in names]
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _check_header(table: Path, header: Sequence[str]) -> None:
+    for name in COLUMNS[:2]:
+        if name not in header:
+            raise InputError(f"{table}: has no column {name!r}; its columns are: {', '.join(header)}")
+    twice = [name for name in header if list(header).count(name) > 1]
+    if twice:
+        raise InputError(f"{table}: has the column {twice[0]!r} twice")
+
+
+@hookimpl
+def register_formats() -> list[Manifest]:
+    return [Manifest()]

@@ -1,0 +1,152 @@
+"""Every pretrained tag of the installed timm. Facts are known offline; weights come from the hub when a network is chosen."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automl_tl import Backbone, hookimpl
+from automl_tl.errors import ZooError
+from automl_tl.home import cache
+from automl_tl.networks import family, first_line, headless
+
+from ._tags import source_dataset, source_domain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ._timm_counts import Counted, Key
+
+Progress = Callable[[int, int], None]
+
+
+class TimmHub:
+    name = "timm"
+    on_request = True
+
+    def list(self) -> Iterable[Backbone]:
+        """From the catalogue, which is built at the first call."""
+        return [_backbone(facts, zoo=self.name) for facts in self._catalogue()["networks"]]
+
+    def cached(self) -> Iterable[Backbone]:
+        """Those whose weights are in the local hub cache."""
+        from ._hub import cached_repositories
+
+        here = cached_repositories()
+        return [backbone for backbone in self.list() if backbone.weights in here] if here else []
+
+    def left_out(self) -> dict[str, str]:
+        """Tags that cannot be backbones here → why."""
+        reasons: dict[str, str] = self._catalogue()["left_out"]
+        return reasons
+
+    def build(self, backbone: Backbone, *, head: bool = False) -> nn.Module:
+        """Raises ZooError: the weights cannot be had, or are not those of this network."""
+        import timm
+        from safetensors import SafetensorError
+
+        from ._hub import fetch
+
+        if head and not backbone.num_classes:
+            raise ZooError(f"{backbone.name} has no source head")
+        path = fetch(backbone.weights)
+        overlay = {"file": str(path)}  # a file of ours: timm fetches nothing itself, least of all a pickle
+        try:
+            net = timm.create_model(
+                backbone.name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=backbone.num_classes
+            )
+        except (RuntimeError, ValueError, LookupError, SafetensorError) as error:
+            raise ZooError(f"{backbone.weights}: {path} does not hold {backbone.name}: {first_line(error)}") from None
+        return (net if head else headless(net)).eval()
+
+    def build_catalogue(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Read timm's own metadata, count what the shipped counts do not know, and keep both in the cache.
+
+        Seconds, most of them for importing timm; half a second more for each network of a timm newer than the counts.
+        """
+        from ._timm_counts import SHIPPED, complete, read
+
+        counted = read(SHIPPED)
+        complete(counted, progress)
+        catalogue = _read_timm(counted)
+        path = _kept()
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(catalogue))
+        os.replace(partial, path)
+        return catalogue
+
+    def _catalogue(self) -> dict[str, Any]:
+        path = _kept()
+        if not path.exists():
+            return self.build_catalogue()
+        catalogue: dict[str, Any] = json.loads(path.read_text())
+        return catalogue
+
+
+def _kept() -> Path:
+    return cache() / f"timm-{version('timm')}.json"
+
+
+def _read_timm(counted: Mapping[Key, Counted]) -> dict[str, Any]:
+    from ._timm_counts import Key, pretrained
+
+    networks, left_out = [], {}
+    for tag, facts in pretrained():
+        _, height, width = facts.input_size
+        if facts.hf_hub_id is None:
+            left_out[tag] = "its weights are not on the hub"
+        elif height != width:
+            left_out[tag] = f"takes images of {width}×{height} px; only squares are supported"
+        elif (known := counted[Key(facts.architecture, height)]).counts is None:
+            left_out[tag] = known.left_out
+        else:
+            network = {
+                "tag": tag,
+                "repository": facts.hf_hub_id,
+                "input_size": height,
+                "mean": facts.mean,
+                "std": facts.std,
+                "interpolation": facts.interpolation,
+                "crop_pct": facts.crop_pct,
+                "num_classes": facts.num_classes,
+                "licence": facts.license or "",
+                "params": known.counts.params,
+                "macs": known.counts.macs,
+                "num_features": known.counts.num_features,
+            }
+            networks.append(network)
+    return {"networks": networks, "left_out": left_out}
+
+
+def _backbone(facts: dict[str, Any], *, zoo: str) -> Backbone:
+    architecture, _, tag = facts["tag"].partition(".")
+    dataset = source_dataset(tag)
+    return Backbone(
+        name=facts["tag"],
+        zoo=zoo,
+        architecture=architecture,
+        family=family(architecture),
+        source_dataset=dataset,
+        source_domain=source_domain(dataset),
+        input_size=facts["input_size"],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        interpolation=facts["interpolation"],
+        crop_pct=facts["crop_pct"],
+        params=facts["params"],
+        macs=facts["macs"],
+        num_features=facts["num_features"],
+        num_classes=facts["num_classes"],
+        licence=facts["licence"],
+        weights=facts["repository"],
+        download_bytes=facts["params"] * 4,
+    )
+
+
+@hookimpl
+def register_backbones() -> list[TimmHub]:
+    return [TimmHub()]
