@@ -19,6 +19,7 @@ from .candidates import propose
 from .cost import CostModel
 from .errors import InputError
 from .evaluation.classification import judge
+from .facts import backbone_of, profile_of
 from .history import History, open_history
 from .home import cache, write_text
 from .profiling import profile_task as _profile_task
@@ -98,27 +99,25 @@ def recommend(
     experience = Experience.of(history)
     ranker = ranker_for(experience, cache() / "rankers", seed=seed)
     cost_model = CostModel.learn(experience, strategies=known, seed=seed)
-    candidates = propose(
-        classes=len(task.classes),
-        images=len(task.part("train")),
-        backbones=at_hand,
-        strategies=known,
-        seed=seed,
-        only_strategies=strategies,
-        only_backbones=backbones,
-    )
+    candidates = propose(at_hand, known, seed=seed, only_strategies=strategies, only_backbones=backbones)
     if not candidates:
         raise InputError("no candidate is left; widen --strategy, --backbone or --zoo")
     first = _profile_task(task, at_hand, seed=seed, progress=progress)
     ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
-    looked = tuple(shortlist(ranking, backbones=LOOKED_AT))
+    looked = tuple(shortlist(ranking, at_hand, size=LOOKED_AT))
     second = _profile_task(task, at_hand, look=looked, seed=seed, progress=progress)
     remaining = [candidate for candidate in candidates if candidate.backbone in looked]
     return Advice(second, _rank(ranker, remaining, second, at_hand, cost_model, stage=2), at_hand)
 
 
 def _rank(
-    ranker: Ranker | None, candidates: list[Any], profile: Profile, backbones: dict[str, Backbone], cost_model: CostModel, *, stage: int
+    ranker: Ranker | None,
+    candidates: list[Any],
+    profile: Profile,
+    backbones: dict[str, Backbone],
+    cost_model: CostModel,
+    *,
+    stage: int,
 ) -> Ranking:
     return rank(ranker, candidates, profile, backbones, cost_model, strategies=registry.strategies(), stage=stage)
 
@@ -210,7 +209,9 @@ def evaluate(run: Path | str, location: Any) -> dict[str, float]:
     chosen = keep or range(len(listing.images))
     unknown = sorted({listing.labels[i] for i in chosen} - set(trained.classes))
     if unknown:
-        raise InputError(f"{location} has classes that the model does not know: {', '.join(unknown[:5])}; known: {', '.join(trained.classes[:20])}")
+        raise InputError(
+            f"{location} has classes that the model does not know: {', '.join(unknown[:5])}; known: {', '.join(trained.classes[:20])}"
+        )
     b = trained.backbone
     pixels = data.decode_images(
         [listing.images[i] for i in chosen],
@@ -290,6 +291,5 @@ def _advice_of(out: Path) -> Advice:
         Ranked(**{**item, "candidate": Candidate(**item["candidate"]), "reasons": tuple(item["reasons"])})
         for item in ranking["items"]
     )
-    profile = Profile(**{**facts["profile"], "warnings": tuple(facts["profile"]["warnings"])})
-    backbones = {name: model.backbone_of(backbone) for name, backbone in facts["backbones"].items()}
-    return Advice(profile, Ranking(**{**ranking, "items": items}), backbones)
+    backbones = {name: backbone_of(backbone) for name, backbone in facts["backbones"].items()}
+    return Advice(profile_of(facts["profile"]), Ranking(**{**ranking, "items": items}), backbones)

@@ -22,7 +22,7 @@ class Budget:
 
 
 def parse_budget(text: str | float | Budget) -> Budget:
-    """"90s", "10m", "1h", "5 trials", "60 epochs", several joined by "+", or a number of seconds.
+    """ "90s", "10m", "1h", "5 trials", "60 epochs", several joined by "+", or a number of seconds.
 
     >>> parse_budget("10m + 5 trials")
     Budget(seconds=600.0, trials=5.0, epochs=inf)

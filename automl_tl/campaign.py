@@ -34,7 +34,7 @@ class TaskPlan:
 
     name: str
     location: str
-    """Relative to the data folder."""
+    """Relative to the data folder, or a name that a reader knows."""
     source_dataset: str
     """Tasks of one source dataset leave together when one is left out."""
     classes: int | None = None
@@ -71,6 +71,8 @@ class Unit:
     data: str
     plan: TaskPlan
     candidate: Candidate | None
+    look: tuple[str, ...]
+    """Backbones that a profile looks at."""
     seed: int
 
 
@@ -98,18 +100,21 @@ def build_history(
     Each worker computes on one thread. Only this process writes.
     """
     backbones = catalogue()
-    done = {trial.id for trial in history.trials() if trial.status in ("finished", "failed")}
+    for name in plan.backbones:
+        registry.lookup("backbone", name, backbones)
+    done = {id_ for id_, status in history.known().items() if status != "stopped"}
     units: list[Unit] = []
     for task_plan in plan.tasks:
         task = make_task(data, task_plan)
         history.record_task(task, task_plan.source_dataset)
         if task.fingerprint not in history.profiles():
-            units.append(Unit(str(data), task_plan, None, plan.seed))
+            units.append(Unit(str(data), task_plan, None, plan.backbones or tuple(backbones), plan.seed))
         for candidate in sample_candidates(plan, task, backbones):
             if trial_id(task.fingerprint, candidate, plan.seed) not in done:
-                units.append(Unit(str(data), task_plan, candidate, plan.seed))
+                units.append(Unit(str(data), task_plan, candidate, (), plan.seed))
     for backbone in backbones.values():
-        history.record_backbone(backbone)
+        if not plan.backbones or backbone.name in plan.backbones:
+            history.record_backbone(backbone)
     trials = sum(unit.candidate is not None for unit in units)
     say(f"{trials} trials and {len(units) - trials} profiles to run on {workers} workers")
     count = 0
@@ -156,8 +161,7 @@ def run_unit(unit: Unit, command: str) -> Trial | Profile:
 
     task, backbones = _task(unit.data, unit.plan), _catalogue()
     if unit.candidate is None:
-        look = tuple(backbones)
-        return profile_task(task, backbones, look=look, seed=unit.seed)
+        return profile_task(task, backbones, look=unit.look, seed=unit.seed)
     backbone = backbones[unit.candidate.backbone]
     with tempfile.TemporaryDirectory() as folder:
         trial, fitted = run_trial(task, unit.candidate, backbone, seed=unit.seed, folder=Path(folder), command=command)
@@ -178,7 +182,8 @@ def _task(data: str, plan: TaskPlan) -> Task:
 
 def make_task(data: Path, plan: TaskPlan) -> Task:
     """The task that `plan` describes: fewer classes, fewer images, the same seeded choice everywhere."""
-    task = load_task(data / plan.location, name=plan.name, seed=plan.seed, validation=plan.validation)
+    location = data / plan.location if (data / plan.location).exists() else plan.location
+    task = load_task(location, name=plan.name, seed=plan.seed, validation=plan.validation)
     rng = np.random.default_rng(plan.seed)
     labels = np.arange(len(task.classes))
     if plan.classes is not None and plan.classes < len(labels):
@@ -203,16 +208,14 @@ def _proportionally(part: np.ndarray, labels: np.ndarray, most: int) -> np.ndarr
 
 def sample_candidates(plan: Plan, task: Task, backbones: Mapping[str, Backbone]) -> list[Candidate]:
     """`plan.trials` candidates: every backbone and strategy in turn, defaults first, then draws; not only the good ones."""
+    known = registry.strategies()
     proposed = propose(
-        classes=len(task.classes),
-        images=len(task.part(TRAIN)),
-        backbones=backbones,
-        strategies=registry.strategies(),
+        backbones,
+        known,
         seed=plan.seed,
         only_strategies=plan.strategies or None,
         only_backbones=plan.backbones or None,
     )
-    known = registry.strategies()
     pairs: dict[tuple[str, str], list[Candidate]] = {}
     for candidate in proposed:
         backbone = backbones[candidate.backbone]

@@ -185,7 +185,7 @@ def load_weights(net: nn.Module, path: Path, *, digest: str = "") -> None:
     except (OSError, SafetensorError) as error:
         raise ZooError(f"{path}: is no whole safetensors file: {first_line(error)}; fetch it again") from None
     wanted = net.state_dict()
-    for name in wanted.keys() ^ tensors.keys():
+    for name in sorted(wanted.keys() ^ tensors.keys()):
         verb = "lacks" if name in wanted else "has an unexpected"
         raise ZooError(f"{path}: {verb} {name!r}; these weights belong to another network than the card says")
     for name, tensor in tensors.items():

@@ -65,7 +65,9 @@ def _fail(message: str, code: int) -> None:
 def fit(
     images: Images,
     budget: Annotated[str, typer.Option(help="90s, 10m, 1h, '5 trials', '60 epochs', or several joined by +.")] = "10m",
-    out: Annotated[Path, typer.Option(help="Folder of the run: model, trials, report. The same call goes on in it.")] = Path("runs/fit"),
+    out: Annotated[Path, typer.Option(help="Folder of the run: model, trials, report. The same call goes on in it.")] = Path(
+        "runs/fit"
+    ),
     trials: Annotated[int | None, typer.Option(help="Short for --budget 'N trials'.")] = None,
     zoo: ZooName = None,
     strategy: Strategies = None,
@@ -151,10 +153,12 @@ def predict(
     if out is not None:
         api.write_predictions(predictions, out)
     if json:
-        _print_json([
-            {"path": where, "label": label, "confidence": float(row.max())}
-            for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True)
-        ])
+        _print_json(
+            [
+                {"path": where, "label": label, "confidence": float(row.max())}
+                for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True)
+            ]
+        )
     elif out is not None:
         print(f"{len(predictions.where)} predictions written to {out}")
     else:
@@ -311,6 +315,24 @@ def zoo_pretrain(
     print(pretrain_recipe(recipe, data, out, say=_say))
 
 
+@zoo_app.command("describe")
+def zoo_describe(
+    images: Images,
+    name: Annotated[str, typer.Option(help="Name of the source dataset, as the cards of its networks have it.")],
+    encoder: Annotated[str, typer.Option(help="The reference encoder: a backbone whose features distances are taken on.")],
+    out: Annotated[Path, typer.Option(help="Folder of a zoo, for NAME.source.safetensors.")],
+) -> None:
+    """Keep statistics of a source's images, so that tasks can be measured against it without the images."""
+    from .api import load_task
+    from .backbones import catalogue
+    from .profiling import describe_source
+    from .registry import lookup
+    from .sources import write_source
+
+    task = load_task(_location(images), name=name, validation=0.0)
+    print(write_source(out, name, encoder, describe_source(task, lookup("backbone", encoder, catalogue()))))
+
+
 @plugins_app.command("list")
 def plugins_list(json: AsJson = False) -> None:
     """Every plugin, with its origin and what it brings."""
@@ -450,7 +472,9 @@ def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
 def _print_outcome(outcome: Outcome) -> None:
     winner = outcome.winner
     tested = f", test {winner.test['accuracy']:.3f}" if winner.test else ", no test images"
-    print(f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}: validation {winner.validation['accuracy']:.3f}{tested}")
+    print(
+        f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}: validation {winner.validation['accuracy']:.3f}{tested}"
+    )
     done = sum(trial.status == "finished" for trial in outcome.trials)
     print(f"{done} trials finished, {len(outcome.trials) - done} stopped or failed, in {outcome.seconds:.0f} s")
     print(f"Model:  {outcome.folder / 'model'}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .encoding import Experience
+from .experience import Experience
 from .home import home, write_text
 from .records import Backbone, Candidate
 from .space import defaults
@@ -41,7 +41,7 @@ _LEARNING = {
     "feature_fraction": 0.8,
     "deterministic": True,
     "force_row_wise": True,
-    "num_threads": 2,
+    "num_threads": 1,
     "verbosity": -1,
 }
 _ROUNDS = 120

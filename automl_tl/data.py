@@ -67,7 +67,13 @@ def read_listing(location: Any) -> Listing:
 
 
 def load_task(
-    location: Any, *, name: str | None = None, seed: int = 0, validation: float = 0.2, test: float = 0.0, progress: Progress | None = None
+    location: Any,
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    validation: float = 0.2,
+    test: float = 0.0,
+    progress: Progress | None = None,
 ) -> Task:
     """Read, check and split labelled images.
 
@@ -314,9 +320,13 @@ def _split(
     splits = {split: np.flatnonzero(given == split) for split in (TRAIN, VALIDATION, TEST)}
     for split in (VALIDATION, TEST):
         held = splits[split]
-        foreign = sorted({classes[label] for label in labels[held]} - {classes[label] for label in labels[splits[TRAIN]]}, key=natural)
+        foreign = sorted(
+            {classes[label] for label in labels[held]} - {classes[label] for label in labels[splits[TRAIN]]}, key=natural
+        )
         if foreign:
-            raise InputError(f"{name}: {split} has classes that train has not: {', '.join(foreign[:5])}; give both the same classes")
+            raise InputError(
+                f"{name}: {split} has classes that train has not: {', '.join(foreign[:5])}; give both the same classes"
+            )
         twins = splits[TRAIN][np.isin(groups[splits[TRAIN]], groups[held])]
         if len(twins):
             splits[TRAIN] = np.setdiff1d(splits[TRAIN], twins)
@@ -416,7 +426,13 @@ def _square(item: tuple[Any, str, int, str, float]) -> np.ndarray:
 
 
 def _decode_into(
-    path: Path, images: Sequence[Any], where: Sequence[str], size: int, interpolation: str, crop_pct: float, progress: Progress | None
+    path: Path,
+    images: Sequence[Any],
+    where: Sequence[str],
+    size: int,
+    interpolation: str,
+    crop_pct: float,
+    progress: Progress | None,
 ) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))

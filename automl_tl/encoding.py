@@ -1,88 +1,16 @@
-"""The history as the ranker sees it, and candidates as rows of numbers known before training."""
+"""Candidates as rows of numbers, all known before training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from .experience import Rows
+from .record import KINDS, SHRINK
 from .records import Backbone, Profile
-from .space import Value
-
-if TYPE_CHECKING:
-    from .history import History
-
-REFERENCES = 1000
-"""Tasks that a new task is compared with; more are drawn from."""
-SHRINK = {"all": 4.0, "near": 1.0}
-"""A mean of standings is shrunk towards nothing as by so many further trials of average standing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trials:
-    """Columns of the finished trials, all of one length."""
-
-    task: np.ndarray
-    """Fingerprints."""
-    source_dataset: np.ndarray
-    """Where the task's images come from."""
-    backbone: np.ndarray
-    strategy: np.ndarray
-    hyperparameters: Sequence[Mapping[str, Value]]
-    score: np.ndarray
-    """Validation accuracy, 0–1."""
-    seconds: np.ndarray
-    memory_mb: np.ndarray
-    images: np.ndarray
-    """Training images."""
-    speed: np.ndarray
-    """Of the machine, as `cost.calibrate` measures it; NaN: unknown."""
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-    def take(self, rows: np.ndarray) -> Trials:
-        """Some of the trials."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        picked = {name: values[rows] for name, values in columns.items() if isinstance(values, np.ndarray)}
-        return Trials(**picked, hyperparameters=[self.hyperparameters[row] for row in rows])
-
-
-@dataclass(frozen=True, eq=False)
-class Experience:
-    """Everything that advice is learnt from."""
-
-    trials: Trials
-    profiles: Mapping[str, Profile]
-    """By fingerprint."""
-    backbones: Mapping[str, Backbone]
-    digest: str
-
-    @classmethod
-    def of(cls, history: History) -> Experience:
-        """All trials of `history` that have a score, a profile of their task and the facts of their backbone."""
-        table, profiles, backbones = history.table(), history.profiles(), history.backbones()
-        texts = {name: np.array(getattr(table, name), dtype=object) for name in ("task", "source_dataset", "backbone", "strategy")}
-        numbers = {
-            name: np.array(getattr(table, name), dtype=np.float64) for name in ("score", "seconds", "memory_mb", "images", "speed")
-        }
-        trials = Trials(**texts, **numbers, hyperparameters=list(table.hyperparameters))
-        known = [task in profiles and name in backbones for task, name in zip(trials.task, trials.backbone, strict=True)]
-        usable = np.flatnonzero(np.array(known, dtype=bool) & np.isfinite(trials.score))
-        return cls(trials.take(usable), profiles, backbones, history.digest())
-
-    def take(self, rows: np.ndarray) -> Experience:
-        """The same with some of the trials; its digest is not the whole's."""
-        return Experience(self.trials.take(rows), self.profiles, self.backbones, f"{self.digest}/{hash_rows(rows)}")
-
-
-def hash_rows(rows: np.ndarray) -> str:
-    """A short name of a selection."""
-    import xxhash
-
-    return xxhash.xxh64_hexdigest(np.ascontiguousarray(rows, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -95,35 +23,6 @@ class Column:
     form: str = "value"
     """`value`; `lead` (over the best of the others looked at, or the closest source) and `place` (0: best) among the
     alternatives; `all` and `near` (over all earlier tasks, over those like this one); `option` (code of a text)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Candidates to be encoded: each a task, a backbone, a strategy and hyperparameters."""
-
-    profiles: Sequence[Profile]
-    task: np.ndarray
-    """Index into `profiles`."""
-    backbones: Sequence[Backbone]
-    backbone: np.ndarray
-    """Index into `backbones`."""
-    strategy: Sequence[str]
-    hyperparameters: Sequence[Mapping[str, Value]]
-
-
-def rows_of(experience: Experience) -> Rows:
-    """The trials of `experience` as rows."""
-    trials = experience.trials
-    tasks, task = np.unique(trials.task.astype(str), return_inverse=True)
-    names, backbone = np.unique(trials.backbone.astype(str), return_inverse=True)
-    return Rows(
-        [experience.profiles[name] for name in tasks],
-        task,
-        [experience.backbones[name] for name in names],
-        backbone,
-        list(trials.strategy),
-        trials.hyperparameters,
-    )
 
 
 @dataclass(frozen=True)
@@ -243,124 +142,3 @@ def alternatives(
     lead = merit - np.where(merit == best, second, best)
     place = len(merit) - np.searchsorted(ordered, merit, side="right")
     return {name: (values[name], float(a), float(b)) for name, a, b in zip(values, lead, place, strict=True)}
-
-
-KINDS = ("backbone and strategy", "backbone", "family", "source dataset")
-"""What a candidate's record is kept of. A backbone that was never tried still has a family and a source dataset."""
-
-
-def _keys(kind: str, backbone: Backbone, strategy: str) -> str:
-    return {
-        "backbone and strategy": f"{backbone.name}\n{strategy}",
-        "backbone": backbone.name,
-        "family": backbone.family,
-        "source dataset": backbone.source_dataset,
-    }[kind]
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """How candidates stood in earlier tasks: a standing is the share of the task's trials that a trial beats, minus a half."""
-
-    source_datasets: tuple[str, ...]
-    """Of each reference task."""
-    grid: Mapping[str, np.ndarray]
-    """Sorted values of each number of a profile: a task's coordinates are its places among them, 0–1."""
-    coordinates: np.ndarray
-    """References × numbers of a profile."""
-    width: float
-    """Tasks so far apart count 0.6 as much as an equal one."""
-    keys: Mapping[str, Mapping[str, int]]
-    """kind → key → position."""
-    sums: Mapping[str, np.ndarray]
-    """kind → references × keys: standings added up."""
-    counts: Mapping[str, np.ndarray]
-
-    @classmethod
-    def of(cls, rows: Rows, standing: np.ndarray, source_datasets: Sequence[str], *, seed: int = 0) -> Record:
-        """From trials (`rows`), their standings, and the source dataset of each of the rows' tasks."""
-        total = len(rows.profiles)
-        kept = np.arange(total)
-        if total > REFERENCES:
-            kept = np.sort(np.random.default_rng(seed).choice(total, REFERENCES, replace=False))
-        numbers = [profile_numbers(rows.profiles[i]) for i in kept]
-        names = sorted({name for found in numbers for name in found})
-        grid = {name: np.unique([found[name] for found in numbers if name in found]) for name in names}
-        coordinates = _places(grid, numbers)
-        apart = _apart(coordinates, coordinates)
-        sources = np.array([source_datasets[i] for i in kept], dtype=object)
-        apart[sources[:, None] == sources[None, :]] = np.inf
-        nearest = apart.min(axis=1, initial=np.inf)
-        width = float(np.median(nearest[np.isfinite(nearest)])) if np.isfinite(nearest).any() else 1.0
-        reference = np.full(total, -1)
-        reference[kept] = np.arange(len(kept))
-        inside = reference[rows.task] >= 0
-        keys, sums, counts = {}, {}, {}
-        for kind in KINDS:
-            index, codes = _codes(kind, rows)
-            where = (reference[rows.task] * len(index) + codes)[inside]
-            shape, cells = (len(kept), len(index)), len(kept) * len(index)
-            keys[kind] = index
-            sums[kind] = np.bincount(where, standing[inside], cells).reshape(shape)
-            counts[kind] = np.bincount(where, minlength=cells).astype(np.float64).reshape(shape)
-        return cls(tuple(sources), grid, coordinates, max(width, 1e-3), keys, sums, counts)
-
-    def standings(self, rows: Rows, source_datasets: Sequence[str] | None = None) -> np.ndarray:
-        """n × (kinds × all/near): the mean standing of what the row is made of, shrunk towards 0 where there is little.
-
-        `source_datasets`, one a task of `rows`: reference tasks of the same one are left out, so that a trial does not
-        predict itself nor its siblings.
-        """
-        weights = self._weights(rows.profiles, source_datasets)
-        result = np.zeros((len(rows.task), len(KINDS) * len(SHRINK)))
-        for block, kind in enumerate(KINDS):
-            _, codes = _codes(kind, rows, self.keys[kind])
-            seen = codes >= 0
-            for offset, (form, shrink) in enumerate(SHRINK.items()):
-                means = (weights[form] @ self.sums[kind]) / (weights[form] @ self.counts[kind] + shrink)
-                result[seen, len(SHRINK) * block + offset] = means[rows.task[seen], codes[seen]]
-        return result
-
-    def _weights(self, profiles: Sequence[Profile], source_datasets: Sequence[str] | None) -> dict[str, np.ndarray]:
-        """tasks × references: 1 each, and by closeness."""
-        coordinates = _places(self.grid, [profile_numbers(profile) for profile in profiles])
-        near = np.exp(-((_apart(coordinates, self.coordinates) / self.width) ** 2) / 2)
-        every = np.ones_like(near)
-        if source_datasets is not None:
-            same = np.array(source_datasets, dtype=object)[:, None] == np.array(self.source_datasets, dtype=object)[None, :]
-            near[same] = every[same] = 0.0
-        near /= np.maximum(near.max(axis=1, keepdims=True, initial=0.0), 1e-9)
-        return {"all": every, "near": near}
-
-
-def profile_numbers(profile: Profile) -> dict[str, float]:
-    """What tasks are compared by: their meta-features and their distances to the sources."""
-    distances = {f"{source}/{metric}": value for source, found in profile.distances.items() for metric, value in found.items()}
-    return {**profile.meta, **distances}
-
-
-def _places(grid: Mapping[str, np.ndarray], numbers: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """tasks × numbers: the place of each value among the history's, 0–1; a half where it is unknown."""
-    places = np.full((len(numbers), len(grid)), 0.5)
-    for column, (name, values) in enumerate(grid.items()):
-        own = np.array([found.get(name, np.nan) for found in numbers])
-        known = np.isfinite(own)
-        low, high = np.searchsorted(values, own[known], "left"), np.searchsorted(values, own[known], "right")
-        places[known, column] = (low + high) / (2 * len(values))
-    return places
-
-
-def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Root mean square difference of the coordinates, len(a) × len(b)."""
-    square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
-    return np.asarray(np.sqrt(np.maximum(square, 0) / max(a.shape[1], 1)))
-
-
-def _codes(kind: str, rows: Rows, known: Mapping[str, int] | None = None) -> tuple[Mapping[str, int], np.ndarray]:
-    """Keys of `kind` with their positions, and the position of each row's key; -1 for one that is not in `known`."""
-    strategies = {name: code for code, name in enumerate(dict.fromkeys(rows.strategy))}
-    codes = np.array([strategies[name] for name in rows.strategy], dtype=np.int64)
-    cells = [_keys(kind, backbone, name) for backbone in rows.backbones for name in strategies]
-    index = {key: position for position, key in enumerate(dict.fromkeys(cells))} if known is None else known
-    table = np.array([index.get(key, -1) for key in cells], dtype=np.int64)
-    return index, table[rows.backbone * len(strategies) + codes]

@@ -1,12 +1,12 @@
 """What can go wrong, and whose move it is.
 
-    AutomlError
-    ├── InputError        the images, a manifest, an option: exit code 2
-    ├── ZooError          a card, weights, a download
-    ├── HistoryError      the database or a facts file
-    ├── PluginError       a plugin: import, name clash, broken promise
-    ├── BudgetError       nothing could be trained in the time given
-    └── TrialError        one trial failed; the search goes on
+AutomlError
+├── InputError        the images, a manifest, an option: exit code 2
+├── ZooError          a card, weights, a download
+├── HistoryError      the database or a facts file
+├── PluginError       a plugin: import, name clash, broken promise
+├── BudgetError       nothing could be trained in the time given
+└── TrialError        one trial failed; the search goes on
 """
 
 

@@ -42,7 +42,15 @@ def read_image(source: Any, *, where: str = "", least: int | None = None) -> Ima
             return _rgb(image)
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError, OverflowError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OverflowError,
+    ) as error:
         raise InputError(f"{where}: cannot be read as an image: {_line(error)}") from None
 
 
@@ -72,7 +80,9 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
         if not np.isfinite(array).all():
             raise InputError(f"{where}: has values that are not finite numbers")
         if array.min() < 0 or array.max() > 1:
-            raise InputError(f"{where}: floating-point images must lie in 0–1, but this one is in {array.min():g}–{array.max():g}")
+            raise InputError(
+                f"{where}: floating-point images must lie in 0–1, but this one is in {array.min():g}–{array.max():g}"
+            )
         array = (array * 255 + 0.5).astype(np.uint8)
     elif array.dtype == np.uint16:
         array = (array // 257).astype(np.uint8)

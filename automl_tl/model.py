@@ -15,6 +15,7 @@ from . import checkpoint, loop
 from .backbones import build
 from .device import device
 from .errors import InputError, PluginError
+from .facts import backbone_of
 from .home import write_text
 from .records import Backbone, Candidate
 from .strategy import Classifier
@@ -38,7 +39,9 @@ class Model:
         return loop.predict(self.net, images, np.arange(len(images)), self.backbone)
 
 
-def save(folder: Path, net: nn.Module, backbone: Backbone, candidate: Candidate, classes: tuple[str, ...], facts: Mapping[str, Any]) -> None:
+def save(
+    folder: Path, net: nn.Module, backbone: Backbone, candidate: Candidate, classes: tuple[str, ...], facts: Mapping[str, Any]
+) -> None:
     """Write `net` into `folder`.
 
     Raises:
@@ -72,7 +75,9 @@ def load(folder: Path) -> Model:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         tensors, _ = checkpoint.load(folder / WEIGHTS)
     except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no trained model ({Path(error.filename).name} is missing); run `automl-tl fit` first") from None
+        raise InputError(
+            f"{folder} holds no trained model ({Path(error.filename).name} is missing); run `automl-tl fit` first"
+        ) from None
     except ValueError as error:
         raise InputError(f"{folder / CARD} is damaged: {error}") from None
     facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes")}
@@ -94,8 +99,3 @@ def _architecture(backbone: Backbone) -> nn.Module:
 
     net: nn.Module = timm.create_model(backbone.architecture, num_classes=0, **backbone.kwargs)
     return net
-
-
-def backbone_of(facts: Mapping[str, Any]) -> Backbone:
-    """A backbone's record from its JSON."""
-    return Backbone(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})

@@ -162,3 +162,12 @@ def _scores(kind: str, target: Features, source: Features | None, notes: list[st
         else:
             notes.append(f"metric {name!r} gave {value}")
     return scores
+
+
+def describe_source(task: Task, encoder: Backbone, *, seed: int = 0, most: int = 20_000) -> Features:
+    """Statistics of a source's training images under `encoder`, for `sources.write_source`; of at most `most` of them."""
+    train = task.part(TRAIN)
+    chosen = np.sort(np.random.default_rng(seed).permutation(train)[:most])
+    pixels = data.decode(task, encoder.input_size, interpolation=encoder.interpolation, crop_pct=encoder.crop_pct)
+    seen = features.extract(task, encoder, pixels, lambda head: build(encoder, head=head), index=chosen)
+    return features.source_statistics(seen.values, seed=seed)

@@ -23,6 +23,7 @@ from pathlib import Path
 from . import model
 from .budget import Budget
 from .errors import BudgetError
+from .facts import trial_of
 from .history import History
 from .home import write_text
 from .hookspecs import Tracker
@@ -276,9 +277,7 @@ def _recall(state: _Search) -> None:
 
 def read_trial(path: Path) -> Trial:
     """A trial as the search wrote it."""
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    curve = tuple(Point(**point) for point in facts.pop("curve"))
-    return Trial(**{**facts, "candidate": Candidate(**facts["candidate"]), "curve": curve})
+    return trial_of(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _spent(folder: Path) -> float:

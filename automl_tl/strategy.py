@@ -145,5 +145,3 @@ class Strategy:
         """
         epochs = float(hyperparameters.get("epochs", TRAINING["epochs"].default))
         return 3.0 * backbone.macs * images * epochs
-
-

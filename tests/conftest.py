@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="automl_tl_hub_")  # read at import: tests never see the developer's own hub cache
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

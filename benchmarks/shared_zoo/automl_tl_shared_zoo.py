@@ -18,9 +18,9 @@ from types import ModuleType
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from automl_tl import Backbone, hookimpl
-from automl_tl.cards import count_multiply_adds
 
 SMALL = 96
 FAMILIES = {"cifar_resnet": "resnet", "torchvision": "squeezenet", "efficientnet": "efficientnet", "mobilenetv1": "mobilenet"}
@@ -92,8 +92,7 @@ def _facts(name: str) -> tuple[Backbone, ...]:
     (kind, spec), *_ = card["build"].items()
     net = _headless(_loader().build_network(card["build"], 0 if kind == "timm" else max(card["num_classes"], 1))).eval()
     size = card["input_size"][-1]
-    with torch.inference_mode():
-        width = net(torch.zeros(1, 3, size, size)).shape[1]
+    width, macs = _count(net, size)
     validation = card.get("validation") or {}
     backbone = Backbone(
         name=name,
@@ -108,7 +107,7 @@ def _facts(name: str) -> tuple[Backbone, ...]:
         interpolation=card["interpolation"],
         crop_pct=card["crop_pct"],
         params=sum(p.numel() for p in net.parameters()),
-        macs=count_multiply_adds(net, size),
+        macs=macs,
         num_features=width,
         num_classes=card["num_classes"],
         source_accuracy=validation.get("top1"),
@@ -118,8 +117,15 @@ def _facts(name: str) -> tuple[Backbone, ...]:
     )
     if size <= SMALL:
         return (backbone,)
-    small = replace(backbone, name=f"{name}@{SMALL}", input_size=SMALL, macs=count_multiply_adds(net, SMALL), source_accuracy=None)
+    small = replace(backbone, name=f"{name}@{SMALL}", input_size=SMALL, macs=_count(net, SMALL)[1], source_accuracy=None)
     return backbone, small
+
+
+def _count(net: nn.Module, size: int) -> tuple[int, int]:
+    """Features, and multiply-adds of one image."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        features = net(torch.zeros(1, 3, size, size))
+    return features.shape[1], counter.get_total_flops() // 2
 
 
 @hookimpl

@@ -9,7 +9,14 @@ from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
 
 PREFIX = "hf:"
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 
 
 class HuggingFace:

@@ -9,7 +9,14 @@ from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
 from automl_tl.images import SUFFIXES
 
-SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 class ImageFolder:
@@ -18,7 +25,9 @@ class ImageFolder:
     name = "image-folder"
 
     def matches(self, location: Any) -> bool:
-        return isinstance(location, (str, Path)) and Path(location).is_dir() and not (Path(location) / "dataset_info.json").exists()
+        return (
+            isinstance(location, (str, Path)) and Path(location).is_dir() and not (Path(location) / "dataset_info.json").exists()
+        )
 
     def open(self, location: Any) -> Listing:
         root = Path(location)

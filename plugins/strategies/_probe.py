@@ -46,9 +46,7 @@ def probe_job(job: Job, *, path: tuple[float, ...] = PATH) -> Probe:
     """`fit_probe` on the frozen features of a job's training and validation images."""
     features, labels = job.features().values, job.task.labels
     train, validation = job.task.part(TRAIN), job.task.part(VALIDATION)
-    return fit_probe(
-        features[train], labels[train], features[validation], labels[validation], len(job.task.classes), path=path
-    )
+    return fit_probe(features[train], labels[train], features[validation], labels[validation], len(job.task.classes), path=path)
 
 
 def fit_probe(

@@ -1,0 +1,107 @@
+"""The history as advice is learnt from it: columns of trials, profiles, facts of backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from .records import Backbone, Profile
+from .space import Value
+
+if TYPE_CHECKING:
+    from .history import History
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Columns of the finished trials, all of one length."""
+
+    task: np.ndarray
+    """Fingerprints."""
+    source_dataset: np.ndarray
+    """Where the task's images come from."""
+    backbone: np.ndarray
+    strategy: np.ndarray
+    hyperparameters: Sequence[Mapping[str, Value]]
+    score: np.ndarray
+    """Validation accuracy, 0–1."""
+    seconds: np.ndarray
+    memory_mb: np.ndarray
+    images: np.ndarray
+    """Training images."""
+    speed: np.ndarray
+    """Of the machine, as `cost.calibrate` measures it; NaN: unknown."""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def take(self, rows: np.ndarray) -> Trials:
+        """Some of the trials."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        picked = {name: values[rows] for name, values in columns.items() if isinstance(values, np.ndarray)}
+        return Trials(**picked, hyperparameters=[self.hyperparameters[row] for row in rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Experience:
+    """Everything that advice is learnt from."""
+
+    trials: Trials
+    profiles: Mapping[str, Profile]
+    """By fingerprint."""
+    backbones: Mapping[str, Backbone]
+    digest: str
+
+    @classmethod
+    def of(cls, history: History) -> Experience:
+        """All trials of `history` that have a score, a profile of their task and the facts of their backbone."""
+        table, profiles, backbones = history.table(), history.profiles(), history.backbones()
+        texts = {
+            name: np.array(getattr(table, name), dtype=object) for name in ("task", "source_dataset", "backbone", "strategy")
+        }
+        numbers = {
+            name: np.array(getattr(table, name), dtype=np.float64)
+            for name in ("score", "seconds", "memory_mb", "images", "speed")
+        }
+        trials = Trials(**texts, **numbers, hyperparameters=list(table.hyperparameters))
+        known = [task in profiles and name in backbones for task, name in zip(trials.task, trials.backbone, strict=True)]
+        usable = np.flatnonzero(np.array(known, dtype=bool) & np.isfinite(trials.score))
+        return cls(trials.take(usable), profiles, backbones, history.digest())
+
+    def take(self, rows: np.ndarray) -> Experience:
+        """The same with some of the trials; its digest is not the whole's."""
+        selection = xxhash.xxh64_hexdigest(np.ascontiguousarray(rows, dtype=np.int64))
+        return Experience(self.trials.take(rows), self.profiles, self.backbones, f"{self.digest}-{selection}")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Candidates to be encoded: each a task, a backbone, a strategy and hyperparameters."""
+
+    profiles: Sequence[Profile]
+    task: np.ndarray
+    """Index into `profiles`."""
+    backbones: Sequence[Backbone]
+    backbone: np.ndarray
+    """Index into `backbones`."""
+    strategy: Sequence[str]
+    hyperparameters: Sequence[Mapping[str, Value]]
+
+
+def rows_of(experience: Experience) -> Rows:
+    """The trials of `experience` as rows."""
+    trials = experience.trials
+    tasks, task = np.unique(trials.task.astype(str), return_inverse=True)
+    names, backbone = np.unique(trials.backbone.astype(str), return_inverse=True)
+    return Rows(
+        [experience.profiles[name] for name in tasks],
+        task,
+        [experience.backbones[name] for name in names],
+        backbone,
+        list(trials.strategy),
+        trials.hyperparameters,
+    )

@@ -1,0 +1,124 @@
+"""Records as plain facts (JSON objects), and back, checked: what comes from a file is trusted in nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from .errors import HistoryError
+from .records import Backbone, Candidate, Point, Profile, Trial
+
+STATUSES = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What the history knows of a task."""
+
+    fingerprint: str
+    name: str
+    source_dataset: str
+    classes: int
+    train: int
+    validation: int
+    test: int
+
+
+def task_facts_of(facts: Mapping[str, Any]) -> TaskFacts:
+    _check_names(TaskFacts, facts)
+    _texts(facts, "fingerprint", "name", "source_dataset")
+    return TaskFacts(**{**facts, **{name: _whole(facts, name) for name in ("classes", "train", "validation", "test")}})
+
+
+def backbone_facts(backbone: Backbone) -> dict[str, Any]:
+    """Without the place of the weights, which is a matter of this machine."""
+    return asdict(replace(backbone, weights="", kwargs=dict(backbone.kwargs)))
+
+
+def backbone_of(facts: Mapping[str, Any]) -> Backbone:
+    _check_names(Backbone, facts)
+    _texts(facts, "name", "zoo", "architecture", "family", "source_dataset", "source_domain")
+    for name in ("input_size", "params", "macs", "num_features"):
+        _whole(facts, name)
+    for name in ("mean", "std"):
+        if not isinstance(facts[name], (list, tuple)) or len(facts[name]) != 3:
+            raise HistoryError(f"{name}: expected three numbers, but got {facts[name]!r}")
+    return Backbone(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
+
+
+def profile_of(facts: Mapping[str, Any]) -> Profile:
+    _check_names(Profile, facts)
+    _texts(facts, "task", "fingerprint")
+    _numbers(facts, "meta")
+    for name in ("distances", "transferability"):
+        for about in _object(facts, name):
+            _numbers(facts[name], about)
+    return Profile(**{**facts, "warnings": tuple(facts.get("warnings", ()))})
+
+
+def trial_of(facts: Mapping[str, Any]) -> Trial:
+    _check_names(Trial, facts)
+    _texts(facts, "id", "task")
+    if facts["status"] not in STATUSES:
+        raise HistoryError(f"status: expected one of {', '.join(STATUSES)}, but got {facts['status']!r}")
+    _whole(facts, "seed")
+    candidate = _object(facts, "candidate")
+    _check_names(Candidate, candidate)
+    _texts(candidate, "backbone", "strategy")
+    for name, value in _object(candidate, "hyperparameters").items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise HistoryError(f"hyperparameters: {name!r} is {value!r}; expected a number, a text or a truth value")
+    for name in ("validation", "test"):
+        _numbers(facts, name)
+    if facts["status"] == "finished" and "accuracy" not in facts.get("validation", {}):
+        raise HistoryError("validation: a finished trial has an accuracy")
+    if facts["status"] == "failed" and facts.get("validation"):
+        raise HistoryError("validation: a failed trial has no score")
+    curve = tuple(_point_of(point) for point in facts.get("curve", ()))
+    return Trial(**{**facts, "candidate": Candidate(**candidate), "curve": curve})
+
+
+def _point_of(facts: Mapping[str, Any]) -> Point:
+    _check_names(Point, facts)
+    return Point(**facts)
+
+
+def _check_names(record: type, facts: Any) -> None:
+    if not isinstance(facts, Mapping):
+        raise HistoryError(f"expected an object with the fields of a {record.__name__}, but got {type(facts).__name__}")
+    known = {field.name for field in fields(record)}
+    strange = sorted(set(facts) - known)
+    if strange:
+        raise HistoryError(f"{strange[0]!r} is no field of a {record.__name__}; known: {', '.join(sorted(known))}")
+    try:
+        record(**facts)
+    except TypeError as error:
+        raise HistoryError(f"incomplete: {str(error).split('__init__() ')[-1]}") from None
+
+
+def _texts(facts: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if not isinstance(facts[name], str):
+            raise HistoryError(f"{name}: expected a text, but got {facts[name]!r}")
+
+
+def _whole(facts: Mapping[str, Any], name: str) -> int:
+    value = facts[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise HistoryError(f"{name}: expected a whole number, but got {value!r}")
+    return value
+
+
+def _object(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = facts.get(name, {})
+    if not isinstance(value, Mapping):
+        raise HistoryError(f"{name}: expected an object, but got {value!r}")
+    return value
+
+
+def _numbers(facts: Mapping[str, Any], name: str) -> None:
+    for key, value in _object(facts, name).items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise HistoryError(f"{name}: {key!r} is {value!r}; expected a finite number")

@@ -1,0 +1,279 @@
+"""How well candidates do, learnt from the history.
+
+Three LightGBM models of the same numbers: a regression of how high scores are on a task as a whole, and, within a task, a
+regression of a candidate's distance from the mean and a LambdaRank (Burges, 2010). How far apart the blend of these two puts
+candidates is fitted on source datasets that were left out, and so are the intervals (conformal, over the left-out residuals;
+Vovk et al., 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .encoding import Column, Encoder
+from .experience import Experience, rows_of
+from .record import Record
+
+STAGES = (1, 2)
+FOLDS = 6
+MOST_LEFT_OUT, MOST_ROWS = 40_000, 200_000
+"""Trials for the left-out predictions and for the models; a larger history is sampled."""
+LEVELS = 31
+"""Of the standing that LambdaRank is taught."""
+COVERAGE = 0.9
+ORDER_SAY = 0.5
+"""Of the LambdaRank, to 1 of the regression. Alone it is better at the very top of large tables, worse everywhere on small ones."""
+_ROUNDS = 120
+_LEARNING = {
+    "learning_rate": 0.05,
+    "num_leaves": 12,
+    "feature_fraction": 0.5,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 2.0,
+    "cat_smooth": 5.0,
+    "min_data_per_group": 10,
+    "max_cat_to_onehot": 8,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Boosters:
+    """The three models, each a LightGBM booster."""
+
+    level: Any
+    """Logit of the score; averaged over the candidates of a task."""
+    effect: Any
+    """Logit less the task's mean."""
+    order: Any
+    """LambdaRank."""
+    effect_spread: float
+    """Standard deviation of what `effect` says within a task of its history."""
+    order_spread: float
+
+    def predict(self, data: np.ndarray, task: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The level of each row's task, and the blend of `effect` and `order`: mean 0 in each task."""
+        level = self.level.predict(data)
+        blend = self.effect.predict(data) / self.effect_spread + ORDER_SAY * self.order.predict(data) / self.order_spread
+        return level - _centred(level, task), _centred(blend, task)
+
+    def contributions(self, data: np.ndarray) -> np.ndarray:
+        """Of each column to the blend."""
+        effect, order = (booster.predict(data, pred_contrib=True)[:, :-1] for booster in (self.effect, self.order))
+        return np.asarray(effect / self.effect_spread + ORDER_SAY * order / self.order_spread)
+
+
+@dataclass(frozen=True, eq=False)
+class StageModel:
+    """What is known at one stage, learnt."""
+
+    columns: tuple[int, ...]
+    """Positions among the encoder's: a first ranking has no transferability."""
+    boosters: Boosters
+    scale: float
+    """Logits to a unit of the blend."""
+    low: float
+    """Residual (logit) that all but 5 % of the left-out trials lie above."""
+    high: float
+
+    def predict(self, table: np.ndarray, task: np.ndarray) -> np.ndarray:
+        """Logits of the scores of encoded candidates; `task` says which compete with each other."""
+        level, blend = self.boosters.predict(np.ascontiguousarray(table[:, self.columns]), task)
+        return np.asarray(level + self.scale * blend)
+
+    def contributions(self, table: np.ndarray) -> np.ndarray:
+        """How much each column moves the logit within a task, n × the encoder's columns: LightGBM's own, blended likewise."""
+        result = np.zeros(table.shape)
+        result[:, self.columns] = self.scale * self.boosters.contributions(np.ascontiguousarray(table[:, self.columns]))
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """Everything a ranking needs."""
+
+    encoder: Encoder
+    record: Record
+    stages: Mapping[int, StageModel]
+
+
+def learn_stages(experience: Experience, *, seed: int) -> Learnt:
+    """Learn both stages; of a history that is larger than `MOST_ROWS` from a sample."""
+    experience = experience.take(_sample(len(experience.trials), MOST_ROWS, seed))
+    rows, lessons = rows_of(experience), _lessons(experience)
+    encoder = Encoder.of(rows)
+    record = Record.of(rows, lessons.standing, lessons.task_groups, seed=seed)
+    table = encoder.encode(rows, record.standings(rows, lessons.task_groups))
+    left_out = _leave_out(experience, encoder, table, seed)
+    stages = {}
+    for stage, out in left_out.items():
+        columns, scale = _columns(encoder, stage), _fit_scale(out)
+        low, high = _conformal(out.logit - out.level - scale * out.blend, out.weight)
+        stages[stage] = StageModel(columns, _fit(table, lessons, encoder, columns, seed), scale, low, high)
+    return Learnt(encoder, record, stages)
+
+
+@dataclass(frozen=True, eq=False)
+class _Lessons:
+    """What is to be predicted of each trial."""
+
+    task: np.ndarray
+    """Codes 0…tasks-1."""
+    group: np.ndarray
+    """Codes of what is left out together: source datasets, or tasks where there is one source alone."""
+    task_groups: list[str]
+    """The group of each task."""
+    logit: np.ndarray
+    level: np.ndarray
+    """0…LEVELS-1: standing by score, from the task's 10 % point to its best."""
+    standing: np.ndarray
+    """-½…½: standing by rank."""
+    weight: np.ndarray
+    """A task counts the same however often it was tried."""
+
+    def take(self, rows: np.ndarray) -> _Lessons:
+        columns = ("task", "group", "logit", "level", "standing", "weight")
+        return _Lessons(task_groups=self.task_groups, **{name: getattr(self, name)[rows] for name in columns})
+
+
+def _lessons(experience: Experience) -> _Lessons:
+    trials = experience.trials
+    names, task = np.unique(trials.task.astype(str), return_inverse=True)
+    source = np.empty(len(names), dtype=object)
+    source[task] = trials.source_dataset
+    by_source = len(set(source)) > 1
+    task_groups = [str(group) for group in (source if by_source else names)]
+    group = np.unique(task_groups, return_inverse=True)[1][task]
+    level, standing = np.zeros(len(task), dtype=np.int64), np.zeros(len(task))
+    order = np.argsort(task, kind="stable")
+    for own in np.split(order, np.searchsorted(task[order], np.arange(1, len(names)))):
+        scores = trials.score[own]
+        floor, best = np.quantile(scores, 0.1), scores.max()
+        level[own] = np.rint(np.clip((scores - floor) / max(best - floor, 1e-9), 0, 1) * (LEVELS - 1))
+        ordered = np.sort(scores)
+        below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
+        standing[own] = (below + upto) / (2 * len(scores)) - 0.5
+    weight = len(task) / len(names) / np.bincount(task)[task]
+    return _Lessons(task, group, task_groups, _logit(trials.score), level, standing, weight)
+
+
+def _columns(encoder: Encoder, stage: int) -> tuple[int, ...]:
+    hidden = encoder.find("transferability") if stage == 1 else []
+    return tuple(index for index in range(len(encoder.columns)) if index not in hidden)
+
+
+def _fit(table: np.ndarray, lessons: _Lessons, encoder: Encoder, columns: tuple[int, ...], seed: int) -> Boosters:
+    import lightgbm
+
+    order = np.argsort(lessons.task, kind="stable")  # LambdaRank wants the trials of a task together
+    data, lessons = np.ascontiguousarray(table[order][:, columns]), lessons.take(order)
+    options = [position for position, index in enumerate(columns) if encoder.columns[index].form == "option"]
+    leaf = int(np.clip(len(data) / 60, 3, 40))
+    learning = {
+        **_LEARNING,
+        "min_data_in_leaf": leaf,
+        "num_threads": 1 if len(data) < 20_000 else 2,  # fixed, not the machine's: other sums, other trees
+        "seed": seed,
+        "monotone_constraints": [_direction(encoder.columns[index]) for index in columns],
+    }
+
+    def train(target: np.ndarray, objective: dict[str, Any], weight: np.ndarray | None, group: np.ndarray | None) -> Any:
+        lesson = lightgbm.Dataset(data, target, weight=weight, group=group, categorical_feature=options)
+        return lightgbm.train(learning | objective, lesson, num_boost_round=_ROUNDS)
+
+    level = train(lessons.logit, {"objective": "regression"}, lessons.weight, None)
+    effect = train(_centred(lessons.logit, lessons.task), {"objective": "regression"}, lessons.weight, None)
+    ranking = {"objective": "lambdarank", "label_gain": list(range(LEVELS)), "lambdarank_truncation_level": 10}
+    ordering = train(lessons.level, ranking, None, _group_sizes(lessons.task))
+    spreads = [max(float(_centred(booster.predict(data), lessons.task).std()), 1e-6) for booster in (effect, ordering)]
+    return Boosters(level, effect, ordering, spreads[0], spreads[1])
+
+
+def _direction(column: Column) -> int:
+    """What is known without data: more of these is never worse, nor better."""
+    if column.about in ("transferability", "distance"):
+        sign = -1 if column.form == "place" or (column.about == "distance" and column.form == "value") else 1
+        return sign
+    return 1 if column.about == "record" else 0
+
+
+def _group_sizes(task: np.ndarray) -> np.ndarray:
+    """Trials of each task, in pieces of at most 1,000: LambdaRank compares all pairs, and takes no more than 10,000."""
+    sizes: list[int] = []
+    for size in np.bincount(task).tolist():
+        sizes += [min(1000, size - first) for first in range(0, size, 1000)]
+    return np.array(sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class _LeftOut:
+    """What models that had not seen the group said of each trial, and what was true."""
+
+    level: np.ndarray
+    blend: np.ndarray
+    logit: np.ndarray
+    task: np.ndarray
+    weight: np.ndarray
+
+
+def _leave_out(experience: Experience, encoder: Encoder, table: np.ndarray, seed: int) -> dict[int, _LeftOut]:
+    """For each stage, `FOLDS` times: learn without some of the groups, predict those."""
+    kept = _sample(len(experience.trials), MOST_LEFT_OUT, seed)
+    experience, table = experience.take(kept), table[kept].copy()
+    rows, lessons = rows_of(experience), _lessons(experience)
+    groups = np.random.default_rng(seed).permutation(lessons.group.max() + 1)
+    folds = np.array_split(groups, min(FOLDS, len(groups)))
+    records = encoder.find("record")
+    found = {stage: (np.zeros(len(kept)), np.zeros(len(kept))) for stage in STAGES}
+    for fold in folds:
+        out = np.isin(lessons.group, fold)
+        inside, outside = np.flatnonzero(~out), np.flatnonzero(out)
+        training = experience.take(inside)
+        known, own = rows_of(training), _lessons(training)
+        record = Record.of(known, own.standing, own.task_groups, seed=seed)
+        table[:, records] = record.standings(rows, lessons.task_groups)
+        for stage in STAGES:
+            columns = _columns(encoder, stage)
+            boosters = _fit(table[inside], own, encoder, columns, seed)
+            judged = np.ascontiguousarray(table[outside][:, columns])
+            found[stage][0][outside], found[stage][1][outside] = boosters.predict(judged, lessons.task[outside])
+    return {stage: _LeftOut(*pair, lessons.logit, lessons.task, lessons.weight) for stage, pair in found.items()}
+
+
+def _fit_scale(out: _LeftOut) -> float:
+    """Logits to a unit of the blend, by least squares; above 0, as the order must stay."""
+    logit = _centred(out.logit, out.task)
+    return max(float((out.weight * out.blend * logit).sum() / max((out.weight * out.blend**2).sum(), 1e-9)), 1e-3)
+
+
+def _conformal(residual: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Residuals that bound the middle 90 %, tasks weighing the same, with the correction for a finite number of trials."""
+    tail = (1 - COVERAGE) / 2
+    order = np.argsort(residual)
+    share = np.cumsum(weight[order]) / (weight.sum() + weight.max())
+    low = residual[order][max(int(np.searchsorted(share, tail)) - 1, 0)]
+    high = residual[order][min(int(np.searchsorted(share, 1 - tail)), len(order) - 1)]
+    return float(low), float(high)
+
+
+def _centred(values: np.ndarray, task: np.ndarray) -> np.ndarray:
+    sums, counts = np.bincount(task, values), np.bincount(task)
+    return np.asarray(values - (sums / np.maximum(counts, 1))[task])
+
+
+def _logit(score: np.ndarray) -> np.ndarray:
+    kept = np.clip(score, 0.005, 0.995)
+    return np.asarray(np.log(kept / (1 - kept)))
+
+
+def _sample(total: int, most: int, seed: int) -> np.ndarray:
+    if total <= most:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))

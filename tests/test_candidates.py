@@ -1,0 +1,69 @@
+"""What could be done is complete, deterministic, and quickly said."""
+
+from __future__ import annotations
+
+import time
+
+from synthetic import STRATEGIES, Tuning, make_backbone
+
+from automl_tl.candidates import propose
+from automl_tl.space import Choice, Int, check, defaults
+from automl_tl.strategy import Strategy
+
+BACKBONES = {backbone.name: backbone for backbone in map(make_backbone, range(4))}
+
+
+class NeedsSource(Strategy):
+    name = "needs-source"
+    needs = frozenset({"source"})
+
+
+class Narrow(Strategy):
+    name = "narrow"
+    space = {"depth": Int(1, 2, 1), "wide": Choice((False, True), False)}
+
+
+def test_every_pair_comes_with_its_defaults_first() -> None:
+    found = propose(BACKBONES, STRATEGIES, seed=0)
+    pairs = {
+        (c.backbone, c.strategy): [other for other in found if other.backbone == c.backbone and other.strategy == c.strategy]
+        for c in found
+    }
+    assert set(pairs) == {(backbone, strategy) for backbone in BACKBONES for strategy in STRATEGIES}
+    for (_, strategy), candidates in pairs.items():
+        assert candidates[0].hyperparameters == defaults(STRATEGIES[strategy].space)
+        assert len({candidate.id for candidate in candidates}) == len(candidates) == (1 if strategy == "probe" else 8)
+        for candidate in candidates:
+            check(STRATEGIES[strategy].space, candidate.hyperparameters)
+
+
+def test_a_small_space_gives_no_candidate_twice() -> None:
+    assert len(propose({"net00": BACKBONES["net00"]}, {"narrow": Narrow}, seed=0)) == 4
+
+
+def test_unmet_needs_drop_a_strategy() -> None:
+    strategies = {"needs-source": NeedsSource, "tuning": Tuning}
+    assert {c.strategy for c in propose(BACKBONES, strategies, seed=0)} == {"tuning"}
+    met = propose(BACKBONES, strategies, seed=0, met=frozenset({"source"}))
+    assert {c.strategy for c in met} == {"tuning", "needs-source"}
+
+
+def test_only_what_was_asked_for() -> None:
+    found = propose(BACKBONES, STRATEGIES, seed=0, only_strategies=["tuning"], only_backbones=["net01"])
+    assert {(c.backbone, c.strategy) for c in found} == {("net01", "tuning")}
+
+
+def test_the_same_seed_gives_the_same_and_others_move_nothing() -> None:
+    few = propose({"net01": BACKBONES["net01"]}, {"tuning": Tuning}, seed=3)
+    assert few == propose({"net01": BACKBONES["net01"]}, {"tuning": Tuning}, seed=3)
+    assert {c.id for c in few} <= {c.id for c in propose(BACKBONES, STRATEGIES, seed=3)}
+    assert {c.id for c in few} != {c.id for c in propose({"net01": BACKBONES["net01"]}, {"tuning": Tuning}, seed=4)}
+    assert {c.id for c in few} != {c.id for c in propose({"net02": BACKBONES["net02"]}, {"tuning": Tuning}, seed=3)}
+
+
+def test_a_hundred_thousand_take_seconds() -> None:
+    many = {(b := make_backbone(i)).name: b for i in range(2300)}
+    start = time.perf_counter()
+    found = propose(many, STRATEGIES, seed=0, per_pair=22)
+    print(f"{len(found)} candidates in {time.perf_counter() - start:.2f} s")
+    assert len(found) > 100_000

@@ -1,0 +1,82 @@
+"""Predicted seconds and memory: formulas without history, calibrated in the median with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import SPEED, STRATEGIES, Probe, World
+
+from automl_tl.cost import OVERHEAD, START_SECONDS, CostModel, calibrate
+from automl_tl.records import Backbone, Candidate
+from automl_tl.space import Value, defaults
+from automl_tl.strategy import Strategy
+
+
+class Broken(Strategy):
+    name = "broken"
+
+    @classmethod
+    def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+        raise KeyError("epochs")
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(sources=6)
+
+
+def test_without_history_seconds_are_multiply_adds_over_speed(world: World) -> None:
+    empty = world.experience.take(np.array([], dtype=np.int64))
+    model = CostModel.learn(empty, strategies=STRATEGIES, speed=1e9)
+    seconds, memory = model.predict([Candidate("net03", "probe", {})], 100, world.backbones)
+    assert seconds == pytest.approx([START_SECONDS + OVERHEAD * 100 * world.backbones["net03"].macs / 1e9])
+    assert memory[0] > 400
+
+
+def test_seconds_of_new_tasks_are_within_a_factor_and_scale_with_the_machine(world: World) -> None:
+    model = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED)
+    trials = World(sources=3, seed=5).experience.trials
+    factors = []
+    for row in range(len(trials)):
+        candidate = Candidate(trials.backbone[row], trials.strategy[row], trials.hyperparameters[row])
+        seconds, _ = model.predict([candidate], trials.images[row], world.backbones)
+        factors.append(seconds[0] * SPEED / trials.speed[row] / trials.seconds[row])
+    assert np.exp(np.median(np.abs(np.log(factors)))) < 1.5
+    assert 0.7 < np.median(factors) < 1.4
+    faster = CostModel.learn(world.experience, strategies=STRATEGIES, speed=10 * SPEED)
+    candidates = [Candidate("net05", name, defaults(strategy.space)) for name, strategy in STRATEGIES.items()]
+    here, there = (m.predict(candidates, 500, world.backbones)[0] for m in (model, faster))
+    assert there == pytest.approx(here / 10)
+
+
+def test_memory_is_learnt(world: World) -> None:
+    model = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED)
+    backbone = world.backbones["net11"]
+    _, memory = model.predict([Candidate(backbone.name, "tuning", {"rate": 1e-3, "epochs": 5})], 500, world.backbones)
+    assert memory[0] == pytest.approx(300 + 16 * backbone.params / 2**20, rel=0.25)
+
+
+def test_a_strategy_that_is_unknown_or_fails_has_a_cost_all_the_same(world: World) -> None:
+    model = CostModel.learn(world.experience, strategies=STRATEGIES | {"broken": Broken}, speed=SPEED)
+    candidates = [Candidate("net03", "broken", {}), Candidate("net03", "gone", {}), Candidate("net03", "probe", {})]
+    with pytest.warns(UserWarning, match="cost of strategy 'broken' failed: KeyError"):
+        seconds, _ = model.predict(candidates, 100, world.backbones)
+    assert np.isfinite(seconds).all()
+    assert seconds[0] == seconds[1] > seconds[2]
+
+
+def test_learning_is_deterministic(world: World) -> None:
+    candidates = [Candidate(name, "probe", {}) for name in world.backbones]
+    first, second = (CostModel.learn(world.experience, strategies={"probe": Probe}, speed=SPEED) for _ in range(2))
+    assert np.array_equal(first.predict(candidates, 50, world.backbones), second.predict(candidates, 50, world.backbones))
+
+
+def test_the_machine_is_measured_once(own_home: Path) -> None:
+    speed = calibrate(seconds=0.02)
+    assert 1e7 < speed < 1e15
+    assert list(json.loads((own_home / "speed.json").read_text()).values()) == [speed]
+    assert calibrate(seconds=0.02) == speed

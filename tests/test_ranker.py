@@ -1,0 +1,208 @@
+"""Advice on a world whose truth is known: it beats simpler ways, is honest about what it does not know, and says why."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import SPEED, STRATEGIES, World, make_backbone, without
+
+from automl_tl.candidates import propose
+from automl_tl.cost import CostModel
+from automl_tl.experience import Experience
+from automl_tl.learning import _conformal
+from automl_tl.ranker import Ranker, learn, rank, ranker_for, shortlist
+from automl_tl.records import Candidate, Profile, Ranking
+from automl_tl.space import Float
+from automl_tl.strategy import Strategy
+
+
+class Foreign(Strategy):
+    """Of a third party; no trial of it is known."""
+
+    name = "foreign"
+    space = {"strength": Float(0.0, 1.0, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(sources=10, tasks_each=2, trials=25)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> World:
+    """Tasks of sources that the history does not know, with the same networks."""
+    return World(sources=8, tasks_each=2, trials=30, seed=7)
+
+
+@pytest.fixture(scope="module")
+def ranker(world: World) -> Ranker:
+    found = learn(world.experience)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def costs(world: World) -> CostModel:
+    return CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED)
+
+
+def advise(ranker: Ranker | None, world: World, profile: Profile, costs: CostModel, *, stage: int = 2) -> Ranking:
+    candidates = propose(world.backbones, STRATEGIES, seed=1)
+    return rank(ranker, candidates, profile, world.backbones, costs, strategies=STRATEGIES, stage=stage)
+
+
+def regret(world: World, profile: Profile, order: list[Candidate]) -> float:
+    truth = [world.truth(profile, candidate) for candidate in order]
+    return max(truth) - truth[0]
+
+
+def test_the_first_choice_beats_the_best_on_average(world: World, fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    candidates = propose(world.backbones, STRATEGIES, seed=1)
+    average = [np.mean([world.truth(profile, c) for profile in world.profiles.values()]) for c in candidates]
+    standing = [candidates[i] for i in np.argsort(average)[::-1]]
+    simple, first, second = [], [], []
+    for profile in fresh.profiles.values():
+        simple.append(regret(fresh, profile, standing))
+        by_metadata = advise(ranker, world, without(profile), costs, stage=1)
+        first.append(regret(fresh, profile, [item.candidate for item in by_metadata.items]))
+        second.append(regret(fresh, profile, [item.candidate for item in advise(ranker, world, profile, costs).items]))
+    assert np.mean(first) < 0.5 * np.mean(simple)
+    assert np.mean(second) < 0.5 * np.mean(simple)
+    assert np.mean(second) < 0.05
+
+
+def test_nine_in_ten_lie_in_their_interval(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    trials = fresh.experience.trials
+    covered = []
+    for task, profile in fresh.profiles.items():
+        rows = np.flatnonzero(trials.task == task)
+        tried = [Candidate(trials.backbone[i], trials.strategy[i], trials.hyperparameters[i]) for i in rows]
+        ranking = rank(ranker, tried, profile, fresh.backbones, costs, strategies=STRATEGIES, stage=2)
+        scores = {candidate.id: trials.score[i] for i, candidate in zip(rows, tried, strict=True)}
+        covered += [item.low <= scores[item.candidate.id] <= item.high for item in ranking.items]
+    assert 0.8 <= np.mean(covered) <= 0.97
+
+
+def test_residual_bounds_by_hand() -> None:
+    residuals = np.arange(99, dtype=float)
+    low, high = _conformal(residuals, np.ones(99))
+    assert (low, high) == (4.0, 94.0)  # 5 of 100 places lie below, 5 above
+
+
+def test_scores_fall_down_the_ranking_and_are_plausible(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    ranking = advise(ranker, fresh, next(iter(fresh.profiles.values())), costs)
+    scores = [item.score for item in ranking.items]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= item.low <= item.score <= item.high <= 1 for item in ranking.items)
+    assert all(item.seconds > 0 and item.memory_mb > 0 for item in ranking.items)
+    assert ranking.basis == "500 trials over 20 tasks"
+
+
+def test_learning_is_deterministic(world: World, fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    again = learn(world.experience)
+    profile = next(iter(fresh.profiles.values()))
+    assert advise(again, fresh, profile, costs).items == advise(ranker, fresh, profile, costs).items
+
+
+def test_a_saved_ranker_advises_the_same(fresh: World, ranker: Ranker, costs: CostModel, tmp_path: Path) -> None:
+    ranker.save(tmp_path / "ranker")
+    loaded = Ranker.load(tmp_path / "ranker")
+    assert sorted({path.suffix for path in (tmp_path / "ranker").iterdir()}) == [".json", ".txt"]
+    assert (loaded.digest, loaded.basis) == (ranker.digest, ranker.basis)
+    for profile in list(fresh.profiles.values())[:3]:
+        for stage in (1, 2):
+            before, after = (advise(r, fresh, profile, costs, stage=stage) for r in (ranker, loaded))
+            assert before.items == after.items
+
+
+def test_a_ranker_is_learnt_once_for_a_history(world: World, tmp_path: Path) -> None:
+    small = world.experience.take(np.arange(60))
+    first = ranker_for(small, tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.txt")}
+    second = ranker_for(small, tmp_path)
+    assert first is not None
+    assert second is not None
+    assert first.digest == second.digest == small.digest
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.txt")} == written
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_trial_of_today_changes_the_advice_of_tomorrow(world: World, fresh: World, costs: CostModel) -> None:
+    """Once tasks are known on which one network alone did well, it is advised for tasks like them."""
+    profile = next(iter(fresh.profiles.values()))
+    trials = world.experience.trials
+    favoured = np.where(trials.backbone == "net00", 0.99, np.minimum(trials.score, 0.6))
+    turned = Experience(replace(trials, score=favoured), world.profiles, world.backbones, "turned")
+    ranking = advise(learn(turned), world, profile, costs)
+    assert ranking.items[0].candidate.backbone == "net00"
+
+
+def test_reasons_name_what_drives_the_score(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    for profile in list(fresh.profiles.values())[:4]:
+        ranking = advise(ranker, fresh, profile, costs)
+        best = ranking.items[0]
+        value = profile.transferability[best.candidate.backbone]["linear-probe"]
+        text = " ".join(best.reasons)
+        assert f"linear-probe {value:.3g}" in text or "logme" in text
+        assert "looked at)" in text
+        assert all(len(item.reasons) <= 3 for item in ranking.items)
+        assert not any(item.reasons for item in ranking.items[20:])
+
+
+def test_without_a_look_the_closeness_of_the_source_is_the_reason(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    told = [advise(ranker, fresh, without(profile), costs, stage=1).items[0].reasons for profile in fresh.profiles.values()]
+    assert sum("frechet" in " ".join(reasons) for reasons in told) >= len(told) / 2
+
+
+def test_a_strategy_without_trials_is_ranked_with_a_wider_interval(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    profile = next(iter(fresh.profiles.values()))
+    candidates = propose(fresh.backbones, STRATEGIES | {"foreign": Foreign}, seed=1)
+    ranking = rank(ranker, candidates, profile, fresh.backbones, costs, strategies=STRATEGIES, stage=2)
+    widths: dict[bool, list[float]] = {True: [], False: []}
+    for item in ranking.items:
+        widths[item.candidate.strategy == "foreign"].append(item.high - item.low)
+    assert len(ranking.items) == len(candidates)
+    assert np.mean(widths[True]) > 1.3 * np.mean(widths[False])
+
+
+def test_without_history_the_order_is_that_of_transferability(fresh: World, world: World) -> None:
+    empty = world.experience.take(np.array([], dtype=np.int64))
+    assert learn(empty) is None
+    costs = CostModel.learn(empty, strategies=STRATEGIES, speed=SPEED)
+    profile = next(iter(fresh.profiles.values()))
+    first, second = "net04", "net09"
+    looked = {first: {"linear-probe": 0.9, "logme": 2.0}, second: {"linear-probe": 0.8, "logme": 1.0}}
+    candidates = propose(fresh.backbones, STRATEGIES, seed=1, only_backbones=looked)
+    seen = replace(profile, transferability=looked)
+    ranking = rank(None, candidates, seen, fresh.backbones, costs, strategies=STRATEGIES, stage=2)
+    assert ranking.basis == "transferability scores only: there is no history to learn from"
+    top = [(item.candidate.backbone, item.candidate.strategy) for item in ranking.items[:6]]
+    assert top == [(name, strategy) for name in (first, second) for strategy in ("probe", "tuning", "scratch")]
+    assert all((item.low, item.high) == (0, 1) for item in ranking.items)
+    nearest = rank(None, candidates, without(profile), fresh.backbones, costs, strategies=STRATEGIES, stage=1)
+    assert nearest.basis.startswith("closeness of the sources only")
+    distances = {name: profile.distances[fresh.backbones[name].source_dataset]["frechet"] for name in looked}
+    assert nearest.items[0].candidate.backbone == min(distances, key=lambda name: distances[name])
+
+
+def test_the_shortlist_has_the_best_and_several_sources(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    ranking = advise(ranker, fresh, next(iter(fresh.profiles.values())), costs, stage=1)
+    order = list(dict.fromkeys(item.candidate.backbone for item in ranking.items))
+    names = shortlist(ranking, fresh.backbones, size=6)
+    assert len(set(names)) == 6
+    assert names[:3] == order[:3]
+    assert len({fresh.backbones[name].source_dataset for name in names}) >= 4
+
+
+def test_a_hundred_thousand_candidates(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    many = {(b := make_backbone(i)).name: b for i in range(2300)}
+    candidates = propose(many, STRATEGIES, seed=0, per_pair=22)
+    profile = without(next(iter(fresh.profiles.values())))
+    start = time.perf_counter()
+    ranking = rank(ranker, candidates, profile, many, costs, strategies=STRATEGIES, stage=1)
+    print(f"{len(candidates)} candidates ranked in {time.perf_counter() - start:.2f} s")
+    assert len(ranking.items) == len(candidates)
