@@ -17,15 +17,16 @@ from .backbones import catalogue
 from .budget import Budget, parse_budget
 from .candidates import propose
 from .cost import CostModel
+from .experience import Experience
 from .errors import InputError
 from .evaluation.classification import judge
 from .facts import backbone_of, profile_of
 from .history import History, open_history
 from .home import cache, write_text
 from .profiling import profile_task as _profile_task
-from .ranker import Experience, Ranker, rank, ranker_for, shortlist
+from .ranker import Ranker, rank, ranker_for, shortlist
 from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
-from .search import search
+from .search import search as search
 
 Progress = Callable[[str, int, int], None]
 LOOKED_AT = 6

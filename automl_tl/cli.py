@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -366,7 +367,7 @@ def _print_counts(verb: str, counts: dict[str, int]) -> None:
     print(f"{verb} " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -472,9 +473,8 @@ def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
 def _print_outcome(outcome: Outcome) -> None:
     winner = outcome.winner
     tested = f", test {winner.test['accuracy']:.3f}" if winner.test else ", no test images"
-    print(
-        f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}: validation {winner.validation['accuracy']:.3f}{tested}"
-    )
+    print(f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}")
+    print(f"Accuracy: validation {winner.validation['accuracy']:.3f}{tested}")
     done = sum(trial.status == "finished" for trial in outcome.trials)
     print(f"{done} trials finished, {len(outcome.trials) - done} stopped or failed, in {outcome.seconds:.0f} s")
     print(f"Model:  {outcome.folder / 'model'}")

@@ -16,6 +16,7 @@ import numpy as np
 
 from .experience import Experience
 from .home import home, write_text
+from .learning import predict_by
 from .records import Backbone, Candidate
 from .space import defaults
 
@@ -34,7 +35,7 @@ START_SECONDS = 0.2
 START_MB = 400.0
 _LEARNING = {
     "objective": "regression_l1",
-    "learning_rate": 0.08,
+    "learning_rate": 0.15,
     "num_leaves": 15,
     "min_data_in_leaf": 5,
     "lambda_l2": 1.0,
@@ -44,7 +45,7 @@ _LEARNING = {
     "num_threads": 1,
     "verbosity": -1,
 }
-_ROUNDS = 120
+_ROUNDS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class CostModel:
             return cls(here, strategies)
         if len(rows) > MOST:
             rows = np.sort(np.random.default_rng(seed).choice(rows, MOST, replace=False))
-        candidates = [Candidate(trials.backbone[i], trials.strategy[i], trials.hyperparameters[i]) for i in rows]
+        candidates = [Candidate(trials.backbone[i], trials.strategy[i], trials.hyperparameters[i]) for i in rows.tolist()]
         known = tuple(sorted({candidate.strategy for candidate in candidates}))
         work, features = _describe(candidates, trials.images[rows], experience.backbones, strategies, known)
         inefficiency = np.log(trials.seconds[rows] * trials.speed[rows] / work)
@@ -91,8 +92,8 @@ class CostModel:
         if self.seconds is None:
             seconds = START_SECONDS + OVERHEAD * work / self.speed
         else:
-            seconds = work / self.speed * np.exp(self.seconds.predict(features))
-        memory = _memory_formula(features) if self.memory is None else np.exp(self.memory.predict(features))
+            seconds = work / self.speed * np.exp(predict_by(self.seconds, features))
+        memory = _memory_formula(features) if self.memory is None else np.exp(predict_by(self.memory, features))
         return seconds, memory
 
 
@@ -143,7 +144,7 @@ def _multiply_adds(
         count = int(images[row])
         if name in strategies and name not in failed:
             try:
-                work[row] = strategies[name].cost(backbone, count, complete[name] | candidate.hyperparameters)
+                work[row] = strategies[name].cost(backbone, count, {**complete[name], **candidate.hyperparameters})
                 continue
             except Exception as error:  # somebody's plugin: it is named, and the default formula stands in
                 failed.add(name)

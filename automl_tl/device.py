@@ -85,4 +85,11 @@ def hardware() -> str:
     """The device in words, for provenance."""
     if device().type == "cuda":
         return torch.cuda.get_device_name()
-    return f"CPU, {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def channels_last(net: nn.Module) -> nn.Module:
+    """`net` on this process's device, in the memory layout that convolutions are fastest in."""
+    net.to(device())
+    net.to(memory_format=torch.channels_last)
+    return net

@@ -75,7 +75,7 @@ class Encoder:
         bounds = np.searchsorted(rows.task[order], np.arange(len(rows.profiles) + 1))
         for profile, first, last in zip(rows.profiles, bounds[:-1], bounds[1:], strict=True):
             own = order[first:last]
-            table[np.ix_(own, pairs)] = self._between(profile, rows.backbones, pairs)[rows.backbone[own]]
+            table[own[:, None], pairs] = self._between(profile, rows.backbones, pairs)[rows.backbone[own]]
         table[:, self.find("record")] = records
         for index in self.find("hyperparameter"):
             name = columns[index].name

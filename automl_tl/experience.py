@@ -74,7 +74,7 @@ class Experience:
 
     def take(self, rows: np.ndarray) -> Experience:
         """The same with some of the trials; its digest is not the whole's."""
-        selection = xxhash.xxh64_hexdigest(np.ascontiguousarray(rows, dtype=np.int64))
+        selection = xxhash.xxh64_hexdigest(np.asarray(rows, dtype=np.int64).tobytes())
         return Experience(self.trials.take(rows), self.profiles, self.backbones, f"{self.digest}-{selection}")
 
 

@@ -39,12 +39,12 @@ def explain(picture: Picture) -> tuple[str, ...]:
     sums: dict[str, float] = {}
     for column, contribution in zip(picture.columns, picture.contributions, strict=True):
         sums[column.about] = sums.get(column.about, 0.0) + float(contribution)
-    reasons = []
+    reasons: list[str] = []
     for about, total in sorted(sums.items(), key=lambda pair: -abs(pair[1])):
-        column = picture.strongest(about, sign=np.sign(total))
-        if abs(total) < SMALLEST or column < 0 or len(reasons) == MOST:
+        strongest = picture.strongest(about, sign=np.sign(total))
+        if abs(total) < SMALLEST or strongest < 0 or len(reasons) == MOST:
             continue
-        reasons.append(("" if total > 0 else "but ") + _WORDS[about](picture, column, total > 0))
+        reasons.append(("" if total > 0 else "but ") + _WORDS[about](picture, strongest, total > 0))
     return tuple(reasons)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .data import Pixels
-from .device import autocast, device, precision
+from .device import autocast, channels_last, device, precision
 from .home import cache
 from .loop import prepare
 from .records import Backbone, Features, Task
@@ -66,10 +66,10 @@ def _forward(
     index: np.ndarray,
     progress: Progress | None,
 ) -> dict[str, Tensor]:
-    net = build(backbone.num_classes > 0).eval().to(device(), memory_format=torch.channels_last)
+    net = channels_last(build(backbone.num_classes > 0).eval())
     head = _source_head(net, backbone)
     if backbone.num_classes and head is None:  # what enters the head cannot be seen: two networks, two passes
-        headless = build(False).eval().to(device(), memory_format=torch.channels_last)
+        headless = channels_last(build(False).eval())
     seen: list[Tensor] = []
     if head is not None:
         head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -159,7 +159,10 @@ class History:
         columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(10)]
         parsed: dict[str, dict[str, Any]] = {text: json.loads(text) for text in set(columns[4])}
         numbers = [np.array([np.nan if v is None else v for v in column], dtype=np.float64) for column in columns[5:]]
-        return Table(*columns[:4], [parsed[text] for text in columns[4]], *numbers)
+        task, source_dataset, backbone, strategy = columns[:4]
+        hyperparameters = [parsed[text] for text in columns[4]]
+        score, seconds, memory_mb, images, speed = numbers
+        return Table(task, source_dataset, backbone, strategy, hyperparameters, score, seconds, memory_mb, images, speed)
 
     def profiles(self) -> dict[str, Profile]:
         """By fingerprint of the task."""

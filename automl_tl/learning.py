@@ -22,11 +22,15 @@ STAGES = (1, 2)
 FOLDS = 6
 MOST_LEFT_OUT, MOST_ROWS = 40_000, 200_000
 """Trials for the left-out predictions and for the models; a larger history is sampled."""
+LEVEL_SAMPLE = 2000
+"""Candidates that the level of a task is averaged over."""
+MANY = 20_000
+"""Rows from which on a second thread pays."""
 LEVELS = 31
 """Of the standing that LambdaRank is taught."""
 COVERAGE = 0.9
 ORDER_SAY = 0.5
-"""Of the LambdaRank, to 1 of the regression. Alone it is better at the very top of large tables, worse everywhere on small ones."""
+"""Of the LambdaRank, to 1 of the regression: alone it does better at the top of large tables and worse on small ones."""
 _ROUNDS = 120
 _LEARNING = {
     "learning_rate": 0.05,
@@ -44,6 +48,11 @@ _LEARNING = {
 }
 
 
+def predict_by(booster: Any, data: np.ndarray) -> np.ndarray:
+    """What a LightGBM booster says of each row; the same however many threads ask."""
+    return np.asarray(booster.predict(data, num_threads=1 if len(data) < MANY else 0))
+
+
 @dataclass(frozen=True, eq=False)
 class Boosters:
     """The three models, each a LightGBM booster."""
@@ -58,11 +67,13 @@ class Boosters:
     """Standard deviation of what `effect` says within a task of its history."""
     order_spread: float
 
-    def predict(self, data: np.ndarray, task: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The level of each row's task, and the blend of `effect` and `order`: mean 0 in each task."""
-        level = self.level.predict(data)
-        blend = self.effect.predict(data) / self.effect_spread + ORDER_SAY * self.order.predict(data) / self.order_spread
-        return level - _centred(level, task), _centred(blend, task)
+    def predict_level(self, data: np.ndarray) -> np.ndarray:
+        return predict_by(self.level, data)
+
+    def predict_blend(self, data: np.ndarray) -> np.ndarray:
+        """`effect` and `order` together; only differences within a task mean something."""
+        effect, order = (predict_by(booster, data) for booster in (self.effect, self.order))
+        return np.asarray(effect / self.effect_spread + ORDER_SAY * order / self.order_spread)
 
     def contributions(self, data: np.ndarray) -> np.ndarray:
         """Of each column to the blend."""
@@ -83,10 +94,12 @@ class StageModel:
     """Residual (logit) that all but 5 % of the left-out trials lie above."""
     high: float
 
-    def predict(self, table: np.ndarray, task: np.ndarray) -> np.ndarray:
-        """Logits of the scores of encoded candidates; `task` says which compete with each other."""
-        level, blend = self.boosters.predict(np.ascontiguousarray(table[:, self.columns]), task)
-        return np.asarray(level + self.scale * blend)
+    def predict(self, table: np.ndarray) -> np.ndarray:
+        """Logits of the scores of encoded candidates for one task."""
+        data = np.ascontiguousarray(table[:, self.columns])
+        some = np.linspace(0, len(data) - 1, min(LEVEL_SAMPLE, len(data))).astype(int)
+        blend = self.boosters.predict_blend(data)
+        return np.asarray(self.boosters.predict_level(data[some]).mean() + self.scale * (blend - blend.mean()))
 
     def contributions(self, table: np.ndarray) -> np.ndarray:
         """How much each column moves the logit within a task, n × the encoder's columns: LightGBM's own, blended likewise."""
@@ -179,7 +192,7 @@ def _fit(table: np.ndarray, lessons: _Lessons, encoder: Encoder, columns: tuple[
     learning = {
         **_LEARNING,
         "min_data_in_leaf": leaf,
-        "num_threads": 1 if len(data) < 20_000 else 2,  # fixed, not the machine's: other sums, other trees
+        "num_threads": 1 if len(data) < MANY else 2,  # fixed, not the machine's: other sums, other trees
         "seed": seed,
         "monotone_constraints": [_direction(encoder.columns[index]) for index in columns],
     }
@@ -243,7 +256,9 @@ def _leave_out(experience: Experience, encoder: Encoder, table: np.ndarray, seed
             columns = _columns(encoder, stage)
             boosters = _fit(table[inside], own, encoder, columns, seed)
             judged = np.ascontiguousarray(table[outside][:, columns])
-            found[stage][0][outside], found[stage][1][outside] = boosters.predict(judged, lessons.task[outside])
+            level, blend = boosters.predict_level(judged), boosters.predict_blend(judged)
+            found[stage][0][outside] = level - _centred(level, lessons.task[outside])
+            found[stage][1][outside] = _centred(blend, lessons.task[outside])
     return {stage: _LeftOut(*pair, lessons.logit, lessons.task, lessons.weight) for stage, pair in found.items()}
 
 
@@ -258,8 +273,8 @@ def _conformal(residual: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     tail = (1 - COVERAGE) / 2
     order = np.argsort(residual)
     share = np.cumsum(weight[order]) / (weight.sum() + weight.max())
-    low = residual[order][max(int(np.searchsorted(share, tail)) - 1, 0)]
-    high = residual[order][min(int(np.searchsorted(share, 1 - tail)), len(order) - 1)]
+    low = residual[order][max(int(np.searchsorted(share, tail + 1e-9)) - 1, 0)]
+    high = residual[order][min(int(np.searchsorted(share, 1 - tail - 1e-9)), len(order) - 1)]
     return float(low), float(high)
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from . import checkpoint
 from .augment import Augmentation, augment, normalise
-from .device import accelerator, autocast, device, memory_mb, precision, reset_memory
+from .device import accelerator, autocast, channels_last, device, memory_mb, precision, reset_memory
 from .errors import TrialError
 from .records import TRAIN, VALIDATION, Backbone, Point
 from .space import Value
@@ -64,7 +64,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     torch.manual_seed(job.seed)
     reset_memory()
     model = strategy.build(job.build_backbone(), len(job.task.classes))
-    model.to(device(), memory_format=torch.channels_last)
+    channels_last(model)
     dtype = precision(model)
     optimiser = _optimiser(strategy, model)
     progress, best = _Progress(), _weights(model)

@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from .augment import Augmentation, augment, normalise
 from .cards import write_network
 from .data import decode, load_task
+from .device import channels_last
+from .device import device as this_device
 from .errors import InputError
 from .home import home
 from .records import TEST, TRAIN
@@ -112,10 +114,10 @@ def pretrain(
     import timm
 
     torch.manual_seed(recipe.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     classes = int(train[1].max()) + 1
     net = timm.create_model(recipe.build["timm"], num_classes=classes, **recipe.build["kwargs"])
-    net = net.to(device, memory_format=torch.channels_last)
+    net = channels_last(net)
     optimiser = torch.optim.AdamW(_groups(net, recipe.weight_decay), lr=recipe.rate, betas=(0.9, 0.98))
     first, seconds = 0, 0.0
     if checkpoint.exists():
@@ -145,7 +147,7 @@ def pretrain(
                 logits = net(views.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(net.parameters(), 5.0)
             optimiser.step()
             total += loss.item()

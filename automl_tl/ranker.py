@@ -83,8 +83,8 @@ class Ranker:
         encoder = Encoder(columns, {name: tuple(texts) for name, texts in facts["options"].items()})
         stages = {}
         for number, stage in facts["stages"].items():
-            models = [lightgbm.Booster(model_file=folder / f"stage{number}-{kind}.txt") for kind in _MODELS]
-            boosters = Boosters(*models, *stage["spreads"])
+            level, effect, order = (lightgbm.Booster(model_file=folder / f"stage{number}-{kind}.txt") for kind in _MODELS)
+            boosters = Boosters(level, effect, order, *stage["spreads"])
             stages[int(number)] = StageModel(tuple(stage["columns"]), boosters, stage["scale"], stage["low"], stage["high"])
         learnt = Learnt(encoder, Record.read(facts["record"]), stages)
         return cls(learnt, facts["trials"], facts["tasks"], facts["digest"], facts["seed"])
@@ -139,7 +139,7 @@ def rank(
         rows = _rows(candidates, profile, backbones)
         table = ranker.learnt.encoder.encode(rows, ranker.learnt.record.standings(rows))
         model = ranker.learnt.stages[stage]
-        logit = model.predict(table, rows.task)
+        logit = model.predict(table)
         (strategy,) = ranker.learnt.encoder.find("strategy")
         wider = np.where(np.isnan(table[:, strategy]), UNKNOWN_WIDER, 1.0)
         score, low, high = _sigmoid(logit), _sigmoid(logit + wider * model.low), _sigmoid(logit + wider * model.high)

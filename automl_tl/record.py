@@ -53,12 +53,12 @@ class Record:
         kept = np.arange(total)
         if total > REFERENCES:
             kept = np.sort(np.random.default_rng(seed).choice(total, REFERENCES, replace=False))
-        numbers = [profile_numbers(rows.profiles[i]) for i in kept]
+        numbers = [profile_numbers(rows.profiles[i]) for i in kept.tolist()]
         names = sorted({name for found in numbers for name in found})
         grid = {name: np.unique([found[name] for found in numbers if name in found]) for name in names}
         coordinates = _places(grid, numbers)
         apart = _apart(coordinates, coordinates)
-        sources = np.array([source_datasets[i] for i in kept], dtype=object)
+        sources = np.array([source_datasets[i] for i in kept.tolist()])
         apart[sources[:, None] == sources[None, :]] = np.inf
         nearest = apart.min(axis=1, initial=np.inf)
         width = float(np.median(nearest[np.isfinite(nearest)])) if np.isfinite(nearest).any() else 1.0
@@ -73,7 +73,7 @@ class Record:
             keys[kind] = index
             sums[kind] = np.bincount(where, standing[inside], cells).reshape(shape)
             counts[kind] = np.bincount(where, minlength=cells).astype(np.float64).reshape(shape)
-        return cls(tuple(sources), grid, coordinates, max(width, 1e-3), keys, sums, counts)
+        return cls(tuple(sources.tolist()), grid, coordinates, max(width, 1e-3), keys, sums, counts)
 
     def standings(self, rows: Rows, source_datasets: Sequence[str] | None = None) -> np.ndarray:
         """n × (kinds × all/near): the mean standing of what the row is made of, shrunk towards 0 where there is little.
@@ -97,7 +97,7 @@ class Record:
         near = np.exp(-((_apart(coordinates, self.coordinates) / self.width) ** 2) / 2)
         every = np.ones_like(near)
         if source_datasets is not None:
-            same = np.array(source_datasets, dtype=object)[:, None] == np.array(self.source_datasets, dtype=object)[None, :]
+            same = np.array(source_datasets)[:, None] == np.array(self.source_datasets)[None, :]
             near[same] = every[same] = 0.0
         near /= np.maximum(near.max(axis=1, keepdims=True, initial=0.0), 1e-9)
         return {"all": every, "near": near}

@@ -24,7 +24,7 @@ def layer_groups(backbone: nn.Module) -> list[list[nn.Parameter]]:
 def _timm_groups(backbone: nn.Module) -> list[list[str]]:
     from timm.models import group_parameters
 
-    matched = group_parameters(backbone, backbone.group_matcher(coarse=True))
+    matched = group_parameters(backbone, backbone.group_matcher(coarse=True))  # type: ignore[operator]
     return [matched[key] for key in sorted(matched)]
 
 

@@ -101,8 +101,8 @@ def _minimise(x: Tensor, y: Tensor, start: Tensor, penalty: float) -> Tensor:
         optimiser.zero_grad()
         logits = x @ parameters[:, :-1].T + parameters[:, -1]
         loss = F.cross_entropy(logits, y) + penalty / 2 * parameters[:, :-1].square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     return parameters.detach()
