@@ -44,8 +44,9 @@ __all__ = [
 _HOMES = {
     "api": ("evaluate", "fit", "load_task", "predict", "profile_task", "recommend", "search"),
     "estimator": ("TransferClassifier",),
-    "records": tuple(
-        ["Backbone", "Candidate", "Features", "Listing", "Outcome", "Point", "Profile", "Ranked", "Ranking", "Task", "Trial"]
+    "records": (
+        *("Backbone", "Candidate", "Features", "Listing", "Outcome", "Point"),
+        *("Profile", "Ranked", "Ranking", "Task", "Trial"),
     ),
     "strategy": ("Batch", "Classifier", "Fitted", "Job", "Strategy"),
 }

@@ -17,9 +17,9 @@ from .backbones import catalogue
 from .budget import Budget, parse_budget
 from .candidates import propose
 from .cost import CostModel
-from .experience import Experience
 from .errors import InputError
 from .evaluation.classification import judge
+from .experience import Experience
 from .facts import backbone_of, profile_of
 from .history import History, open_history
 from .home import cache, write_text
@@ -211,7 +211,8 @@ def evaluate(run: Path | str, location: Any) -> dict[str, float]:
     unknown = sorted({listing.labels[i] for i in chosen} - set(trained.classes))
     if unknown:
         raise InputError(
-            f"{location} has classes that the model does not know: {', '.join(unknown[:5])}; known: {', '.join(trained.classes[:20])}"
+            f"{location} has classes that the model does not know: {', '.join(unknown[:5])}; "
+            f"known: {', '.join(trained.classes[:20])}"
         )
     b = trained.backbone
     pixels = data.decode_images(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +130,8 @@ def build_history(
         count += 1
         candidate, score = result.candidate, result.validation.get("accuracy", float("nan"))
         say(
-            f"{count}/{trials} {candidate.strategy} on {candidate.backbone}: {result.status} {score:.3f} in {result.seconds:.1f} s {result.error}"
+            f"{count}/{trials} {candidate.strategy} on {candidate.backbone}: "
+            f"{result.status} {score:.3f} in {result.seconds:.1f} s {result.error}".rstrip()
         )
     return count
 
@@ -135,7 +139,7 @@ def build_history(
 def _results(units: list[Unit], workers: int, command: str) -> Iterator[Trial | Profile]:
     """Results as they come. Few futures are in flight, so Ctrl-C loses little."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         waiting: set[Future[Trial | Profile]] = set()
         todo = iter(units)
         while True:
@@ -148,10 +152,19 @@ def _results(units: list[Unit], workers: int, command: str) -> Iterator[Trial | 
                 yield future.result()
 
 
-def _one_thread() -> None:
+def _prepare_worker() -> None:
+    """One thread for computing; and a worker ends with its parent, even one that was killed."""
     import torch
 
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def run_unit(unit: Unit, command: str) -> Trial | Profile:

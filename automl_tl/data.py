@@ -290,10 +290,10 @@ def near_duplicates(thumbnails: np.ndarray, labels: np.ndarray) -> list[tuple[in
     along, across = (centred @ directions.T).T if len(directions) == 2 else (centred[:, 0], centred[:, 0])
     reach = ALIKE * np.sqrt(values.shape[1])
     order = np.argsort(along, kind="stable")
+    ends = np.searchsorted(along[order], along[order] + reach, side="right")
     contrast = values.std(axis=1)
     pairs = []
-    for place, i in enumerate(order):
-        end = np.searchsorted(along[order], along[i] + reach, side="right")
+    for place, (i, end) in enumerate(zip(order, ends, strict=True)):
         others = order[place + 1 : end]
         others = others[np.abs(across[others] - across[i]) <= reach]
         if len(others):

@@ -9,14 +9,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import scipy.linalg
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import multivariate_normal
-from sklearn.covariance import LedoitWolf
-from sklearn.datasets import load_digits
-
-from automl_tl import Features, registry
-from automl_tl.errors import InputError
 from automl_tl_plugins.metrics.coral import Coral, coral_distance
 from automl_tl_plugins.metrics.frechet import Frechet, frechet_distance
 from automl_tl_plugins.metrics.h_score import HScore, h_score
@@ -26,6 +18,14 @@ from automl_tl_plugins.metrics.linear_probe import PATH, LinearProbe, ridge_accu
 from automl_tl_plugins.metrics.logme import LogME, logme
 from automl_tl_plugins.metrics.mmd import MMD, mmd2
 from automl_tl_plugins.metrics.nce import NCE, nce
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
+from sklearn.covariance import LedoitWolf
+from sklearn.datasets import load_digits
+
+from automl_tl import Features, registry
+from automl_tl.errors import InputError
 
 DISTANCES = [Frechet(), MMD(), Coral()]
 FEATURE_SCORES = [LogME(), HScore(), KNN(), LinearProbe()]
