@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,16 @@ LOOKED_AT = 6
 KEPT = 500
 """Candidates of a ranking that a run writes down; no search gets further."""
 
+MOST_ADVISING = 0.5
+"""Of the budget: reading, profiling and ranking count as spent up to this share, so that there is always time to train."""
+
 load_task = data.load_task
+
+
+def read_task(location: Any, *, seed: int = 0, progress: Progress | None = None) -> Task:
+    """`load_task`, telling how far it is."""
+    told = None if progress is None else lambda done, total: progress("reading images", done, total)
+    return load_task(location, seed=seed, progress=told)
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def recommend(
     at_hand = catalogue(zoo=zoo)
     for name in backbones or ():
         registry.lookup("backbone", name, at_hand)
-    experience = Experience.of(history)
+    experience = Experience.of(history, without=task.fingerprint)
     ranker = ranker_for(experience, cache() / "rankers", seed=seed)
     cost_model = CostModel.learn(experience, strategies=known, seed=seed)
     candidates = propose(at_hand, known, seed=seed, only_strategies=strategies, only_backbones=backbones)
@@ -143,8 +153,9 @@ def fit(
     Raises:
         InputError: the images, or `out` holds the run of something else.
     """
+    start = time.monotonic()
     limits, out = parse_budget(budget), Path(out)
-    task = location if isinstance(location, Task) else load_task(location, seed=seed)
+    task = location if isinstance(location, Task) else read_task(location, seed=seed, progress=progress)
     request = {
         "fingerprint": task.fingerprint,
         "seed": seed,
@@ -167,6 +178,7 @@ def fit(
         history.record_profile(advice.profile)
         if told is not None:
             told(task, advice)
+        advising = min(time.monotonic() - start, MOST_ADVISING * limits.seconds)
         outcome = search(
             task,
             advice.ranking,
@@ -176,6 +188,7 @@ def fit(
             folder=out,
             history=history,
             seed=seed,
+            spent=advising,
             trackers=chosen,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         )

@@ -45,6 +45,16 @@ def _offered(zoo: Zoo, *, asked_for: bool) -> Iterable[Backbone]:
     return cached() if cached is not None else ()
 
 
+def on_request() -> dict[str, list[Backbone]]:
+    """The networks of zoos that are only listed by name, without those that this machine already holds."""
+    found = {}
+    for name, zoo in registry.zoos().items():
+        if getattr(zoo, "on_request", False):
+            here = {backbone.name for backbone in _offered(zoo, asked_for=False)}
+            found[name] = [backbone for backbone in zoo.list() if backbone.name not in here]
+    return found
+
+
 def build(backbone: Backbone, *, head: bool = False) -> nn.Module:
     """The network with its weights: images to N×num_features, or with `head` to N×num_classes source logits.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,10 @@ from .errors import AutomlError
 
 if TYPE_CHECKING:
     from .api import Advice, Progress
-    from .records import Outcome, Profile, Ranking, Task
+    from .records import Outcome, Profile, Ranked, Ranking, Task
+
+EXPLAINED = 3
+"""Candidates whose reasons are printed; --json gives those of all."""
 
 app = typer.Typer(
     help="Which pretrained backbone, which transfer strategy, which hyperparameters: answered from experience.",
@@ -90,7 +94,7 @@ def fit(
             backbones=backbone,
             trackers=() if json else ("console",),
             progress=progress,
-            told=None if json else _tell,
+            told=None if json else functools.partial(_tell, zoo=zoo),
         )
     if json:
         _print_json(_outcome_facts(outcome))
@@ -114,7 +118,7 @@ def recommend(
     from . import api
 
     with _progress(json) as progress:
-        task = api.load_task(_location(images), seed=seed)
+        task = api.read_task(_location(images), seed=seed, progress=progress)
         advice = api.recommend(task, zoo=zoo, strategies=strategy, backbones=backbone, seed=seed, progress=progress)
     if json:
         items = [asdict(item) for item in advice.ranking.items[:top]]
@@ -132,7 +136,7 @@ def profile(images: Images, zoo: ZooName = None, seed: Seed = 0, json: AsJson = 
     from . import api
 
     with _progress(json) as progress:
-        task = api.load_task(_location(images), seed=seed)
+        task = api.read_task(_location(images), seed=seed, progress=progress)
         found = api.profile_task(task, zoo=zoo, seed=seed, progress=progress)
     if json:
         _print_json(asdict(found))
@@ -398,7 +402,7 @@ class _progress:
     def _step(self, what: str, done: int, total: int) -> None:
         if what not in self.known:
             self.bars.start()
-            self.known[what] = self.bars.add_task(f"features of {what}", total=total)
+            self.known[what] = self.bars.add_task(what, total=total)
         self.bars.update(self.known[what], completed=done)
         if all(task.finished for task in self.bars.tasks):
             self.bars.stop()
@@ -408,9 +412,26 @@ class _progress:
             self.bars.stop()
 
 
-def _tell(task: Task, advice: Advice) -> None:
+def _tell(task: Task, advice: Advice, *, zoo: str | None) -> None:
+    if zoo is None:
+        _print_on_request()
     _print_profile(task, advice.profile)
     _print_ranking(advice.ranking, 5)
+
+
+def _print_on_request() -> None:
+    from statistics import median
+
+    from .api import LOOKED_AT
+    from .backbones import on_request
+
+    for name, more in on_request().items():
+        if more:
+            size = median(backbone.download_bytes for backbone in more) / 1e6
+            print(
+                f"note: --zoo {name} would add {len(more)} networks to the choice and download the {LOOKED_AT} "
+                f"that look best ({size:.0f} MB each in the median)"
+            )
 
 
 def _print_profile(task: Task, profile: Profile) -> None:
@@ -441,14 +462,20 @@ def _print_ranking(ranking: Ranking, top: int) -> None:
             item.candidate.backbone,
             item.candidate.strategy,
             _hyperparameters(item.candidate.hyperparameters),
-            f"{item.score:.3f} ({item.low:.2f}–{item.high:.2f})",
+            _expected(item),
             f"{item.seconds:.0f} s",
         )
         for place, item in enumerate(ranking.items[:top], 1)
     ]
     _table("", ("", "backbone", "strategy", "hyperparameters", "expected accuracy", "time"), rows)
-    if ranking.items and ranking.items[0].reasons:
-        print("Why the first: " + "; ".join(ranking.items[0].reasons))
+    for place, item in enumerate(ranking.items[:EXPLAINED], 1):
+        if item.reasons:
+            print(f"Why {place}: {'; '.join(item.reasons)}")
+
+
+def _expected(item: Ranked) -> str:
+    """Nothing where the interval says nothing: without a history there is an order, but no accuracy."""
+    return "" if (item.low, item.high) == (0.0, 1.0) else f"{item.score:.3f} ({item.low:.2f}–{item.high:.2f})"
 
 
 def _hyperparameters(values: Any) -> str:

@@ -57,8 +57,12 @@ class Experience:
     digest: str
 
     @classmethod
-    def of(cls, history: History) -> Experience:
-        """All trials of `history` that have a score, a profile of their task and the facts of their backbone."""
+    def of(cls, history: History, *, without: str = "") -> Experience:
+        """All trials of `history` that have a score, a profile of their task and the facts of their backbone.
+
+        Those of the task `without` (a fingerprint) are left out: advice on a task never rests on what was tried on that very
+        task, so that the same question has the same answer when it is asked again.
+        """
         table, profiles, backbones = history.table(), history.profiles(), history.backbones()
         texts = {
             name: np.array(getattr(table, name), dtype=object) for name in ("task", "source_dataset", "backbone", "strategy")
@@ -69,8 +73,8 @@ class Experience:
         }
         trials = Trials(**texts, **numbers, hyperparameters=list(table.hyperparameters))
         known = [task in profiles and name in backbones for task, name in zip(trials.task, trials.backbone, strict=True)]
-        usable = np.flatnonzero(np.array(known, dtype=bool) & np.isfinite(trials.score))
-        return cls(trials.take(usable), profiles, backbones, history.digest())
+        usable = np.flatnonzero(np.array(known, dtype=bool) & np.isfinite(trials.score) & (trials.task != without))
+        return cls(trials.take(usable), profiles, backbones, history.digest(without=without))
 
     def take(self, rows: np.ndarray) -> Experience:
         """The same with some of the trials; its digest is not the whole's."""

@@ -174,11 +174,13 @@ class History:
     def tasks(self) -> dict[str, TaskFacts]:
         return {row[0]: TaskFacts(*row) for row in self._rows("SELECT * FROM tasks", [])}
 
-    def digest(self) -> str:
-        """Name of all that the ranker learns from; the order in which it was recorded does not matter."""
+    def digest(self, *, without: str = "") -> str:
+        """Name of all that a ranker learns from, but for the task `without`; the order of recording does not matter."""
+        trials = "trials WHERE status = 'finished' AND task <> :task"
+        learnt_from = (trials, "profiles WHERE task <> :task", f"backbones WHERE name IN (SELECT backbone FROM {trials})")
         sums = [
-            self._rows(f"SELECT count(*), coalesce(sum(hash), 0) FROM {table}", [])[0]
-            for table in ("trials WHERE status = 'finished'", "profiles", "backbones")
+            self.db.execute(f"SELECT count(*), coalesce(sum(hash), 0) FROM {table}", {"task": without}).fetchone()
+            for table in learnt_from
         ]
         return hashlib.sha256(repr([tuple(row) for row in sums]).encode()).hexdigest()[:32]
 

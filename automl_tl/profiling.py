@@ -13,8 +13,9 @@ from .errors import InputError
 from .records import TRAIN, Backbone, Features, Profile, Task
 
 LOOK = 1000
-"""Training images that backbones are looked at through; all features are computed at once where the task is not much larger."""
+"""Training images that backbones are looked at through."""
 WHOLE = 4000
+"""Up to so many images, all features are computed at once: training asks for the others soon."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,27 +39,37 @@ def profile_task(
     meta = count_features(task)
     distances: dict[str, dict[str, float]] = {}
     for encoder, sources in _reference_encoders(backbones):
-        seen = task_features(task, encoder, progress=progress)
-        target = Features(seen.values[sample], task.labels[sample])
+        target = _look(task, encoder, sample, progress)
         meta |= appearance(task, encoder, sample) | separability(target)
         for source, statistics in sources.items():
             distances[source] = _scores("distance", target, statistics, notes)
     transferability = {}
     for name in look:
-        seen = task_features(task, backbones[name], progress=progress)
-        probabilities = None if seen.probabilities is None else seen.probabilities[sample]
-        target = Features(seen.values[sample], task.labels[sample], probabilities)
+        target = _look(task, backbones[name], sample, progress)
         transferability[name] = _scores("transferability", target, None, notes)
     seconds = time.perf_counter() - start
     warnings = task.warnings + tuple(dict.fromkeys(notes))
     return Profile(task.name, task.fingerprint, meta, distances, transferability, seconds, warnings)
 
 
-def task_features(task: Task, backbone: Backbone, *, progress: Progress | None = None) -> Features:
-    """Frozen features of every image of the task, cached."""
-    told = None if progress is None else lambda done, total: progress(backbone.name, done, total)
-    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
-    return features.extract(task, backbone, pixels, lambda head: build(backbone, head=head), progress=told)
+def task_features(
+    task: Task, backbone: Backbone, *, index: np.ndarray | None = None, progress: Progress | None = None
+) -> Features:
+    """Frozen features of the images at `index`, or of every image of the task; cached."""
+    size = backbone.input_size
+    decoding = None if progress is None else lambda done, total: progress(f"decoding to {size} px", done, total)
+    told = None if progress is None else lambda done, total: progress(f"features of {backbone.name}", done, total)
+    pixels = data.decode(task, size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct, progress=decoding)
+    return features.extract(task, backbone, pixels, lambda head: build(backbone, head=head), index=index, progress=told)
+
+
+def _look(task: Task, backbone: Backbone, sample: np.ndarray, progress: Progress | None) -> Features:
+    """Features of the images at `sample`."""
+    if len(task.labels) > WHOLE:
+        return task_features(task, backbone, index=sample, progress=progress)
+    seen = task_features(task, backbone, progress=progress)
+    probabilities = None if seen.probabilities is None else seen.probabilities[sample]
+    return Features(seen.values[sample], task.labels[sample], probabilities)
 
 
 def look_sample(task: Task, seed: int) -> np.ndarray:

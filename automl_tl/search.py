@@ -90,17 +90,20 @@ def search(
     folder: Path,
     history: History,
     seed: int = 0,
+    spent: float = 0.0,
     trackers: Sequence[Tracker] = (),
     command: str = "",
 ) -> Outcome:
     """Train the top of `ranking` on `task` within `budget`; everything lies in `folder`, the winner in `folder/model`.
+
+    `spent` seconds of the budget are gone already: they went into the advice.
 
     Ctrl-C ends it with the best model so far. A second call with the same arguments goes on where the first one stopped.
 
     Raises:
         BudgetError: no candidate gave a model in the time.
     """
-    state = _Search(task, backbones, ranking, budget, folder, seed, history, trackers, command, _spent(folder))
+    state = _Search(task, backbones, ranking, budget, folder, seed, history, trackers, command, _spent(folder) + spent)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _recall(state)
     for tracker in trackers:

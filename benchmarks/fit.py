@@ -1,0 +1,146 @@
+"""`automl-tl fit --budget 5m` with the embedded zoo, on six sets that the ranker has never seen.
+
+For each set: a home of its own, whose history has no trial of that source dataset; the command as a person types it; then,
+on the same images and split, what a person could do without it:
+
+- *linear probe*, *fine-tuning*: with their defaults, on the largest embedded backbone;
+- *from scratch*: the winner's network from random weights, with as many epochs as the same time holds.
+
+Test accuracy in percent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from _report import arguments, table, unpacked, write
+
+from automl_tl import Backbone, Candidate, Task, load_task
+from automl_tl.backbones import catalogue
+from automl_tl.history import open_history
+from automl_tl.registry import strategies
+from automl_tl.space import defaults
+from automl_tl.trials import Limits, judge_on_test, run_trial
+
+SETS = ("cifar10", "sign_digits", "magnetic_tile", "smiles", "brain_tumor", "traffic_signs")
+FIRST = {"cifar10": 2000}
+"""Training images that are used, where it is not all."""
+PILOT = 2
+"""Epochs that tell how many from-scratch epochs the time holds."""
+
+
+def images_of(name: str, folder: Path) -> Path:
+    """The set as a folder; of some sets the first so many training images, the classes in equal shares."""
+    whole = unpacked(name, folder)
+    if name not in FIRST:
+        return whole
+    part = folder / f"{name}_{FIRST[name]}"
+    if not part.exists():
+        classes = sorted((whole / "train").iterdir())
+        for directory in classes:
+            (part / "train" / directory.name).mkdir(parents=True)
+            for image in sorted(directory.iterdir())[: FIRST[name] // len(classes)]:
+                shutil.copy(image, part / "train" / directory.name)
+        shutil.copytree(whole / "test", part / "test")
+    return part
+
+
+@contextmanager
+def home_without(source_dataset: str, folder: Path) -> Any:
+    """A new home whose history knows nothing of `source_dataset`."""
+    before = os.environ.get("AUTOML_TL_HOME")
+    os.environ["AUTOML_TL_HOME"] = str(folder)
+    try:
+        with open_history() as history:
+            tasks = [key for key, facts in history.tasks().items() if facts.source_dataset == source_dataset]
+            for task in tasks:
+                history.db.execute("DELETE FROM points WHERE trial IN (SELECT id FROM trials WHERE task = ?)", [task])
+                for name in ("trials", "profiles", "meta_features", "distances", "scores"):
+                    history.db.execute(f"DELETE FROM {name} WHERE task = ?", [task])
+                history.db.execute("DELETE FROM tasks WHERE fingerprint = ?", [task])
+            if any(facts.source_dataset == source_dataset for facts in history.tasks().values()):
+                raise SystemExit(f"the history still knows {source_dataset}")
+        yield
+    finally:
+        os.environ.pop("AUTOML_TL_HOME")
+        if before is not None:
+            os.environ["AUTOML_TL_HOME"] = before
+
+
+def fitted(images: Path, out: Path, budget: str, *options: str) -> dict[str, Any]:
+    """What the command says of itself, and how long it really took."""
+    command = [sys.executable, "-m", "automl_tl.cli", "fit", str(images), "--budget", budget, "--out", str(out), "--json"]
+    start = time.perf_counter()
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+    return {**json.loads(done.stdout), "wall_seconds": time.perf_counter() - start}
+
+
+def trained(task: Task, backbone: Backbone, strategy: str, limits: Limits | None = None, **changed: Any) -> dict[str, float]:
+    """Test accuracy of one choice, and its seconds."""
+    hyperparameters = {**defaults(strategies()[strategy].space), **changed}
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Candidate(backbone.name, strategy, hyperparameters)
+        trial, result = run_trial(task, candidate, backbone, seed=0, folder=Path(folder), limits=limits)
+    if result is None:
+        raise SystemExit(trial.error)
+    return {"accuracy": judge_on_test(task, backbone, result.model)["accuracy"], "seconds": trial.seconds}
+
+
+def from_scratch(task: Task, backbone: Backbone, seconds: float) -> dict[str, float]:
+    """The network from random weights, its schedule as long as the time lets it be."""
+    pilot = trained(task, backbone, "from-scratch", Limits(stop_after=PILOT))
+    longest = strategies()["from-scratch"].space["epochs"].high
+    epochs = max(PILOT, min(longest, int(seconds / pilot["seconds"] * PILOT)))
+    limits = Limits(deadline=time.monotonic() + seconds)
+    return trained(task, backbone, "from-scratch", limits, epochs=epochs)
+
+
+def compare(name: str, folder: Path, budget: str) -> dict[str, float]:
+    """One row."""
+    images = images_of(name, folder)
+    embedded = {key: backbone for key, backbone in catalogue().items() if backbone.zoo == "embedded"}
+    largest = max(embedded.values(), key=lambda backbone: backbone.params)
+    with home_without(name, folder / "homes" / name):
+        outcome = fitted(images, folder / "runs" / name, budget)
+        task = load_task(images)
+        winner = outcome["winner"]
+        network = embedded[winner["candidate"]["backbone"]]
+        rows: Mapping[str, dict[str, float]] = {
+            "probe": trained(task, largest, "linear-probe"),
+            "fine_tuning": trained(task, largest, "fine-tuning"),
+            "from_scratch": from_scratch(task, network, outcome["seconds"]),
+        }
+    print(f"{name}: {winner['candidate']['strategy']} on {network.name}, {len(outcome['trials'])} trials", flush=True)
+    accuracies = {key: 100 * row["accuracy"] for key, row in rows.items()}
+    best = max(accuracies["probe"], accuracies["fine_tuning"])
+    ours = 100 * winner["test"]["accuracy"]
+    return {"fit": ours, **accuracies, "lead": ours - best, "seconds": outcome["wall_seconds"]}
+
+
+def main() -> None:
+    options = arguments(__doc__, "two sets, one minute each").parse_args()
+    sets, budget = (SETS[1:3], "1m") if options.quick else (SETS, "5m")
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in sets:
+            found[name] = compare(name, Path(folder), budget)
+    columns = ("fit", "probe", "fine_tuning", "from_scratch", "lead", "seconds")
+    rows = [(name, *(row[column] for column in columns)) for name, row in found.items()]
+    table(f"Test accuracy (%), fit --budget {budget}", ("set", *columns), rows)
+    write(options.json, {f"{name}_{column}": value for name, row in found.items() for column, value in row.items()})
+
+
+if __name__ == "__main__":
+    main()
