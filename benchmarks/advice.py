@@ -9,18 +9,12 @@ best trial of the task.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
+from _report import arguments, table, write
 
 from automl_tl import registry
 from automl_tl.cost import CostModel
@@ -200,39 +194,21 @@ def figures(result: Result, experience: Experience) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def table(result: Result) -> str:
-    lines = [f"{'':28}{'regret first':>14}{'best of three':>15}{'NDCG@10':>9}"]
-    for way, tally in sorted(result.ways.items(), key=lambda pair: float(np.mean(pair[1].first))):
-        numbers = np.mean(tally.first), np.mean(tally.best_of_three), np.mean(tally.ndcg10)
-        lines.append(f"{way:28}{numbers[0]:14.2f}{numbers[1]:15.2f}{numbers[2]:9.3f}")
-    return "\n".join(lines)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    parser.add_argument("--quick", action="store_true", help="one seed instead of three")
-    options = parser.parse_args()
+    options = arguments(__doc__, "one seed instead of three").parse_args()
     with open_history() as history:
         experience = Experience.of(history)
     seeds = (0,) if options.quick else (0, 1, 2)
     result = leave_one_source_out(experience, registry.strategies(), seeds=seeds, say=lambda text: print(text, flush=True))
     found = figures(result, experience)
-    print(table(result))
-    print("\n".join(f"{name:32}{value:>12g}" for name, value in found.items()))
-    if options.json:
-        options.json.write_text(json.dumps({**found, **_where()}, indent=1) + "\n", encoding="utf-8")
-
-
-def _where() -> dict[str, str]:
-    """Where the figures were measured."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
-        "versions": f"python {platform.python_version()}, lightgbm {version('lightgbm')}, numpy {version('numpy')}",
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    ways = sorted(result.ways.items(), key=lambda pair: float(np.mean(pair[1].first)))
+    rows = [
+        (way, f"{np.mean(tally.first):.2f}", f"{np.mean(tally.best_of_three):.2f}", f"{np.mean(tally.ndcg10):.3f}")
+        for way, tally in ways
+    ]
+    table("Advice on source datasets left out", ("way", "regret of the first", "regret of best of three", "NDCG@10"), rows)
+    table("Figures", ("figure", "value"), [(name, f"{value:g}") for name, value in found.items()])
+    write(options.json, found)
 
 
 if __name__ == "__main__":
