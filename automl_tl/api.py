@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import data, model, registry
+from . import data, model, processes, registry
 from .backbones import catalogue
 from .budget import Budget, parse_budget
 from .candidates import propose
@@ -27,6 +27,7 @@ from .home import cache, write_text
 from .profiling import profile_task as _profile_task
 from .ranker import Ranker, rank, ranker_for, shortlist
 from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
+from .search import follow
 from .search import search as search
 
 Progress = Callable[[str, int, int], None]
@@ -156,6 +157,8 @@ def fit(
     start = time.monotonic()
     limits, out = parse_budget(budget), Path(out)
     task = location if isinstance(location, Task) else read_task(location, seed=seed, progress=progress)
+    if not processes.leads():
+        return follow(task, seed=seed)
     request = {
         "fingerprint": task.fingerprint,
         "seed": seed,
@@ -195,6 +198,7 @@ def fit(
     from .report.outcome import report_outcome
 
     report_outcome(task, outcome, advice.backbones)
+    processes.tell(outcome)
     return outcome
 
 

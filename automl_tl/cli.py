@@ -81,7 +81,7 @@ def fit(
     json: AsJson = False,
 ) -> None:
     """Find, train and explain the best classifier within a budget."""
-    from . import api
+    from . import api, processes
 
     with _progress(json) as progress:
         outcome = api.fit(
@@ -96,6 +96,8 @@ def fit(
             progress=progress,
             told=None if json else functools.partial(_tell, zoo=zoo),
         )
+    if not processes.leads():
+        return
     if json:
         _print_json(_outcome_facts(outcome))
     else:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def load_task(
     hashes = np.array([seen[i].hash for i in readable], dtype=np.uint64)
     thumbnails = np.stack([np.frombuffer(seen[i].thumbnail, dtype=np.uint8) for i in readable])
     given = None if listing.splits is None else np.array([listing.splits[i] for i in readable])
-    groups = _groups(listing, readable, thumbnails, labels)
+    groups = _groups(listing, readable, thumbnails)
     splits, found = _split(listing.name, labels, classes, given, groups, seed=seed, validation=validation, test=test)
     kept = np.sort(np.concatenate([splits[split] for split in splits]))
     splits = {split: np.searchsorted(kept, part) for split, part in splits.items()}
@@ -137,9 +138,10 @@ def subset(task: Task, keep: np.ndarray, *, name: str) -> Task:
     )
 
 
-def natural(text: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts 2 before 10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+def natural(text: str) -> tuple[list[tuple[int, int | str]], str]:
+    """Sort key that puts 2 before 10, and 01 and 1 always in the same order."""
+    parts = re.split(r"(\d+)", text)
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part], text
 
 
 def _check_listing(listing: Listing) -> None:
@@ -163,8 +165,12 @@ def _readable(listing: Listing, seen: Sequence[Seen]) -> tuple[list[int], list[s
             f"{listing.name}: {len(bad)} of {len(seen)} images cannot be read, more than {UNREADABLE_SHARE:.0%}; "
             f"the first: {seen[bad[0]].error}"
         )
-    warnings = [f"skipped, as it cannot be read: {seen[i].error}" for i in bad]
-    return [i for i, one in enumerate(seen) if not one.error], warnings
+    readable = [i for i, one in enumerate(seen) if not one.error]
+    left = {listing.labels[i] for i in readable}
+    for i in bad:
+        if listing.labels[i] not in left:
+            raise InputError(f"{listing.name}: no image of class {listing.labels[i]!r} can be read; the first: {seen[i].error}")
+    return readable, [f"skipped, as it cannot be read: {seen[i].error}" for i in bad]
 
 
 def _fingerprint(classes: tuple[str, ...], hashes: np.ndarray, labels: np.ndarray, splits: dict[str, np.ndarray]) -> str:
@@ -254,7 +260,7 @@ def _spread(function: Callable[[Any], Any], work: Sequence[Any]) -> Iterator[Any
 # Splitting
 
 
-def _groups(listing: Listing, readable: list[int], thumbnails: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _groups(listing: Listing, readable: list[int], thumbnails: np.ndarray) -> np.ndarray:
     """A number for each image: equal for those that must stay in one split."""
     parent = np.arange(len(readable))
 
@@ -272,12 +278,12 @@ def _groups(listing: Listing, readable: list[int], thumbnails: np.ndarray, label
         for position, i in enumerate(readable):
             if listing.groups[i]:
                 join(first.setdefault(listing.groups[i], position), position)
-    for i, j in near_duplicates(thumbnails, labels):
+    for i, j in near_duplicates(thumbnails):
         join(i, j)
     return np.array([root(i) for i in range(len(readable))])
 
 
-def near_duplicates(thumbnails: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
+def near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of the same picture saved twice: n×256 grey thumbnails that differ by less than `ALIKE` on average.
 
     Drawings on white are all alike at first sight, so the difference is measured against the pictures' own contrast, too.
@@ -327,10 +333,13 @@ def _split(
             raise InputError(
                 f"{name}: {split} has classes that train has not: {', '.join(foreign[:5])}; give both the same classes"
             )
-        twins = splits[TRAIN][np.isin(groups[splits[TRAIN]], groups[held])]
+    for split, held in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
+        twins = splits[split][np.isin(groups[splits[split]], groups[splits[held]])]
         if len(twins):
-            splits[TRAIN] = np.setdiff1d(splits[TRAIN], twins)
-            warnings.append(f"{len(twins)} training images are near-duplicates of {split} images and were left out of training")
+            splits[split] = np.setdiff1d(splits[split], twins)
+            warnings.append(
+                f"{len(twins)} {split} images are near-duplicates of {held} images, or of one group with them; they were left out"
+            )
     for split, share in ((TEST, test), (VALIDATION, validation)):
         if share > 0 and not len(splits[split]):
             _check_class_sizes(name, labels[splits[TRAIN]], classes)
@@ -400,13 +409,15 @@ def decode(
     key = hashlib.sha256(task.hashes.astype("<u8").tobytes() + f"{size}/{interpolation}/{crop_pct:g}".encode()).hexdigest()[:32]
     path = cache() / "pixels" / f"{key}.npy"
     path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                _make_room(path.parent, len(task.labels) * size * size * 3)
-                _decode_into(path, task.images, task.where, size, interpolation, crop_pct, progress)
-    os.utime(path)
-    return Pixels(np.load(path, mmap_mode="r", allow_pickle=False))
+    while True:
+        try:
+            os.utime(path)
+            return Pixels(np.load(path, mmap_mode="r", allow_pickle=False))
+        except FileNotFoundError:  # never built, or another process made room
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    _make_room(path.parent, len(task.labels) * size * size * 3)
+                    _decode_into(path, task.images, task.where, size, interpolation, crop_pct, progress)
 
 
 def decode_images(images: Sequence[Any], where: Sequence[str], size: int, *, interpolation: str, crop_pct: float) -> np.ndarray:
@@ -434,7 +445,7 @@ def _decode_into(
     crop_pct: float,
     progress: Progress | None,
 ) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.partial")  # of the lock's holder; what a killed process left is overwritten
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
     work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
     try:
@@ -456,3 +467,8 @@ def _make_room(folder: Path, needed: int) -> None:
         oldest = entries.pop(0)
         total -= oldest.stat().st_size
         oldest.unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:  # a full disk would kill the process, as the file is written through memory
+        raise InputError(
+            f"{folder}: decoded images need {needed / 2**20:.0f} MB, but {free / 2**20:.0f} are free; move AUTOML_TL_HOME"
+        )

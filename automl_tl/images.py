@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import InputError
 
-MOST_PIXELS = 200_000_000
-"""Larger images are refused: a file of some kB can ask for gigabytes of memory."""
+MOST_PIXELS = 178_956_970
+"""Larger images are refused, as by Pillow itself: a file of some kB can ask for gigabytes of memory."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 _METHODS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MANY_BITS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -31,27 +34,39 @@ def read_image(source: Any, *, where: str = "", least: int | None = None) -> Ima
     """
     where = where or (str(source) if isinstance(source, (str, Path)) else "the image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own limit is replaced by ours
-            image = _open(source, where)
+        with _quiet(), _opened(source, where) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise InputError(f"{where}: {image.width}×{image.height} pixels are more than the {MOST_PIXELS:,} that are read")
+                raise Image.DecompressionBombError
             if least is not None and image.format == "JPEG":
                 image.draft("RGB", (least, least))
-            image = ImageOps.exif_transpose(image)
-            return _rgb(image)
-    except InputError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OverflowError,
-    ) as error:
+            return _rgb(ImageOps.exif_transpose(image), where)
+    except Image.DecompressionBombError:
+        raise InputError(f"{where}: has more than the {MOST_PIXELS:,} pixels that are read; scale it down") from None
+    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, OverflowError) as error:
         raise InputError(f"{where}: cannot be read as an image: {_line(error)}") from None
+
+
+_reading = 0
+_lock = threading.Lock()
+_warnings_off = ExitStack()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of Pillow while any thread reads: `catch_warnings`, left by threads in any order, would leave them off."""
+    global _reading
+    with _lock:
+        if not _reading:
+            _warnings_off.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _reading += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _reading -= 1
+            if not _reading:
+                _warnings_off.close()
 
 
 def _line(error: Exception) -> str:
@@ -59,11 +74,12 @@ def _line(error: Exception) -> str:
     return (text[0] if text else type(error).__name__)[:150]
 
 
-def _open(source: Any, where: str) -> Image.Image:
+def _opened(source: Any, where: str) -> AbstractContextManager[Image.Image]:
+    """The image, and a file closed in the end; an image of the caller's stays open."""
     if isinstance(source, Image.Image):
-        return source
+        return nullcontext(source)
     if isinstance(source, np.ndarray):
-        return _from_array(source, where)
+        return nullcontext(_from_array(source, where))
     if isinstance(source, bytes):
         return Image.open(io.BytesIO(source))
     if isinstance(source, (str, Path)):
@@ -75,7 +91,8 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise InputError(f"{where}: an array of shape {array.shape} is not an image; expected H×W, H×W×3 or H×W×4")
+        hint = "; move the channels to the last place" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise InputError(f"{where}: an array of shape {array.shape} is not an image; expected H×W, H×W×3 or H×W×4{hint}")
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise InputError(f"{where}: has values that are not finite numbers")
@@ -85,7 +102,7 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
             )
         array = (array * 255 + 0.5).astype(np.uint8)
     elif array.dtype == np.uint16:
-        array = (array // 257).astype(np.uint8)
+        array = _of_sixteen_bits(array)
     elif array.dtype.kind in "biu":
         if array.dtype == bool:
             array = array.astype(np.uint8) * 255
@@ -97,13 +114,21 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _of_sixteen_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of 0–65535 in 8 bits; those that never pass 255 are of 8 bits already."""
+    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    scaled: np.ndarray = (values.clip(0, top) / top * 255 + 0.5).astype(np.uint8)
+    return scaled
+
+
+def _rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode in _MANY_BITS:
         values = np.asarray(image).astype(np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        if not np.isfinite(values).all():
+            raise InputError(f"{where}: has values that are not finite numbers")
         if image.mode == "F" and values.max(initial=0) <= 1:
-            top = 1.0
-        return Image.fromarray((values.clip(0, top) / top * 255 + 0.5).astype(np.uint8)).convert("RGB")
+            values = values * 255
+        return Image.fromarray(_of_sixteen_bits(values)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from . import checkpoint
 from .augment import Augmentation, augment, normalise
 from .device import accelerator, autocast, channels_last, device, memory_mb, precision, reset_memory
 from .errors import TrialError
+from .processes import agreed, average_gradients, average_statistics, leads
 from .records import TRAIN, VALIDATION, Backbone, Point
 from .space import Value
 from .strategy import TRAINING, Batch, Classifier, Fitted, Job, Strategy
@@ -82,7 +82,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         loss = _train_epoch(strategy, model, optimiser, job, progress.epoch, epochs, dtype)
         memory = memory_mb()
         probabilities = predict(model, job.pixels.array, job.task.part(VALIDATION), job.backbone, dtype=dtype)
-        score, validation_loss = _judge(probabilities, job.task.labels[job.task.part(VALIDATION)])
+        score, validation_loss = agreed(*_judge(probabilities, job.task.labels[job.task.part(VALIDATION)]))
         last = time.perf_counter() - start
         progress.epoch += 1
         progress.seconds += last
@@ -128,11 +128,12 @@ def _train_epoch(
             loss = strategy.loss(model, batch)
         optimiser.zero_grad(set_to_none=True)
         accelerator().backward(loss)
-        _average_gradients(trained)
+        average_gradients(trained)
         nn.utils.clip_grad_norm_(trained, CLIP)
         optimiser.step()
         total += loss.detach()
-    mean = float(total) / steps
+    average_statistics(model)
+    (mean,) = agreed(float(total) / steps)
     if not math.isfinite(mean):
         raise TrialError(f"the loss of {job.strategy} on {job.backbone.name} became {mean} in epoch {epoch + 1}; lower the rate")
     return mean
@@ -175,16 +176,6 @@ def schedule(done: float) -> float:
     if done < WARM_UP:
         return max(done / WARM_UP, 0.01)
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
-
-
-def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Under `accelerate launch`: the mean gradient of all processes, whatever shape the strategy's loss has."""
-    if accelerator().num_processes == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad = accelerator().reduce(parameter.grad, reduction="mean")
 
 
 @torch.inference_mode()
@@ -237,11 +228,8 @@ def _option(strategy: Strategy, name: str) -> Value:
 
 def _time_is_up(job: Job, last_epoch: float) -> bool:
     """Whether the next epoch, as long as the last, would end too late. All processes follow the first one's clock."""
-    late = time.monotonic() + last_epoch > job.deadline
-    if accelerator().num_processes == 1:
-        return late
-    flag = torch.tensor([float(late)], device=device())
-    return bool(broadcast(flag)[0])
+    (late,) = agreed(float(time.monotonic() + last_epoch > job.deadline))
+    return bool(late)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -249,7 +237,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, best: dict[str, Tensor], progress: _Progress) -> None:
-    if not accelerator().is_main_process:
+    if not leads():
         return
     moments = {
         f"{index}.{name}": value

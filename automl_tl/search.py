@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from . import model
+from . import model, processes
 from .budget import Budget
 from .errors import BudgetError
 from .facts import trial_of
@@ -122,6 +122,14 @@ def search(
     return Outcome(task.fingerprint, profile, ranking, trials, winner, folder, state.spent(), rule)
 
 
+def follow(task: Task, *, seed: int) -> Outcome:
+    """What the other processes of `accelerate launch` do during a search: train along, until the first one has the outcome."""
+    while not isinstance(order := processes.hear(), Outcome):
+        candidate, backbone, folder, limits = order
+        run_trial(task, candidate, backbone, seed=seed, folder=folder, limits=limits)
+    return order
+
+
 def _look(state: _Search) -> None:
     """The candidates whose predicted seconds are a small share of the budget, one a backbone, best first."""
     cheap = state.budget.seconds * LOOK_SHARE if math.isfinite(state.budget.seconds) else 0.0
@@ -218,6 +226,7 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> None:
         return False
 
     backbone = state.backbones[candidate.backbone]
+    processes.tell((candidate, backbone, state.folder / "trials" / id_ / "checkpoints", limits))
     trial, fitted = run_trial(
         state.task,
         candidate,

@@ -22,12 +22,20 @@ class Arrays:
         images, labels = location
         if isinstance(images, np.ndarray) and images.dtype != object and images.ndim not in (3, 4):
             raise InputError(f"images of shape {images.shape}; expected N×H×W, N×H×W×3 or N×H×W×4")
-        if np.ndim(labels) != 1:
-            raise InputError(f"labels of shape {np.shape(labels)}; expected one for each image")
         if len(images) != len(labels):
             raise InputError(f"{len(images)} images, but {len(labels)} labels; give one label for each image")
         where = [f"image {i}" for i in range(len(images))]
-        return Listing("arrays", list(images), [str(label) for label in labels], where)
+        plain = labels.tolist() if hasattr(labels, "tolist") else labels
+        return Listing("arrays", list(images), [_class(label, place) for label, place in zip(plain, where, strict=True)], where)
+
+
+def _class(label: Any, where: str) -> str:
+    """The name of a class: a text, or a number without a fraction."""
+    if label is None or label != label:
+        raise InputError(f"{where}: has no label; give it one or remove it")
+    if not isinstance(label, (str, int, float, np.generic)) or (isinstance(label, float) and not label.is_integer()):
+        raise InputError(f"{where}: its label is {label!r}; labels are classes: texts or whole numbers, one for each image")
+    return str(label)
 
 
 @hookimpl

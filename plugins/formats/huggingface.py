@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ class HuggingFace:
                 raise InputError(f"{location}: split {name!r} is not known; expected train, validation or test")
             image, label = _columns(part, location)
             names = getattr(part.features[label], "names", None)
-            images += list(part[image])
-            labels += [names[value] if names else str(value) for value in part[label]]
+            images += [one and (one["bytes"] or one["path"]) for one in _encoded(part, image)]
+            labels += [_class(value, names) for value in part[label]]
             splits += [split] * len(part)
         where = [f"{split} row {i}" for i, split in enumerate(splits)]
         given = splits if set(splits) != {"train"} else None
@@ -63,6 +64,21 @@ def _load(location: Any) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{location}: cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+
+
+def _encoded(part: Any, column: str) -> Iterable[Any]:
+    """Not decoded: a dataset's images in memory as pixels would take ten times as much."""
+    import datasets
+
+    encoded: Iterable[Any] = part.cast_column(column, datasets.Image(decode=False))[column]
+    return encoded
+
+
+def _class(value: Any, names: Sequence[str] | None) -> str:
+    """The name of a class; none, which the caller's checks refuse, where there is no label (-1 by the library's custom)."""
+    if value is None or (names and value < 0):
+        return ""
+    return names[value] if names else str(value)
 
 
 def _columns(part: Any, location: Any) -> tuple[str, str]:

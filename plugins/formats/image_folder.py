@@ -31,7 +31,7 @@ class ImageFolder:
 
     def open(self, location: Any) -> Listing:
         root = Path(location)
-        folders = _folders(root)
+        folders = _folders(root, root)
         if not folders:
             raise InputError(f"{root}: is empty of folders; expected CLASS/FILE or train/CLASS/FILE and test/CLASS/FILE")
         splits = {folder: SPLITS.get(folder.name.lower()) for folder in folders}
@@ -48,7 +48,7 @@ def _listing(root: Path, parts: list[tuple[Path, str | None]]) -> Listing:
     labels: list[str] = []
     splits: list[str] = []
     for part, split in parts:
-        classes = _folders(part)
+        classes = _folders(part, root)
         if not classes:
             raise InputError(f"{part}: has no class folders; expected {part.name}/CLASS/FILE")
         for folder in classes:
@@ -62,8 +62,11 @@ def _listing(root: Path, parts: list[tuple[Path, str | None]]) -> Listing:
     return Listing(root.resolve().name, images, labels, where, splits if parts[0][1] else None)
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+def _folders(folder: Path, root: Path) -> list[Path]:
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    for path in found:
+        _check_inside(path, root)
+    return found
 
 
 def _images(folder: Path, root: Path) -> list[Path]:
@@ -72,11 +75,15 @@ def _images(folder: Path, root: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
             continue
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            raise InputError(f"{path}: is a link that leads out of {root}; copy the image in, or remove the link")
+        _check_inside(path, root)
         if path.is_file():
             found.append(path)
     return found
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{path}: is a link that leads out of {root}; copy in what it leads to, or remove it")
 
 
 @hookimpl

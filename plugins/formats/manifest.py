@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,30 @@ class Manifest:
         if not rows:
             raise InputError(f"{table}: has no rows")
         root = table.parent.resolve()
-        where = [f"{table.name} row {number}: {row['path']}" for number, row in enumerate(rows, 2)]
-        images = [_inside(root, row["path"], place) for row, place in zip(rows, where, strict=True)]
-        for row, place in zip(rows, where, strict=True):
-            if not row["label"].strip():
-                raise InputError(f"{place}: has no label; give it one or remove the row")
-        splits = _splits(rows, where) if "split" in rows[0] else None
-        columns = {name: [row[name] for row in rows] if name in rows[0] else None for name in ("group", "domain")}
-        return Listing(table.stem, images, [row["label"] for row in rows], where, splits, columns["group"], columns["domain"])
+        where = [f"{table.name} row {number}: {row['path']}" for number, row in rows.items()]
+        cells = list(rows.values())
+        images = [_inside(root, row["path"], place) for row, place in zip(cells, where, strict=True)]
+        labels = [row["label"] for row in cells]
+        _check_labels(images, labels, where)
+        splits = _splits(cells, where) if "split" in cells[0] else None
+        columns = {name: [row[name] for row in cells] if name in cells[0] else None for name in ("group", "domain")}
+        return Listing(table.stem, images, labels, where, splits, columns["group"], columns["domain"])
+
+
+def _check_labels(images: Sequence[Path], labels: Sequence[str], where: Sequence[str]) -> None:
+    first: dict[Path, tuple[str, str]] = {}
+    for image, label, place in zip(images, labels, where, strict=True):
+        if not label:
+            raise InputError(f"{place}: has no label; give it one or remove the row")
+        before, there = first.setdefault(image, (label, place))
+        if before != label:
+            raise InputError(f"{place}: is labelled {label!r}, but {before!r} in {there}; keep one of the rows")
 
 
 def _splits(rows: Sequence[Mapping[str, str]], where: Sequence[str]) -> list[str]:
     splits = []
     for row, place in zip(rows, where, strict=True):
-        split = SPLITS.get(row["split"].strip().lower())
+        split = SPLITS.get(row["split"].lower())
         if split is None:
             raise InputError(f"{place}: split {row['split']!r} is not known; write train, validation or test")
         splits.append(split)
@@ -54,31 +65,37 @@ def _splits(rows: Sequence[Mapping[str, str]], where: Sequence[str]) -> list[str
 
 
 def _inside(root: Path, text: str, where: str) -> Path:
-    if "\\" in text and not (root / text).exists():
-        text = text.replace("\\", "/")  # written on Windows
-    path = (root / text).resolve()
+    try:
+        if "\\" in text and not (root / text).exists():
+            text = text.replace("\\", "/")  # written on Windows
+        path = (root / text).resolve()
+        there = path.is_file()
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        raise InputError(f"{where[:200]!r}: is not a path: {error.args[-1]}") from None
     if not path.is_relative_to(root):
         raise InputError(f"{where}: lies outside the manifest's folder; paths must stay below {root.name}/")
-    if not path.is_file():
+    if not there:
         raise InputError(f"{where}: there is no such file; paths are relative to the manifest's folder")
     return path
 
 
-def _csv_rows(table: Path) -> list[dict[str, str]]:
+def _csv_rows(table: Path) -> dict[int, dict[str, str]]:
+    """Line → what is in it."""
     try:
-        text = table.read_text(encoding="utf-8-sig")
+        text = table.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{table}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    lines = text.splitlines()
-    if not lines:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{table} row {line}: is not UTF-8 text; save the table as UTF-8") from None
+    if not text.strip():
         raise InputError(f"{table}: is empty; the first line names the columns: path,label")
-    separator = max(",;\t", key=lines[0].count)
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    separator = max(",;\t", key=text.splitlines()[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         header = [cell.strip().lower() for cell in next(reader)]
         _check_header(table, header)
-        rows = []
-        for cells in reader:
+        rows = {}
+        for line in reader:
+            cells = [cell.strip() for cell in line]
             if not any(cells):
                 continue
             if len(cells) != len(header):
@@ -86,13 +103,14 @@ def _csv_rows(table: Path) -> list[dict[str, str]]:
                     f"{table} row {reader.line_num}: has {len(cells)} cells, the header {len(header)}; "
                     f"is {separator!r} the separator throughout?"
                 )
-            rows.append({name: cell for name, cell in zip(header, cells, strict=True) if name in COLUMNS})
+            rows[reader.line_num] = {name: cell for name, cell in zip(header, cells, strict=True) if name in COLUMNS}
     except csv.Error as error:
         raise InputError(f"{table} row {reader.line_num}: {error}") from None
     return rows
 
 
-def _parquet_rows(table: Path) -> list[dict[str, str]]:
+def _parquet_rows(table: Path) -> dict[int, dict[str, str]]:
+    """Number, from 1 → what is in the row."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -104,14 +122,15 @@ def _parquet_rows(table: Path) -> list[dict[str, str]]:
         raise InputError(f"{table}: cannot be read as Parquet: {str(error).splitlines()[0]}") from None
     _check_header(table, content.column_names)
     names = [name for name in COLUMNS if name in content.column_names]
-    columns = [["" if cell is None else str(cell) for cell in content[name].to_pylist()] for name in names]
-    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    columns = [["" if cell is None else str(cell).strip() for cell in content[name].to_pylist()] for name in names]
+    return {number: dict(zip(names, cells, strict=True)) for number, cells in enumerate(zip(*columns, strict=True), 1)}
 
 
 def _check_header(table: Path, header: Sequence[str]) -> None:
     for name in COLUMNS[:2]:
         if name not in header:
-            raise InputError(f"{table}: has no column {name!r}; its columns are: {', '.join(header)}")
+            found = ", ".join(map(repr, header))
+            raise InputError(f"{table}: has no column {name!r}; its columns are: {found[:200]}")
     twice = [name for name in header if list(header).count(name) > 1]
     if twice:
         raise InputError(f"{table}: has the column {twice[0]!r} twice")

@@ -1,0 +1,326 @@
+"""Readers of labelled images: what each finds, and in which order of preference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import drawn, lay, lay_drawn, png
+from PIL import Image
+
+from automl_tl.data import load_task, read_listing
+from automl_tl.errors import InputError
+from automl_tl.images import read_image
+from automl_tl.records import Listing
+from automl_tl.registry import formats
+
+
+def by_label(listing: Listing) -> dict[str, int]:
+    return dict(Counter(listing.labels))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """pictures/a/000.png … 003.png, pictures/b/000.png … 002.png, and room for a manifest beside them."""
+    return lay_drawn(tmp_path / "set" / "pictures", {"a": 4, "b": 3}).parent
+
+
+def rows(*, label: Any = "{label}", columns: str = "", cells: str = "", separator: str = ",") -> str:
+    """A manifest of the fixture's seven images."""
+    head = f"path{separator}label{columns}"
+    body = [
+        f"pictures/{name}/{i:03}.png{separator}{str(label).format(label=name)}{cells}"
+        for name, count in (("a", 4), ("b", 3))
+        for i in range(count)
+    ]
+    return "\n".join([head, *body]) + "\n"
+
+
+def test_each_location_has_one_reader(pictures: Path) -> None:
+    (pictures / "list.csv").write_text(rows())
+    places: dict[str, Any] = {
+        "arrays": (np.zeros((2, 4, 4), dtype=np.uint8), ["a", "b"]),
+        "digits": "digits",
+        "huggingface": "hf:somebody/something",
+        "image-folder": pictures / "pictures",
+        "manifest": pictures / "list.csv",
+    }
+    assert set(formats()) == set(places)
+    for name, place in places.items():
+        assert [reader.name for reader in formats().values() if reader.matches(place)] == [name]
+    assert formats()["image-folder"].matches(str(pictures))
+
+
+# Image folder
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    root = lay_drawn(tmp_path / "photos", {"cat": 3, "dog": 2})
+    lay(root / "cat", {"deeper": [drawn(9)]})
+    (root / "cat" / "notes.txt").write_text("no image")
+    (root / "cat" / ".hidden.png").write_bytes(b"")
+    (root / "dog" / "UPPER.PNG").write_bytes(png(drawn(8)))
+    for folder in (".git", "__MACOSX"):
+        lay(root, {folder: [drawn(1)]})
+    listing = read_listing(root)
+    assert (listing.name, by_label(listing), listing.splits) == ("photos", {"cat": 4, "dog": 3}, None)
+    assert "cat/deeper/000.png" in listing.where
+    assert all(Path(image).is_file() for image in listing.images)
+    assert read_listing(str(root)).where == listing.where
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"), [("train", "train"), ("Training", "train"), ("val", "validation"), ("test", "test")]
+)
+def test_split_folders(tmp_path: Path, folder: str, split: str) -> None:
+    lay_drawn(tmp_path / "train", {"a": 2, "b": 2})
+    lay_drawn(tmp_path / folder, {"a": 1, "b": 1}, start=10)
+    listing = read_listing(tmp_path)
+    assert listing.splits is not None
+    assert Counter(listing.splits) == ({"train": 6} if split == "train" else {"train": 4, split: 2})
+
+
+@pytest.mark.skipif(not hasattr(Path, "symlink_to"), reason="needs links")
+def test_links_may_not_lead_out(tmp_path: Path) -> None:
+    outside = lay_drawn(tmp_path / "outside", {"c": 2})
+    root = lay_drawn(tmp_path / "photos", {"a": 2, "b": 2})
+    (root / "a" / "again.png").symlink_to(root / "a" / "000.png")
+    assert by_label(read_listing(root)) == {"a": 3, "b": 2}
+    (root / "c").symlink_to(outside / "c", target_is_directory=True)
+    with pytest.raises(InputError, match=r"photos/c: is a link that leads out of"):
+        read_listing(root)
+    (root / "c").unlink()
+    (root / "b" / "secret.png").symlink_to(outside / "c" / "000.png")
+    with pytest.raises(InputError, match=r"b/secret\.png: is a link that leads out of"):
+        read_listing(root)
+    (tmp_path / "elsewhere").symlink_to(outside.parent / "photos", target_is_directory=True)
+    (root / "b" / "secret.png").unlink()
+    assert by_label(read_listing(tmp_path / "elsewhere")) == {"a": 3, "b": 2}  # the data as a whole may be linked
+
+
+# Manifest
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_manifest(pictures: Path, separator: str, encoding: str, end: str) -> None:
+    text = rows(separator=separator, label="größer {label}")
+    (pictures / "list.csv").write_bytes(text.replace("\n", end).encode(encoding))
+    listing = read_listing(pictures / "list.csv")
+    assert (listing.name, by_label(listing)) == ("list", {"größer a": 4, "größer b": 3})
+    assert (listing.splits, listing.groups, listing.domains) == (None, None, None)
+    assert listing.where[0] == "list.csv row 2: pictures/a/000.png"
+    assert Path(listing.images[-1]) == (pictures / "pictures" / "b" / "002.png").resolve()
+
+
+def test_manifest_with_every_column_in_any_order(pictures: Path) -> None:
+    (pictures / "list.csv").write_text(
+        "Domain, GROUP ,remark,Label,split,path\n"
+        'photo,g1,"a, b", yes ,train,pictures/a/000.png\n'
+        "\n"
+        "photo,,,yes,,./pictures/a/001.png\n"
+        'sketch,g2,"two\nlines",no,VAL,pictures\\b\\000.png\n'
+        '" sketch",g2,,no,test,"pictures/b/001.png"\n'
+    )
+    listing = read_listing(pictures / "list.csv")
+    assert listing.labels == ["yes", "yes", "no", "no"]
+    assert listing.splits == ["train", "train", "validation", "test"]
+    assert listing.groups == ["g1", "", "g2", "g2"]
+    assert listing.domains == ["photo", "photo", "sketch", "sketch"]
+    assert [place.split(":")[0].split()[-1] for place in listing.where] == ["2", "4", "6", "7"]
+    assert Path(listing.images[2]).name == "000.png"
+
+
+def test_manifest_row_of_an_error_is_the_line_in_the_file(pictures: Path) -> None:
+    (pictures / "list.csv").write_text("path,label\n\n\npictures/a/000.png,a\npictures/a/nowhere.png,a\n")
+    with pytest.raises(InputError, match=r"list\.csv row 5: pictures/a/nowhere\.png: there is no such file"):
+        read_listing(pictures / "list.csv")
+
+
+def test_labels_that_are_numbers(pictures: Path) -> None:
+    text = rows().replace(",a\n", ",2\n").replace(",b\n", ",10\n")
+    (pictures / "list.csv").write_text(text)
+    assert load_task(pictures / "list.csv").classes == ("2", "10")
+
+
+def test_one_image_twice_is_one_picture(pictures: Path) -> None:
+    (pictures / "list.csv").write_text(rows() + "pictures/a/000.png,a\n")
+    task = load_task(pictures / "list.csv")
+    assert any("near-duplicates" in warning for warning in task.warnings)
+
+
+def test_parquet_manifest_is_read_like_csv(pictures: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (pictures / "list.csv").write_text(rows(columns=",split,group", cells=",train,g"))
+    text = read_listing(pictures / "list.csv")
+    paths = [place.split(": ")[1] for place in text.where]
+    columns = {"path": paths, "label": text.labels, "split": text.splits, "group": text.groups, "other": [1.5] * 7}
+    parquet.write_table(pyarrow.table(columns), pictures / "list.parquet")
+    table = read_listing(pictures / "list.parquet")
+    assert (table.images, table.labels, table.splits, table.groups) == (text.images, text.labels, text.splits, text.groups)
+    assert table.where[0] == "list.parquet row 1: pictures/a/000.png"
+    numbers = pyarrow.table({"path": paths, "label": pyarrow.array([0, 0, 0, 0, 1, 1, 1], pyarrow.int8())})
+    parquet.write_table(numbers, pictures / "list.parquet")
+    assert load_task(pictures / "list.parquet").classes == ("0", "1")
+    parquet.write_table(pyarrow.table({"path": paths, "label": ["a", None, "a", "a", "b", "b", "b"]}), pictures / "list.parquet")
+    with pytest.raises(InputError, match=r"list\.parquet row 2: pictures/a/001\.png: has no label"):
+        read_listing(pictures / "list.parquet")
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.arange(4 * 6 * 5 * 3, dtype=np.uint8).reshape(4, 6, 5, 3),
+        np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5),
+        np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5, 1),
+        np.linspace(0, 1, 4 * 6 * 5 * 3, dtype=np.float32).reshape(4, 6, 5, 3),
+        np.linspace(0, 65535, 4 * 6 * 5).astype(np.uint16).reshape(4, 6, 5),
+        [np.zeros((6, 5), dtype=np.uint8), np.zeros((7, 3, 3)), Image.new("L", (4, 4)), png(drawn(0))],
+    ],
+    ids=["NHWC", "grey", "one channel", "floats", "16 bits", "a mixture"],
+)
+def test_arrays(images: Any) -> None:
+    listing = read_listing((images, [0, 1, 0, 1]))
+    assert (listing.labels, listing.where[3]) == (["0", "1", "0", "1"], "image 3")
+    for image in listing.images:
+        assert read_image(image).mode == "RGB"
+
+
+def test_labels_of_every_kind() -> None:
+    torch = pytest.importorskip("torch")
+    images = np.zeros((3, 4, 4), dtype=np.uint8)
+    kinds = [[1, 2, 1], (1, 2, 1), np.array([1, 2, 1]), np.array(["1", "2", "1"]), torch.tensor([1, 2, 1])]
+    for labels in kinds:
+        assert read_listing((images, labels)).labels == ["1", "2", "1"]
+    assert read_listing((images, [True, False, True])).labels == ["True", "False", "True"]
+    assert read_listing((images, np.array([1.0, 2.0, 1.0]))).labels == ["1.0", "2.0", "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((3, 4, 4), dtype=np.uint8), [0, 1], "3 images, but 2 labels"),
+        (np.zeros((2, 4, 4), dtype=np.uint8), ["a", None], "image 1: has no label"),
+        (np.zeros((2, 4, 4), dtype=np.uint8), [float("nan"), 1.0], "image 0: has no label"),
+        (np.zeros((2, 4, 4), dtype=np.uint8), ["a", " "], "image 1: has no label"),
+        (np.zeros((2, 4, 4), dtype=np.uint8), [0.5, 1.0], r"image 0: its label is 0\.5; labels are classes"),
+        (np.zeros((2, 4, 4), dtype=np.uint8), [[0, 1], [1, 0]], r"image 0: its label is \[0, 1\]; .*one for each image"),
+        (np.zeros((2, 4, 4), dtype=np.uint8), np.eye(2), "image 0: its label is"),
+        (np.zeros((2, 4, 4), dtype=np.uint8), ["a", "a"], "all images are of one class, 'a'"),
+        (np.zeros((2, 16), dtype=np.uint8), [0, 1], r"images of shape \(2, 16\)"),
+        (np.zeros((2, 3, 32, 32)), [0, 1], "2 of 2 images cannot be read.*image 0.*channels to the last place"),
+        (np.full((2, 4, 4), np.nan), [0, 1], "2 of 2 images cannot be read.*image 0: has values that are not finite"),
+        (np.full((2, 4, 4), 200.0), [0, 1], "image 0: floating-point images must lie in 0–1"),
+        (["nowhere.png", "elsewhere.png"], [0, 1], "image 0: cannot be read as an image: .*No such file"),
+        ([], [], "there is no image in it"),
+    ],
+)
+def test_arrays_that_are_wrong(images: Any, labels: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_task((images, labels))
+
+
+# Digits, and what nobody reads
+
+
+def test_digits() -> None:
+    from sklearn.datasets import load_digits
+
+    listing = read_listing("digits")
+    digits = load_digits()
+    assert listing.labels == [str(label) for label in digits.target]
+    assert listing.splits is not None
+    counts = Counter(zip(listing.labels, listing.splits, strict=True))
+    for label in range(10):
+        assert counts[str(label), "test"] == (digits.target == label).sum() // 5
+    np.testing.assert_allclose(np.asarray(listing.images[0]) / 255 * 16, digits.images[0], atol=0.05)
+    assert listing.splits == read_listing("digits").splits
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("nowhere", "nowhere does not exist; known names besides paths: digits, hf:DATASET"),
+        (Path("nowhere.csv"), r"nowhere\.csv: does not exist"),
+        (3, "a int is not something that can be read; readers tried: arrays, digits"),
+        (None, "a NoneType is not something"),
+    ],
+)
+def test_what_nobody_reads(location: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_listing(location)
+
+
+def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png a")
+    with pytest.raises(InputError, match=r"list\.txt is not something that can be read"):
+        read_listing(tmp_path / "list.txt")
+
+
+# Hugging Face
+
+
+@pytest.fixture
+def rows_of_images(tmp_path: Path) -> Any:
+    """`make(labels)`: a dataset with a drawn image for each label."""
+    datasets = pytest.importorskip("datasets", reason="needs the datasets library: pip install 'automl_tl[datasets]'")
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+
+    def make(labels: list[int | None], *, start: int = 0) -> Any:
+        images = [{"bytes": png(drawn(start + i)), "path": None} for i in range(len(labels))]
+        return datasets.Dataset.from_dict({"picture": images, "label": labels}, features=features)
+
+    return make
+
+
+def test_hugging_face_dataset_on_disk(rows_of_images: Any, tmp_path: Path) -> None:
+    rows_of_images([0, 1, 1]).save_to_disk(tmp_path / "one")
+    listing = read_listing(tmp_path / "one")
+    assert (listing.labels, listing.splits, listing.where[1]) == (["cat", "dog", "dog"], None, "train row 1")
+    np.testing.assert_array_equal(np.asarray(read_image(listing.images[2])), np.asarray(drawn(2)))
+
+
+def test_hugging_face_dataset_with_splits(rows_of_images: Any, tmp_path: Path) -> None:
+    import datasets
+
+    parts = {"train": rows_of_images([0, 1] * 5), "test": rows_of_images([1, 0], start=50)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
+    task = load_task(tmp_path / "two")
+    assert (task.classes, len(task.part("train")), len(task.part("test"))) == (("cat", "dog"), 8, 2)
+    datasets.DatasetDict(parts | {"extra": rows_of_images([0])}).save_to_disk(tmp_path / "three")
+    with pytest.raises(InputError, match="split 'extra' is not known"):
+        read_listing(tmp_path / "three")
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+def test_hugging_face_row_without_a_label(rows_of_images: Any, tmp_path: Path, missing: int | None) -> None:
+    rows_of_images([0, 1, missing]).save_to_disk(tmp_path / "one")
+    with pytest.raises(InputError, match="train row 2: has no label"):
+        load_task(tmp_path / "one")
+
+
+def test_hugging_face_without_an_image_column(rows_of_images: Any, tmp_path: Path) -> None:
+    rows_of_images([0, 1]).remove_columns("picture").save_to_disk(tmp_path / "one")
+    with pytest.raises(InputError, match="needs one image and one class column, but has label"):
+        read_listing(tmp_path / "one")
+
+
+def test_hugging_face_dataset_that_is_damaged(rows_of_images: Any, tmp_path: Path) -> None:
+    rows_of_images([0, 1]).save_to_disk(tmp_path / "one")
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"no arrow")
+    with pytest.raises(InputError, match="one: cannot be loaded: "):
+        read_listing(tmp_path / "one")
+
+
+def test_dataset_of_the_hub_needs_the_library_or_the_net() -> None:
+    with pytest.raises(InputError, match=r"hf:nobody/nothing: (needs the datasets library|cannot be loaded)"):
+        read_listing("hf:nobody/nothing")
