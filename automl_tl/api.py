@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -166,7 +167,7 @@ def fit(
         "strategies": list(strategies or ()),
         "backbones": list(backbones or ()),
     }
-    _claim(out, request)
+    _check_free(out, request)
     chosen = [registry.lookup("tracker", name, registry.trackers()) for name in trackers]
     with open_history() as history:
         history.record_task(task)
@@ -175,7 +176,7 @@ def fit(
             advice = recommend(
                 task, history=history, zoo=zoo, strategies=strategies, backbones=backbones, seed=seed, progress=progress
             )
-            _keep_advice(out, advice)
+            _keep_advice(out, request, advice)
         for backbone in advice.backbones.values():
             history.record_backbone(backbone)
         history.record_profile(advice.profile)
@@ -252,6 +253,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     """A CSV: path, label, confidence, and the probability of each class."""
     import csv
 
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; --out is the file to write")
+    _check_writable(path.parent)
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("w", newline="", encoding="utf-8") as file:
@@ -274,24 +278,29 @@ def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str
     return list(found), [str(path.relative_to(root)) for path in found]
 
 
-def _claim(out: Path, request: dict[str, Any]) -> None:
-    """Make `out` this request's, or go on in it if it is already.
-
-    Raises:
-        InputError: it holds the run of another request.
-    """
+def _check_free(out: Path, request: dict[str, Any]) -> None:
+    """Raises InputError where `out` holds the run of another request, or cannot hold any."""
+    _check_writable(out)
     path = out / "run.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in request if before.get(name) != request[name]]
-        if changed:
-            raise InputError(f"{out} holds another run (its {', '.join(changed)} differs); choose another --out or delete it")
+    if not path.exists():
         return
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(request, indent=1))
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: is damaged: {error}; choose another --out or delete it") from None
+    changed = [name for name in request if before.get(name) != request[name]]
+    if changed:
+        raise InputError(f"{out} holds another run (its {', '.join(changed)} differs); choose another --out or delete it")
 
 
-def _keep_advice(out: Path, advice: Advice) -> None:
+def _check_writable(folder: Path) -> None:
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
+
+
+def _keep_advice(out: Path, request: dict[str, Any], advice: Advice) -> None:
+    """From now on `out` is this request's."""
     kept = Ranking(advice.ranking.items[:KEPT], advice.ranking.basis, advice.ranking.stage, advice.ranking.seconds)
     used = {item.candidate.backbone for item in kept.items}
     facts = {
@@ -299,6 +308,8 @@ def _keep_advice(out: Path, advice: Advice) -> None:
         "ranking": asdict(kept),
         "backbones": {name: asdict(backbone) for name, backbone in advice.backbones.items() if name in used},
     }
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "run.json", json.dumps(request, indent=1))
     write_text(out / "advice.json", json.dumps(facts, indent=1))
 
 

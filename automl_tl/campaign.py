@@ -91,7 +91,7 @@ def read_plan(path: Path) -> Plan:
         for name in ("strategies", "backbones"):
             facts[name] = tuple(facts.get(name, ()))
         return Plan(tasks=tasks, **facts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the plan {path}: {error}; see metadb/plan.json for an example") from None
 
 

@@ -333,13 +333,12 @@ def _split(
             raise InputError(
                 f"{name}: {split} has classes that train has not: {', '.join(foreign[:5])}; give both the same classes"
             )
-    for split, held in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
-        twins = splits[split][np.isin(groups[splits[split]], groups[splits[held]])]
+    for split, other in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
+        twins = splits[split][np.isin(groups[splits[split]], groups[splits[other]])]
         if len(twins):
             splits[split] = np.setdiff1d(splits[split], twins)
-            warnings.append(
-                f"{len(twins)} {split} images are near-duplicates of {held} images, or of one group with them; they were left out"
-            )
+            alike = f"{len(twins)} {split} images are near-duplicates of {other} images, or of one group with them"
+            warnings.append(f"{alike}; they were left out")
     for split, share in ((TEST, test), (VALIDATION, validation)):
         if share > 0 and not len(splits[split]):
             _check_class_sizes(name, labels[splits[TRAIN]], classes)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .data import Pixels
 from .device import autocast, channels_last, device, precision
+from .errors import ZooError
 from .home import cache
 from .loop import prepare
 from .records import Backbone, Features, Task
@@ -35,6 +36,9 @@ def extract(
     """Features (and, where there is a source head, its probabilities) of the images at `index`, or of all, in that order.
 
     `build(head)` gives the network, headless or with its source head. `values` has a row for each image asked for.
+
+    Raises:
+        ZooError: the network gives numbers that are not finite.
     """
     index = np.arange(len(task.labels)) if index is None else index
     path = cache() / "features" / f"{_key(task, backbone, index)}.safetensors"
@@ -54,7 +58,9 @@ def extract(
 
 def _key(task: Task, backbone: Backbone, index: np.ndarray) -> str:
     digest = hashlib.sha256(task.hashes[index].tobytes())
-    digest.update(f"{backbone.zoo}/{backbone.name}/{backbone.digest}/{backbone.input_size}/{device().type}".encode())
+    b = backbone
+    preparation = (b.input_size, b.interpolation, b.crop_pct, b.mean, b.std)
+    digest.update(f"{b.zoo}/{b.name}/{b.digest}/{preparation}/{device().type}".encode())
     return digest.hexdigest()[:32]
 
 
@@ -91,6 +97,8 @@ def _forward(
         if progress is not None:
             progress(min(start + BATCH, len(index)), len(index))
     tensors = {"values": torch.cat(values)}
+    if not tensors["values"].isfinite().all():
+        raise ZooError(f"{backbone.name}: its features are not finite numbers; its weights are damaged: fetch or train it anew")
     if probabilities:
         tensors["probabilities"] = torch.cat(probabilities).half()
     return tensors

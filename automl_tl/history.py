@@ -202,7 +202,10 @@ class History:
 
     def export(self, folder: Path) -> dict[str, int]:
         """Write everything as text, sorted, so that the same facts give the same files. Numbers and names only."""
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HistoryError(f"{folder}: cannot be made or used: {error.strerror}; give another folder") from None
         tasks = sorted(self.tasks().values(), key=lambda task: task.fingerprint)
         _write_csv(folder / TASKS, tasks)
         counts = {"tasks": len(tasks)}

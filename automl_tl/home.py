@@ -7,20 +7,27 @@ from pathlib import Path
 
 import platformdirs
 
+from .errors import InputError
+
 
 def home() -> Path:
-    """The user's data folder; `AUTOML_TL_HOME` moves it. Made when first asked for."""
+    """The user's data folder; `AUTOML_TL_HOME` moves it. Made when first asked for.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     moved = os.environ.get("AUTOML_TL_HOME")
     path = Path(moved).expanduser() if moved else platformdirs.user_data_path("automl_tl", appauthor=False)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        (path / "cache").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made or used: {error.strerror}; set AUTOML_TL_HOME to another folder") from None
     return path
 
 
 def cache() -> Path:
     """Decoded images and features: may be deleted at any time."""
-    path = home() / "cache"
-    path.mkdir(exist_ok=True)
-    return path
+    return home() / "cache"
 
 
 def write_text(path: Path, text: str) -> None:

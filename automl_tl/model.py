@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from torch import nn
 
 from . import checkpoint, loop
 from .backbones import build
 from .device import device
-from .errors import InputError, PluginError
+from .errors import HistoryError, InputError, PluginError
 from .facts import backbone_of
 from .home import write_text
 from .records import Backbone, Candidate
@@ -80,9 +81,16 @@ def load(folder: Path) -> Model:
         ) from None
     except ValueError as error:
         raise InputError(f"{folder / CARD} is damaged: {error}") from None
-    facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes")}
-    backbone, candidate = backbone_of(card["backbone"]), Candidate(**card["candidate"])
-    classes = tuple(card["classes"])
+    except SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged: {error}; copy it anew, or run `automl-tl fit` again") from None
+    try:
+        facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes")}
+        backbone, candidate = backbone_of(card["backbone"]), Candidate(**card["candidate"])
+        classes = tuple(card["classes"])
+    except KeyError as error:
+        raise InputError(f"{folder / CARD} is damaged: it lacks {error}") from None
+    except (TypeError, HistoryError) as error:
+        raise InputError(f"{folder / CARD} is damaged, or of another version: {error}") from None
     net = Classifier(_architecture(backbone), nn.Linear(backbone.num_features, len(classes)))
     try:
         net.load_state_dict(tensors)

@@ -153,7 +153,7 @@ def class_folder_beside_split_folders(place: Place) -> list[str]:
 
 
 @bad("photos: no image is marked as train")
-def test_split_alone(place: Place) -> list[str]:
+def only_a_test_split(place: Place) -> list[str]:
     lay_drawn(place.root / "photos" / "test", {"a": 4, "b": 4})
     return fit(place.root / "photos")
 
@@ -211,7 +211,7 @@ def row_of_a_link_that_leads_out(place: Place) -> list[str]:
     return arguments
 
 
-@bad(r"list.csv row 2: 'x.000\.png': is not a path|list.csv row 2: .*is not a path: embedded null byte")
+@bad(r"list.csv row 2: x.x00/a/000.png': is not a path: embedded null byte")
 def path_with_a_zero_byte(place: Place) -> list[str]:
     return manifest(place, GOOD.replace("x/a/000", "x\0/a/000"))
 
@@ -303,9 +303,9 @@ def unknown_backbone(place: Place) -> list[str]:
     return fit(good(place), "--backbone", "resnet9000")
 
 
-@bad("unknown strategy 'linear-probe'; did you mean 'linear_probe'")
+@bad("unknown strategy 'linear_probe'; did you mean 'linear-probe'")
 def unknown_strategy(place: Place) -> list[str]:
-    return fit(good(place), "--strategy", "linear-probe")
+    return fit(good(place), "--strategy", "linear_probe")
 
 
 @bad("unknown zoo 'tim'; did you mean 'timm'")
@@ -318,7 +318,7 @@ def zoo_show_of_nobody(place: Place) -> list[str]:
     return ["zoo", "show", "nobody"]
 
 
-@bad("Invalid value for '--seed'.*'seven' is not a valid int", USAGE)
+@bad("Invalid value for '--seed'", USAGE)
 def seed_in_words(place: Place) -> list[str]:
     return fit(good(place), "--seed", "seven")
 
@@ -333,12 +333,12 @@ def misspelt_option(place: Place) -> list[str]:
     return ["fit", str(good(place)), "--budgets", "10m"]
 
 
-@bad("Missing argument 'IMAGES'", USAGE)
+@bad("(?i)missing argument 'images'", USAGE)
 def no_images(place: Place) -> list[str]:
     return ["fit"]
 
 
-@bad("Invalid value for '--top'.*0 is not in the range", USAGE)
+@bad("Invalid value for '--top'", USAGE)
 def top_of_nothing(place: Place) -> list[str]:
     return ["recommend", str(good(place)), "--top", "0"]
 
@@ -346,7 +346,7 @@ def top_of_nothing(place: Place) -> list[str]:
 # Runs and models
 
 
-@bad("taken.txt: is a file; --out is a folder")
+@bad("taken.txt: is not a folder that can be written to; choose another --out")
 def out_that_is_a_file(place: Place) -> list[str]:
     (place.root / "taken.txt").write_text("mine")
     return fit(good(place), "--out", str(place.root / "taken.txt"))
@@ -394,7 +394,7 @@ def predictions_onto_a_folder(place: Place) -> list[str]:
     return ["predict", str(place.model), str(good(place)), "--out", str(place.root / "photos")]
 
 
-@bad("model.safetensors: is damaged")
+@bad("model.safetensors is damaged: .*; copy it anew")
 def truncated_weights(place: Place) -> list[str]:
     weights = place.model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
@@ -407,7 +407,7 @@ def model_card_that_is_not_json(place: Place) -> list[str]:
     return ["predict", str(place.model), str(good(place))]
 
 
-@bad("model.json is damaged: .*backbone")
+@bad("model.json is damaged: it lacks 'backbone'")
 def model_card_without_a_backbone(place: Place) -> list[str]:
     card = json.loads((place.model / "model.json").read_text())
     del card["backbone"]
@@ -415,7 +415,7 @@ def model_card_without_a_backbone(place: Place) -> list[str]:
     return ["evaluate", str(place.model), str(good(place))]
 
 
-@bad("model.json is damaged: .*strange")
+@bad("model.json is damaged, or of another version: 'strange' is no field")
 def model_card_of_another_version(place: Place) -> list[str]:
     card = json.loads((place.model / "model.json").read_text())
     card["backbone"]["strange"] = 1
@@ -478,7 +478,7 @@ def history_show_of_nobody(place: Place) -> list[str]:
     return ["history", "show", "nobody"]
 
 
-@bad("taken.txt: is a file; the history is written into a folder")
+@bad("taken.txt: cannot be made or used: .*; give another folder")
 def history_export_onto_a_file(place: Place) -> list[str]:
     (place.root / "taken.txt").write_text("mine")
     return ["history", "export", str(place.root / "taken.txt")]
@@ -674,7 +674,9 @@ def test_home_that_cannot_be(
     (tmp_path / "file").write_text("mine")
     monkeypatch.setenv("AUTOML_TL_HOME", str(tmp_path / "file" / below))
     code, _, err = run(["history", "list"], monkeypatch, capfd)
-    assert re.fullmatch(r"error: AUTOML_TL_HOME: .*file.* cannot be made or used: .*; choose another folder\n", err), err
+    assert re.fullmatch(
+        r"error: [^\n]*file[^\n]*: cannot be made or used: [^\n]*; set AUTOML_TL_HOME to another folder\n", err
+    ), err
     assert code == 2
     assert (tmp_path / "file").read_text() == "mine"
 

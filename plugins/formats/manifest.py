@@ -84,8 +84,8 @@ def _csv_rows(table: Path) -> dict[int, dict[str, str]]:
     try:
         text = table.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{table} row {line}: is not UTF-8 text; save the table as UTF-8") from None
+        row = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{table} row {row}: is not UTF-8 text; save the table as UTF-8") from None
     if not text.strip():
         raise InputError(f"{table}: is empty; the first line names the columns: path,label")
     separator = max(",;\t", key=text.splitlines()[0].count)

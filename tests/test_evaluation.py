@@ -1,0 +1,133 @@
+"""Scores of predicted probabilities, against scikit-learn and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from automl_tl.evaluation.classification import (
+    auroc,
+    bootstrap_interval,
+    calibration_error,
+    confusion,
+    judge,
+    log_loss,
+    reliability,
+)
+
+
+def predictions(seed: int, *, images: int = 300, classes: int = 5, skill: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that are right more often than not, and imbalanced labels."""
+    rng = np.random.default_rng(seed)
+    shares = np.arange(1, classes + 1) / np.arange(1, classes + 1).sum()
+    labels = rng.choice(classes, images, p=shares)
+    labels[:classes] = np.arange(classes)
+    logits = rng.normal(size=(images, classes)) + skill * np.eye(classes)[labels]
+    exponents = np.exp(logits)
+    return exponents / exponents.sum(axis=1, keepdims=True), labels
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_are_those_of_scikit_learn(seed: int, classes: int) -> None:
+    probabilities, labels = predictions(seed, classes=classes)
+    predicted = probabilities.argmax(axis=1)
+    chances = probabilities[:, 1] if classes == 2 else probabilities
+    expected = {
+        "accuracy": metrics.accuracy_score(labels, predicted),
+        "balanced_accuracy": metrics.balanced_accuracy_score(labels, predicted),
+        "macro_f1": metrics.f1_score(labels, predicted, average="macro"),
+        "log_loss": metrics.log_loss(labels, probabilities, labels=np.arange(classes)),
+        "auroc": metrics.roc_auc_score(labels, chances, multi_class="ovr", average="macro"),
+    }
+    scores = judge(probabilities, labels)
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    np.testing.assert_array_equal(
+        confusion(probabilities, labels), metrics.confusion_matrix(labels, predicted, labels=np.arange(classes))
+    )
+
+
+def test_scores_of_classes_that_are_absent() -> None:
+    """Class 2 never occurs and is never predicted, class 3 is predicted but never occurs; there is no AUROC then."""
+    probabilities, labels = predictions(0, classes=2)
+    wider = np.zeros((len(labels), 4))
+    wider[:, :2] = probabilities
+    wider[:7] = (0.1, 0.1, 0.0, 0.8)
+    predicted = wider.argmax(axis=1)
+    scores = judge(wider, labels)
+    assert "auroc" not in scores
+    recalls = metrics.recall_score(labels, predicted, labels=[0, 1], average=None)
+    assert scores["balanced_accuracy"] == pytest.approx(recalls.mean())
+    assert scores["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))  # of 0, 1 and 3
+    assert set(np.unique(predicted)) == {0, 1, 3}
+    assert confusion(wider, labels).shape == (4, 4)
+
+
+def test_scores_of_one_image_and_of_one_class() -> None:
+    scores = judge(np.array([[0.2, 0.8]]), np.array([1]))
+    assert scores == pytest.approx(
+        {"accuracy": 1.0, "balanced_accuracy": 1.0, "macro_f1": 1.0, "log_loss": -np.log(0.8), "ece": 0.2}
+    )
+    all_alike = judge(np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.8, 0.2]]), np.zeros(4, dtype=int))
+    assert all_alike["accuracy"] == all_alike["balanced_accuracy"] == 0.75
+    assert all_alike["macro_f1"] == pytest.approx((6 / 7 + 0) / 2)
+    assert "auroc" not in all_alike
+
+
+def test_log_loss_of_a_certain_mistake_is_finite() -> None:
+    assert log_loss(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])) == pytest.approx(-np.log(1e-12) / 2)
+
+
+def test_auroc_counts_ties_half() -> None:
+    """Pairs (positive, negative): 0.9 > 0.4, 0.9 > 0.1, 0.4 = 0.4, 0.4 > 0.1."""
+    score, positive = np.array([0.9, 0.4, 0.4, 0.1]), np.array([True, True, False, False])
+    assert auroc(score, positive) == 3.5 / 4
+    assert auroc(-score, positive) == 0.5 / 4
+    assert auroc(np.ones(4), positive) == 0.5
+
+
+def test_calibration_error_by_hand() -> None:
+    """Confidences 0.5, 0.5, 0.5 (one right), 0.99, 1.0 (both right), 0.7 (wrong)."""
+    top = np.array([0.5, 0.5, 0.5, 0.99, 1.0, 0.7])
+    probabilities = np.stack([top, 1 - top], axis=1)
+    labels = np.array([0, 1, 1, 0, 0, 1])
+    bins = reliability(probabilities, labels)
+    assert [(one.count, one.confidence, one.accuracy) for one in bins] == [
+        (3, pytest.approx(0.5), pytest.approx(1 / 3)),
+        (1, pytest.approx(0.7), 0.0),
+        (2, pytest.approx(0.995), 1.0),
+    ]
+    assert [(round(one.low * 15), round(one.high * 15)) for one in bins] == [(7, 8), (10, 11), (14, 15)]
+    expected = 3 / 6 * (1 / 2 - 1 / 3) + 1 / 6 * 0.7 + 2 / 6 * 0.005
+    assert calibration_error(probabilities, labels) == pytest.approx(expected)
+    assert judge(probabilities, labels)["ece"] == pytest.approx(expected)
+
+
+def test_calibration_of_honest_and_of_boastful_predictions() -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.uniform(0.5, 1, 20_000)
+    labels = (rng.uniform(size=len(chance)) > chance).astype(int)
+    honest = np.stack([chance, 1 - chance], axis=1)
+    boastful = np.tile((0.999, 0.001), (len(chance), 1))
+    assert calibration_error(honest, labels) < 0.02
+    assert calibration_error(boastful, labels) == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize(("chance", "images"), [(0.6, 400), (0.9, 400), (0.8, 100)])
+def test_nine_in_ten_intervals_cover_the_truth(chance: float, images: int) -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for seed in range(300):
+        low, high = bootstrap_interval(rng.uniform(size=images) < chance, seed=seed, draws=500, coverage=0.9)
+        covered += low <= chance <= high
+    assert covered / 300 == pytest.approx(0.9, abs=0.055)
+
+
+def test_interval_by_hand() -> None:
+    """Normal approximation: 0.8 ± 1.96·√(0.8·0.2/1000) = 0.775 … 0.825; the same seed gives the same."""
+    right = np.arange(1000) < 800
+    low, high = bootstrap_interval(right)
+    assert (low, high) == pytest.approx((0.7752, 0.8248), abs=0.003)
+    assert (low, high) == bootstrap_interval(right)
+    assert bootstrap_interval(np.ones(10, dtype=bool)) == (1.0, 1.0)
