@@ -75,6 +75,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels = np.asarray(y)
         if labels.ndim != 1:
             raise InputError(f"y must be one-dimensional, but has shape {labels.shape}")
+        data.read_listing((X, labels))  # names an image without a label, while a label is not text yet
         classes = np.unique(labels)
         names = {str(label): label for label in classes}
         if len(names) != len(classes):

@@ -10,13 +10,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from pictures import drawn, lay, lay_drawn, png
 
 from automl_tl.cli import main
+from automl_tl.errors import InputError
 
 
 class Place(NamedTuple):
@@ -581,10 +582,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from automl_tl.records import Candidate
     from automl_tl.strategy import Classifier
 
-    backbone = min((b for b in catalogue().values() if b.zoo == "embedded"), key=lambda b: b.params)
-    net = Classifier(build(backbone), nn.Linear(backbone.num_features, 2))
     folder = tmp_path_factory.mktemp("trained")
-    model.save(folder, net, backbone, Candidate(backbone.name, "linear_probe"), ("a", "b"), {})
+    with pytest.MonkeyPatch.context() as patch:  # the home of each test is not there yet
+        patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
+        backbone = min((b for b in catalogue().values() if b.zoo == "embedded"), key=lambda b: b.params)
+        net = Classifier(build(backbone), nn.Linear(backbone.num_features, 2))
+        model.save(folder, net, backbone, Candidate(backbone.name, "linear-probe"), ("a", "b"), {})
     return folder
 
 
@@ -679,6 +682,25 @@ def test_home_that_cannot_be(
     ), err
     assert code == 2
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", None, "b", "a"], "image 1: has no label; give it one or remove it"),
+        ([1.0, 0.0, float("nan"), 1.0], "image 2: has no label"),
+        ([0.25, 1.0, 0.5, 1.0], r"image 0: its label is 0\.25; labels are classes"),
+        (["a", "b"], "4 images, but 2 labels"),
+        (["a"] * 4, "all images are of one class, 'a'"),
+        (np.eye(4), "y must be one-dimensional"),
+    ],
+)
+def test_the_estimator_names_bad_labels(labels: Any, message: str, tmp_path: Path) -> None:
+    from automl_tl import TransferClassifier
+
+    with pytest.raises(InputError, match=message):
+        TransferClassifier(budget="1 trials", out=tmp_path / "run").fit(np.zeros((4, 8, 8), dtype=np.uint8), labels)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_next_try_with_better_input_is_not_in_the_way(

@@ -1,0 +1,44 @@
+# Everything from a clean clone: `make demo` and `make test` set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUNS ?= runs
+DATA ?= ../shared/data
+
+.PHONY: help demo test test-all lint bench metadb clean
+
+help:                ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+demo: $(READY)       ## from scikit-learn's digits to a trained, explained model in a minute
+	$(BIN)/automl-tl fit digits --budget 1m --out $(RUNS)/demo
+
+test: $(READY)       ## the tests that take less than ten minutes together
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(READY)   ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)       ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(READY)      ## every program of benchmarks/, with its figures into benchmarks/results
+	for program in benchmarks/[a-z]*.py; do \
+		$(BIN)/python $$program --json benchmarks/results/$$(basename $$program .py).json || exit 1; \
+	done
+
+metadb: $(READY)     ## run what metadb/plan.json asks for and the history lacks, and write it as text (DATA: unpacked images)
+	$(BIN)/automl-tl history build metadb/plan.json --data $(DATA)
+	$(BIN)/automl-tl history export metadb
+
+clean:               ## remove what was built here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
