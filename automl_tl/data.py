@@ -29,6 +29,8 @@ __all__ = ["SUFFIXES", "Pixels", "decode", "decode_images", "load_task", "read_l
 UNREADABLE_SHARE = 0.05
 AT_ONCE = 1024
 CACHE_BYTES = 20 * 2**30
+SHORTCUT = 4
+"""JPEGs may be decoded smaller down to so many times the wanted size; the resize from there on is the backbone's own."""
 THUMBNAIL = 16
 ALIKE = 3.0
 """Mean absolute difference (of 255) of two thumbnails below which images are the same picture, saved again."""
@@ -431,7 +433,7 @@ def decode_images(images: Sequence[Any], where: Sequence[str], size: int, *, int
 
 def _square(item: tuple[Any, str, int, str, float]) -> np.ndarray:
     source, where, size, interpolation, crop_pct = item
-    image = read_image(source, where=where, least=int(size / crop_pct) + 1)
+    image = read_image(source, where=where, least=SHORTCUT * (int(size / crop_pct) + 1))
     return square(image, size, interpolation=interpolation, crop_pct=crop_pct)
 
 
