@@ -1,0 +1,144 @@
+"""Every built-in strategy and metric passes the kit that plugin authors are given; what is broken does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from torch import Tensor, nn
+
+from automl_tl import Batch, Candidate, Classifier, Features, Fitted, Job, Strategy, registry
+from automl_tl.records import TEST
+from automl_tl.space import Float, Int
+from automl_tl.testing import check_metric, check_strategy, small_task, smallest_backbone
+
+METRICS = [metric for kind in ("distance", "transferability") for metric in registry.metrics(kind).values()]
+
+
+@pytest.mark.parametrize("name", registry.strategies())
+def test_strategies(name: str) -> None:
+    check_strategy(registry.strategies()[name])
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_metrics(metric: object) -> None:
+    check_metric(metric)  # type: ignore[arg-type]
+
+
+class Plain(Strategy):
+    """All weights at one rate: the defaults of the five seams."""
+
+    name = "plain"
+    space = {"rate": Float(1e-4, 1e-2, 1e-3, log=True), "epochs": Int(2, 20, 5)}
+
+
+def test_the_defaults_of_the_seams_pass() -> None:
+    check_strategy(Plain)
+    assert "plain" not in registry.strategies(), "the kit leaves nothing registered"
+
+
+class Raises(Plain):
+    """Fails in its second epoch."""
+
+    name = "raises"
+
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        if epoch == 1:
+            raise RuntimeError("out of cheese")
+
+
+class Looks(Plain):
+    """Trains on the test labels."""
+
+    name = "looks"
+
+    def run(self, job: Job) -> Fitted:
+        fitted = super().run(job)
+        share = float(job.task.labels[job.task.part(TEST)][:5].mean()) / 10
+        fitted.probabilities = (1 - share) * fitted.probabilities + share / len(job.task.classes)
+        return fitted
+
+
+class Forgets(Plain):
+    """Starts anew after a stop."""
+
+    name = "forgets"
+
+    def run(self, job: Job) -> Fitted:
+        for checkpoint in job.folder.iterdir():
+            checkpoint.unlink()
+        return super().run(job)
+
+    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().loss(model, batch) * (1 + self.calls % 3)
+
+
+class Guesses(Plain):
+    """Never learns."""
+
+    name = "guesses"
+
+    def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
+        return super().build(backbone, num_classes)
+
+    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+        return -super().loss(model, batch)
+
+
+class Free(Plain):
+    """Says that it costs nothing."""
+
+    name = "free"
+
+    @classmethod
+    def cost(cls, backbone: object, images: int, hyperparameters: object) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (Raises, "out of cheese"),
+        (Looks, "other test labels"),
+        (Guesses, "hardly above chance"),
+        (Free, "cost must be positive"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_broken_strategy_is_caught(broken: type[Strategy], sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_strategy(broken)
+
+
+class _Metric:
+    """A metric of a plugin."""
+
+    name = "odd"
+
+    def __init__(self, kind: str, score: Callable[[Features, Features | None], float]) -> None:
+        self.kind = kind
+        self.score = score
+
+
+@pytest.mark.parametrize(
+    ("metric", "sentence"),
+    [
+        (_Metric("distances", lambda target, source: 0.0), "write distance or transferability"),
+        (_Metric("distance", lambda target, source: 1.0), "not farther"),
+        (_Metric("distance", lambda target, source: float("nan")), "gave nan"),
+        (_Metric("transferability", lambda target, source: float(np.abs(target.values[0]).sum())), "order|higher"),
+    ],
+    ids=["kind", "constant", "nan", "first row"],
+)
+def test_a_broken_metric_is_caught(metric: _Metric, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_metric(metric)  # type: ignore[arg-type]
+
+
+def test_the_kit_uses_real_images() -> None:
+    task, backbone = small_task(), smallest_backbone()
+    assert len(task.classes) == 5
+    assert len(task.part(TEST)) > 40
+    assert Candidate(backbone.name, "plain").backbone == backbone.name
