@@ -159,6 +159,7 @@ def _train(
             limits = Limits(stop_after=stop)
             trial, fitted = run_trial(task, candidate, backbone, seed=1, folder=Path(folder), limits=limits)
             assert fitted is not None, f"it failed with {dict(values)}: {trial.error}"
+    assert fitted is not None
     assert fitted.complete, "it stopped before its last epoch although nothing told it to"
     return fitted
 

@@ -236,7 +236,7 @@ def test_distances_grow_as_real_images_fade(metric: Frechet) -> None:
     target, source = values[:800], values[800:]
     distances = [metric.score(Features(target * fade), Features(source)) for fade in (1.0, 0.8, 0.6, 0.4, 0.2)]
     assert distances == sorted(distances)
-    assert distances[0] < 0.1 * distances[1]
+    assert distances[0] < 0.2 * distances[1]
 
 
 @pytest.mark.parametrize("metric", DISTANCES, ids=by_name)
@@ -253,7 +253,8 @@ def test_distances_of_constant_and_of_duplicated_features() -> None:
     assert Frechet().score(Features(constant), Features(other)) == pytest.approx(27)
     assert Coral().score(Features(constant), Features(other)) == 0
     assert MMD().score(Features(constant), Features(constant)) == 0
-    assert MMD().score(Features(constant), Features(other)) > 1
+    kernel = np.mean([math.exp(-1 / (2 * width)) for width in (4, 2, 1, 0.5, 0.25)])  # all distances are the median or 0
+    assert MMD().score(Features(constant), Features(other)) == pytest.approx(2 - 2 * kernel)
     duplicated = np.repeat(digits()[0][:3], 40, axis=0)
     for metric in DISTANCES:
         assert math.isfinite(metric.score(Features(duplicated), Features(digits()[0][:100])))
@@ -289,6 +290,7 @@ def plain_logme(values: np.ndarray, labels: np.ndarray) -> float:
     """Algorithm 1 of the paper, class by class, and the evidence as the density of the labels under the Gaussian."""
     images, size = values.shape
     scatter, evidences = values.T @ values, []
+    largest = np.linalg.norm(values, 2) ** 2
     for label in np.unique(labels):
         y = (labels == label).astype(np.float64)
         alpha = beta = 1.0
@@ -298,6 +300,9 @@ def plain_logme(values: np.ndarray, labels: np.ndarray) -> float:
             gamma = size - alpha * np.trace(np.linalg.inv(hessian))
             alpha = gamma / (weights @ weights)
             beta = (images - gamma) / ((y - values @ weights) ** 2).sum()
+            if not 0 < largest / 1e10 < alpha / beta:  # labels without noise: the rest of the way is rounding
+                beta = alpha * 1e10 / largest
+                break
         covariance = values @ values.T / alpha + np.eye(images) / beta
         evidences.append(multivariate_normal(np.zeros(images), covariance).logpdf(y) / images)
     return float(np.mean(evidences))
@@ -438,7 +443,7 @@ def test_knn_is_a_vote_of_the_five_nearest(values: np.ndarray, labels: np.ndarra
 def test_knn_by_hand() -> None:
     # Each image has one of its own class in its direction, and the two others at a right angle.
     values, labels = np.array([[1.0, 0], [2, 0], [0, 1], [0, 3]]), np.array([0, 0, 1, 1])
-    assert knn_accuracy(values, labels) == 0  # 3 neighbours: 2 votes of similarity 1 + 0 tie with 1 of 1 + 1: lower class wins
+    assert knn_accuracy(values, labels) == 0.5  # 3 neighbours: two votes of 1 + 0 tie with one of 1 + 1; the lower class wins
     assert knn_accuracy(np.concatenate([values, 2 * values]), np.concatenate([labels, labels])) == 1
 
 
@@ -560,3 +565,9 @@ def test_all_metrics_are_registered_under_their_kind() -> None:
     assert set(registry.metrics("distance")) >= {"frechet", "mmd2", "coral"}
     scores = {"logme", "h-score", "leep", "nce", "knn", "linear-probe"}
     assert set(registry.metrics("transferability")) >= scores
+
+
+def test_mmd_of_a_sample_with_itself_counts_every_pair_between_the_two() -> None:
+    """Equation 3 has no exception for two samples that happen to be one object."""
+    x = np.random.default_rng(0).normal(size=(40, 8))
+    assert mmd2(x, x) == pytest.approx(mmd2(x, x.copy()), abs=1e-12)

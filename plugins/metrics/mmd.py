@@ -30,7 +30,8 @@ def mmd2(x: np.ndarray, y: np.ndarray) -> float:
         return 0.0
     # Near the origin, |a - b|² = |a|² + |b|² - 2ab loses the fewest digits.
     origin = (x.mean(axis=0, dtype=np.float64) + y.mean(axis=0, dtype=np.float64)) / 2
-    return _mean_kernel(x, x, origin, unit) + _mean_kernel(y, y, origin, unit) - 2 * _mean_kernel(x, y, origin, unit)
+    within = [_mean_kernel(side, side, origin, unit, same=True) for side in (x, y)]
+    return sum(within) - 2 * _mean_kernel(x, y, origin, unit, same=False)
 
 
 def _typical_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -54,9 +55,9 @@ def _blocks(values: np.ndarray) -> list[np.ndarray]:
     return [values[start : start + BLOCK] for start in range(0, len(values), BLOCK)]
 
 
-def _mean_kernel(x: np.ndarray, y: np.ndarray, origin: np.ndarray, unit: float) -> float:
-    """Mean of the kernel over all pairs; where x is y, over those of different images."""
-    same, total = x is y, 0.0
+def _mean_kernel(x: np.ndarray, y: np.ndarray, origin: np.ndarray, unit: float, *, same: bool) -> float:
+    """Mean of the kernel over all pairs; of one and the `same` sample, over those of different images."""
+    total = 0.0
     for i, left in enumerate(_blocks(x)):
         rows = (left - origin) / unit
         for j, right in enumerate(_blocks(y)):
