@@ -1,0 +1,77 @@
+"""A separate distribution, installed with pip into a temporary place, is on the same road as the built-ins."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCE = Path(__file__).parent / "thirdparty" / "automl_tl_extra"
+BACKBONE = "mobilenetv4_small_050.tiny_imagenet_64"
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """`automl-tl` in an environment where the distribution is installed, with a home of its own."""
+    place, copy = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("source") / "automl_tl_extra"
+    shutil.copytree(SOURCE, copy)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(place), str(copy)], check=True, capture_output=True, text=True)
+    home = tmp_path_factory.mktemp("home")
+    environment = {**os.environ, "PYTHONPATH": str(place), "AUTOML_TL_HOME": str(home)}
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "automl_tl.cli", *map(str, words)]
+        return subprocess.run(line, env=environment, cwd=home, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def facts(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_it_is_listed_with_its_origin(command: Command) -> None:
+    plugins = {plugin["name"]: plugin for plugin in facts(command("plugins", "list", "--json"))}
+    assert plugins["nearest_mean"]["distribution"] == "automl_tl_extra"
+    assert plugins["nearest_mean"]["version"] == "0.3"
+    assert plugins["nearest_mean"]["hooks"] == ["register_strategies"]
+
+
+def test_one_that_cannot_be_imported_is_named_and_breaks_nothing(command: Command) -> None:
+    done = command("plugins", "list", "--json")
+    plugins = {plugin["name"]: plugin for plugin in facts(done)}
+    assert plugins["unimportable"]["error"] == "ImportError: needs a library that nobody has"
+    assert plugins["strategies.linear_probe"]["error"] == ""
+    assert "'unimportable' of automl_tl_extra 0.3 is left out" in done.stderr
+
+
+def test_it_is_ranked(command: Command) -> None:
+    ranking = facts(command("recommend", "digits", "--backbone", BACKBONE, "--top", 1000, "--json"))["ranking"]
+    assert "nearest-mean" in {item["candidate"]["strategy"] for item in ranking}
+
+
+def test_it_is_trained_and_recorded_and_one_that_raises_costs_only_itself(command: Command, tmp_path: Path) -> None:
+    only = ("--strategy", "nearest-mean", "--strategy", "stumbles", "--backbone", BACKBONE)
+    outcome = facts(command("fit", "digits", "--budget", "6 trials", *only, "--out", tmp_path / "run", "--json"))
+    assert outcome["winner"]["candidate"]["strategy"] == "nearest-mean"
+    assert outcome["winner"]["test"]["accuracy"] > 0.5
+    failed = [trial for trial in outcome["trials"] if trial["status"] == "failed"]
+    assert failed
+    assert {trial["candidate"]["strategy"] for trial in failed} == {"stumbles"}
+    assert failed[0]["error"] == "stumbles: RuntimeError: stumbled in the second epoch"
+    assert failed[0]["validation"] == {}
+    recorded = {trial["id"]: trial for trial in facts(command("history", "list", "--task", "digits", "--limit", 5000, "--json"))}
+    for trial in outcome["trials"]:
+        assert recorded[trial["id"]]["status"] == trial["status"]
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "stumbled in the second epoch" in report
