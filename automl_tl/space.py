@@ -30,7 +30,8 @@ class Float:
 
     def draw(self, rng: random.Random) -> float:
         if self.log:
-            return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+            drawn = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+            return min(max(drawn, self.low), self.high)  # the exponential may land a rounding outside
         return rng.uniform(self.low, self.high)
 
     def check(self, value: object) -> float:

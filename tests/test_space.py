@@ -1,0 +1,89 @@
+"""Search spaces: what is checked, what is drawn."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from automl_tl.errors import InputError
+from automl_tl.space import Choice, Float, Int, Parameter, Space, check, defaults, draw
+
+finite = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+@st.composite
+def parameters(strategy_draw: st.DrawFn) -> Parameter:
+    kind = strategy_draw(st.sampled_from(["float", "log", "int", "choice"]))
+    if kind == "choice":
+        options = tuple(strategy_draw(st.lists(st.text(max_size=5), min_size=1, unique=True)))
+        return Choice(options, strategy_draw(st.sampled_from(options)))
+    if kind == "int":
+        low, middle, high = sorted(strategy_draw(st.tuples(*[st.integers(-1000, 1000)] * 3)))
+        return Int(low, high, middle)
+    values = st.floats(1e-9, 1e6, allow_nan=False) if kind == "log" else finite
+    low_, middle_, high_ = sorted(strategy_draw(st.tuples(values, values, values)))
+    return Float(low_, high_, middle_, log=kind == "log")
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), parameters(), max_size=4), st.text())
+def test_defaults_and_draws_lie_inside(space: Space, seed: str) -> None:
+    assert check(space, defaults(space)) == defaults(space)
+    drawn = draw(space, seed)
+    for name, parameter in space.items():
+        assert parameter.check(drawn[name]) == drawn[name]
+
+
+def test_a_draw_can_be_checked_at_the_edge_of_a_logarithmic_range() -> None:
+    edge = Float(1e-4, 1e-4, 1e-4, log=True)
+    assert edge.check(edge.draw(random.Random(0))) == pytest.approx(1e-4)
+
+
+def test_another_hyperparameter_moves_nothing() -> None:
+    rate, decay = Float(1e-4, 1e-1, 1e-3, log=True), Float(0.0, 1.0, 0.5)
+    alone = draw({"rate": rate}, "seed/3")
+    assert draw({"decay": decay, "rate": rate, "epochs": Int(1, 9, 3)}, "seed/3")["rate"] == alone["rate"]
+    assert draw({"rate": rate}, "seed/4") != alone
+
+
+def test_a_logarithmic_range_is_uniform_in_its_logarithm() -> None:
+    parameter = Float(1e-4, 1.0, 1e-2, log=True)
+    logs = [math.log10(float(draw({"rate": parameter}, str(seed))["rate"])) for seed in range(2000)]
+    shares = [sum(low <= value < low + 1 for value in logs) / 2000 for low in (-4, -3, -2, -1)]
+    assert all(abs(share - 0.25) < 0.04 for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": 2.0}, "'rate': expected a number from 0.0 to 1.0, but got 2.0"),
+        ({"rate": True}, "expected a number"),
+        ({"rate": "fast"}, "got 'fast'"),
+        ({"rate": float("nan")}, "got nan"),
+        ({"epochs": 2.5}, "'epochs': expected a whole number from 1 to 9"),
+        ({"epochs": True}, "expected a whole number"),
+        ({"flip": 1}, r"expected one of \[False, True\], but got 1"),
+        ({"depth": 3}, "unknown hyperparameter 'depth'; known: rate, epochs, flip"),
+    ],
+)
+def test_what_is_outside_is_named(values: dict[str, object], message: str) -> None:
+    space = {"rate": Float(0.0, 1.0, 0.5), "epochs": Int(1, 9, 3), "flip": Choice((False, True), False)}
+    with pytest.raises(InputError, match=message):
+        check(space, values)
+
+
+def test_what_is_missing_has_its_default() -> None:
+    space = {"rate": Float(0.0, 1.0, 0.5), "epochs": Int(1, 9, 3)}
+    assert check(space, {"epochs": 4}) == {"rate": 0.5, "epochs": 4}
+
+
+def test_impossible_ranges_are_refused_where_they_are_written() -> None:
+    with pytest.raises(ValueError, match="low <= default <= high must hold, but got 1, 0, 2"):
+        Float(1, 2, 0)
+    with pytest.raises(ValueError, match="starts above 0, but got low=0"):
+        Float(0, 2, 1, log=True)
+    with pytest.raises(ValueError, match="default 'c' is not among"):
+        Choice(("a", "b"), "c")
