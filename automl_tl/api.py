@@ -23,13 +23,13 @@ from .errors import InputError
 from .evaluation.classification import judge
 from .experience import Experience
 from .facts import backbone_of, profile_of
+from .halving import follow
+from .halving import search as search
 from .history import History, open_history
 from .home import cache, write_text
 from .profiling import profile_task as _profile_task
 from .ranker import Ranker, rank, ranker_for, shortlist
 from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
-from .search import follow
-from .search import search as search
 
 Progress = Callable[[str, int, int], None]
 LOOKED_AT = 6

@@ -25,7 +25,7 @@ LAYERS = (
     {"profiling", "learning"},
     {"cost"},
     {"explain", "trials"},
-    {"ranker", "search", "campaign"},
+    {"ranker", "halving", "campaign"},
     {"report"},
     {"api", "testing"},
     {"estimator"},
@@ -81,7 +81,7 @@ def test_the_engine_knows_no_plugin_by_import() -> None:
 
 def test_plugins_use_nothing_above_the_engine() -> None:
     for path in PLUGINS:
-        assert not imported(path) & {"api", "cli", "estimator", "search", "campaign", "report"}, path
+        assert not imported(path) & {"api", "cli", "estimator", "halving", "campaign", "report"}, path
 
 
 def test_every_plugin_module_is_an_entry_point() -> None:

@@ -1,0 +1,137 @@
+"""The search on real images: what it trains, what it keeps, and that it says the same twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import QUICK, TINY, arrays, digits
+
+from automl_tl import Candidate, Outcome, Profile, Ranked, Ranking, fit, halving, predict, search
+from automl_tl.backbones import catalogue
+from automl_tl.budget import parse_budget
+from automl_tl.errors import BudgetError
+from automl_tl.halving import RULE
+from automl_tl.history import open_history
+from automl_tl.model import load
+from automl_tl.records import TEST
+from automl_tl.registry import strategies
+from automl_tl.space import defaults
+from automl_tl.trials import probabilities_on
+
+
+def ranked(strategy: str, backbone: str, score: float, seconds: float = 5.0, **changed: object) -> Ranked:
+    values = {**defaults(strategies()[strategy].space), **changed}
+    return Ranked(Candidate(backbone, strategy, values), score, score - 0.1, score + 0.1, seconds, 100.0)  # type: ignore[arg-type]
+
+
+def run(items: list[Ranked], out: Path, budget: str, seed: int = 0, **task_options: object) -> Outcome:
+    task, backbones = digits(**task_options), catalogue()
+    profile = Profile(task.name, task.fingerprint, {}, {}, {})
+    with open_history() as history:
+        history.record_task(task)
+        for backbone in backbones.values():
+            history.record_backbone(backbone)
+        return search(
+            task,
+            Ranking(tuple(items), "a test", 2),
+            profile=profile,
+            backbones=backbones,
+            budget=parse_budget(budget),
+            folder=out,
+            history=history,
+            seed=seed,
+        )
+
+
+def test_halving_takes_the_better_third_to_the_end(tmp_path: Path) -> None:
+    rates = (0.0001, 0.002, 0.005)
+    items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=rate, epochs=6) for i, rate in enumerate(rates)]
+    items[2] = ranked("fine-tuning", TINY, 0.88, rate=0.005, epochs=6)  # at most two of a pair enter
+    outcome = run(items, tmp_path, "3 trials")
+    reached = {trial.id: trial.curve[-1].epoch for trial in outcome.trials}
+    assert sorted(reached.values()) == [2, 2, 6], "a third of the epochs each, and one to the end"
+    finished = next(trial for trial in outcome.trials if trial.status == "finished")
+    at_rung = {trial.id: max(point.score for point in trial.curve if point.epoch <= 2) for trial in outcome.trials}
+    assert at_rung[finished.id] == max(at_rung.values())
+    assert {trial.status for trial in outcome.trials} == {"finished", "stopped"}
+
+
+def test_the_winner_is_kept_by_the_rule_and_judged_once(tmp_path: Path) -> None:
+    items = [ranked("linear-probe", name, 0.9) for name in (TINY, QUICK)]
+    outcome = run(items, tmp_path, "2 trials")
+    key = [(trial.validation["accuracy"], -trial.validation["log_loss"], -trial.seconds) for trial in outcome.trials]
+    assert outcome.winner.id == outcome.trials[key.index(max(key))].id
+    assert outcome.rule == RULE
+    assert [bool(trial.test) for trial in outcome.trials].count(True) == 1
+    task, kept = digits(), load(tmp_path / "model")
+    index = task.part(TEST)
+    right = probabilities_on(task, kept.backbone, kept.net, index).argmax(1) == task.labels[index]
+    assert outcome.winner.test["accuracy"] == pytest.approx(right.mean())
+    with open_history() as history:
+        assert history.trial(outcome.winner.id).test == outcome.winner.test
+
+
+@pytest.mark.parametrize("budget", ["5 epochs", "1 trials", "4 epochs + 2 trials"])
+def test_budgets_are_kept(tmp_path: Path, budget: str) -> None:
+    items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
+    outcome = run(items, tmp_path, budget)
+    limits = parse_budget(budget)
+    assert sum(trial.curve[-1].epoch for trial in outcome.trials) <= limits.epochs
+    assert len(outcome.trials) <= limits.trials
+
+
+def test_a_budget_of_seconds_is_kept(tmp_path: Path) -> None:
+    items = [ranked("fine-tuning", QUICK, 0.9, seconds=3.0, epochs=40, rate=0.001 * (i + 1)) for i in range(4)]
+    outcome = run(items, tmp_path, "6s")
+    longest = max(
+        second.seconds - first.seconds for t in outcome.trials for first, second in zip(t.curve, t.curve[1:], strict=False)
+    )
+    assert outcome.seconds < 6 + 3 * longest + 3, "no epoch begins that would end too late; judging and saving come on top"
+
+
+def test_a_search_that_is_taken_up_again_trains_nothing_twice(tmp_path: Path) -> None:
+    items = [ranked("linear-probe", TINY, 0.9), ranked("linear-probe", QUICK, 0.8)]
+    first = run(items, tmp_path, "1 trials")
+    second = run(items, tmp_path, "2 trials")
+    assert second.trials[0] == replace(first.trials[0], test=second.trials[0].test) or second.trials[0] == first.trials[0]
+    assert len(second.trials) == 2
+
+
+def test_nothing_in_time_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="give more time"):
+        run([], tmp_path, "1 trials")
+
+
+def outcome_of(out: Path, seed: int = 0) -> tuple[list[object], str, dict[str, float], np.ndarray]:
+    outcome = fit(digits(), budget="3 trials + 6 epochs", out=out, seed=seed, backbones=[TINY, QUICK])
+    order = [item.candidate.id for item in outcome.ranking.items]
+    return order, outcome.winner.id, dict(outcome.winner.validation), predict(out, arrays(20)[0]).probabilities
+
+
+def test_the_same_seed_says_the_same_twice_in_one_home(tmp_path: Path) -> None:
+    """By the second time, the first run is in the history: advice does not rest on the task's own trials."""
+    first, second = outcome_of(tmp_path / "a"), outcome_of(tmp_path / "b")
+    assert first[:3] == second[:3]
+    np.testing.assert_array_equal(first[3], second[3])
+
+
+def test_interruption_ends_with_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = halving.run_trial
+
+    def interrupted(task: object, candidate: Candidate, *rest: object, **options: object) -> object:
+        if candidate.backbone == QUICK:
+            raise KeyboardInterrupt
+        return trained(task, candidate, *rest, **options)
+
+    monkeypatch.setattr(halving, "run_trial", interrupted)
+    items = [ranked("linear-probe", TINY, 0.9), ranked("linear-probe", QUICK, 0.8)]
+    outcome = run(items, tmp_path, "2 trials")
+    assert outcome.rule.startswith("interrupted; ")
+    assert outcome.winner.candidate.backbone == TINY
+    assert json.loads((tmp_path / "trials" / outcome.winner.id / "trial.json").read_text())["status"] == "finished"
+    assert math.isfinite(outcome.seconds)

@@ -1,0 +1,228 @@
+"""The database: nothing is lost, nothing half-written, and text goes out and comes back the same."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from automl_tl import Backbone, Candidate, Point, Profile, Task, Trial
+from automl_tl.errors import HistoryError
+from automl_tl.experience import Experience
+from automl_tl.history import History, open_history
+from automl_tl.records import trial_id
+
+BACKBONE = Backbone(
+    "net", "embedded", "resnet10t", "resnet", "somewhere", "natural", 64, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, 10, 20, 30
+)
+
+
+def task(name: str = "photos", fingerprint: str = "f" * 16) -> Task:
+    labels = np.array([0, 1, 0, 1])
+    splits = {"train": np.array([0, 1]), "validation": np.array([2, 3])}
+    return Task(name, [""] * 4, labels, ("a", "b"), splits, fingerprint, [""] * 4, np.arange(4, dtype=np.uint64))
+
+
+def trial(number: int = 0, *, fingerprint: str = "f" * 16, status: str = "finished", **changed: object) -> Trial:
+    candidate = Candidate("net", "fine-tuning", {"rate": 0.001 * (number + 1), "augmentation": "light", "flip": False})
+    scores = {"accuracy": 0.5 + number / 100, "log_loss": 0.7} if status != "failed" else {}
+    curve = (Point(1, 1.5, 0.9, 0.4, 300.0), Point(2, 3.0, None, 0.5, 310.0, "two")) if status != "failed" else ()
+    made = Trial(trial_id(fingerprint, candidate, 0), fingerprint, candidate, 0, status, curve, scores, {}, 3.0, 310.0)
+    return replace(made, provenance={"command": "test", "speed": 1e9}, **changed)  # type: ignore[arg-type]
+
+
+def profile(fingerprint: str = "f" * 16) -> Profile:
+    return Profile("photos", fingerprint, {"images": 2.0}, {"somewhere": {"frechet": 1.5}}, {"net": {"logme": -0.25}}, 1.0)
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
+    """An empty one: the shipped facts are another matter."""
+    monkeypatch.setattr("automl_tl.history._add_shipped", lambda history: None)
+    opened = open_history(tmp_path / "history.db")
+    opened.record_task(task(), "photos")
+    opened.record_backbone(BACKBONE)
+    return opened
+
+
+def test_what_goes_in_comes_out(history: History) -> None:
+    history.record_profile(profile())
+    history.record_trial(trial())
+    assert history.trial(trial().id) == trial()
+    assert history.profiles() == {"f" * 16: profile()}
+    assert history.backbones() == {"net": BACKBONE}
+    assert history.tasks()["f" * 16].source_dataset == "photos"
+    assert history.integrity() == []
+
+
+def test_the_database_is_set_up_to_last(history: History, tmp_path: Path) -> None:
+    pragmas = {name: history.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "foreign_keys")}
+    assert pragmas == {"journal_mode": "wal", "foreign_keys": 1}
+    again = open_history(tmp_path / "history.db")
+    assert again.tasks().keys() == {"f" * 16}, "migrations are applied once"
+
+
+def test_a_trial_of_nothing_known_is_refused(history: History) -> None:
+    with pytest.raises(HistoryError, match="record its task and its backbone first"):
+        history.record_trial(trial(fingerprint="e" * 16))
+    assert history.known() == {}
+
+
+def test_a_trial_is_one_transaction(history: History) -> None:
+    """Its second learning-curve point cannot be stored; so nothing of it is."""
+    broken = trial(curve=(Point(1, 1.0, 0.5, 0.4), Point(2, 2.0, 0.4, "high")))  # type: ignore[arg-type]
+    history.db.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON points WHEN new.epoch = 2 BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+    )
+    with pytest.raises(HistoryError, match="disk full"):
+        history.record_trial(broken)
+    assert history.known() == {}
+    assert history.db.execute("SELECT count(*) FROM points").fetchone()[0] == 0
+
+
+def test_a_trial_only_ever_gets_better_known(history: History) -> None:
+    stopped = trial(status="stopped")
+    history.record_trial(stopped)
+    history.record_trial(trial())
+    history.record_trial(stopped)
+    assert history.known() == {trial().id: "finished"}
+    history.record_trial(trial(test={"accuracy": 0.61}))
+    history.record_trial(trial(test={"accuracy": 0.99}))
+    assert history.trial(trial().id).test == {"accuracy": 0.61}, "the test images are used once"
+
+
+def test_only_finished_trials_are_learnt_from(history: History) -> None:
+    for number, status in enumerate(("finished", "stopped", "failed")):
+        history.record_trial(trial(number, status=status))
+    table = history.table()
+    assert table.score.tolist() == [0.5]
+    assert history.trial(trial(2, status="failed").id).validation == {}
+
+
+def test_the_digest_names_what_is_learnt_from(history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history.record_profile(profile())
+    history.record_trial(trial(0))
+    before = history.digest()
+    history.record_trial(trial(1, status="failed"))
+    history.record_trial(trial(0, test={"accuracy": 0.6}))
+    assert history.digest() == before, "neither failures nor test scores are learnt from"
+    history.record_trial(trial(2))
+    assert history.digest() != before
+    other = open_history(tmp_path / "other.db")
+    other.record_task(task(), "photos")
+    other.record_backbone(BACKBONE)
+    for number in (2, 0):
+        other.record_trial(trial(number))
+    other.record_profile(profile())
+    assert other.digest() == history.digest(), "the order does not matter"
+
+
+def test_advice_can_leave_a_task_out(history: History) -> None:
+    history.record_profile(profile())
+    before = history.digest(without="e" * 16)
+    empty = Experience.of(history, without="e" * 16)
+    history.record_task(task("own", "e" * 16))
+    history.record_profile(profile("e" * 16))
+    history.record_trial(trial(fingerprint="e" * 16))
+    assert history.digest(without="e" * 16) == before
+    left = Experience.of(history, without="e" * 16)
+    assert (len(left.trials), left.digest) == (len(empty.trials), empty.digest)
+    assert len(Experience.of(history).trials) == 1
+
+
+def test_text_and_back(history: History, tmp_path: Path) -> None:
+    history.record_profile(profile())
+    for number in range(3):
+        history.record_trial(trial(number, artefact="runs/secret"))
+    counts = history.export(tmp_path / "text")
+    assert counts == {"tasks": 1, "backbones": 1, "profiles": 1, "trials": 3}
+    assert "secret" not in (tmp_path / "text" / "trials.jsonl").read_text()
+    other = open_history(tmp_path / "other.db")
+    assert other.import_facts(tmp_path / "text") == counts
+    assert other.import_facts(tmp_path / "text")["trials"] == 0, "known facts are not added twice"
+    assert other.digest() == history.digest()
+    other.export(tmp_path / "again")
+    for name in ("tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "text" / name).read_bytes()
+
+
+def _spoil(line: str, kind: str) -> str:
+    facts = json.loads(line)
+    if kind == "text":
+        return "not JSON"
+    if kind == "score":
+        facts["validation"]["accuracy"] = "high"
+    elif kind == "missing":
+        del facts["candidate"]
+    elif kind == "status":
+        facts["status"] = "splendid"
+    else:
+        facts["task"] = "0" * 16
+    return json.dumps(facts)
+
+
+@pytest.mark.parametrize("kind", ["text", "score", "missing", "status", "stranger"])
+def test_a_wrong_line_is_named_and_nothing_is_imported(history: History, tmp_path: Path, kind: str) -> None:
+    for number in range(3):
+        history.record_trial(trial(number))
+    history.export(tmp_path / "text")
+    path = tmp_path / "text" / "trials.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], _spoil(lines[1], kind), lines[2]]))
+    other = open_history(tmp_path / "other.db")
+    with pytest.raises(HistoryError, match=r"trials\.jsonl line 2: "):
+        other.import_facts(tmp_path / "text")
+    assert (other.known(), other.tasks()) == ({}, {})
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    path.write_text("a diary, not a database" * 100)
+    with pytest.raises(HistoryError, match=r"history\.db: cannot be used as a history"):
+        open_history(path)
+    assert path.read_text().startswith("a diary")
+
+
+def _write(path: Path, first: int) -> None:
+    with open_history(path) as history:
+        for number in range(first, first + 25):
+            history.record_trial(trial(number))
+
+
+def test_several_processes_write_at_once(history: History, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(tmp_path / "history.db", first)) for first in (0, 25, 50)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
+    assert {trial(number).id for number in range(75)} <= history.known().keys()
+    assert history.integrity() == []
+
+
+def test_integrity_says_what_is_wrong(history: History, tmp_path: Path) -> None:
+    history.record_trial(trial())
+    raw = sqlite3.connect(tmp_path / "history.db")
+    raw.execute("UPDATE trials SET accuracy = NULL")
+    raw.execute("DELETE FROM tasks")
+    raw.commit()
+    raw.close()
+    found = " ".join(history.integrity())
+    assert "has no score" in found
+    assert "missing row of tasks" in found
+
+
+def test_a_new_home_knows_the_shipped_facts() -> None:
+    with open_history() as history:
+        summary = history.summary()
+        assert summary["finished trials"] >= 400
+        assert summary["source datasets"] >= 12
+        assert history.integrity() == []
+        assert len(Experience.of(history).trials) == summary["finished trials"]
+        assert history.profiles().keys() == history.tasks().keys()
