@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -80,9 +81,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = {str(label): label for label in classes}
         if len(names) != len(classes):
             raise InputError("two labels of y look the same as text; make them all strings or all numbers")
-        if self.out is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="automl_tl_")
-        out = Path(self._folder.name) if self.out is None else Path(self.out)
+        out = self._temporary() if self.out is None else Path(self.out)
         self.outcome_ = api.fit(
             (X, [str(label) for label in labels]),
             budget=self.budget,
@@ -96,6 +95,12 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.ranking_ = self.outcome_.ranking
         self.report_ = out / "report.html"
         return self
+
+    def _temporary(self) -> Path:
+        """A folder that goes with the estimator."""
+        folder = Path(tempfile.mkdtemp(prefix="automl_tl_"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def _use(self, trained: model.Model, names: dict[str, Any]) -> None:
         self.model_ = trained
@@ -111,7 +116,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each image."""
-        labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[best]
         return labels
 
     def save(self, folder: str | Path) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -211,9 +213,7 @@ class History:
         counts = {"tasks": len(tasks)}
         backbones = [backbone_facts(backbone) for _, backbone in sorted(self.backbones().items())]
         profiles = [asdict(replace(profile, warnings=())) for _, profile in sorted(self.profiles().items())]
-        trials = [
-            asdict(replace(trial, artefact="")) for trial in sorted(self.trials(), key=lambda trial: (trial.task, trial.id))
-        ]
+        trials = [asdict(_shareable(trial)) for trial in sorted(self.trials(), key=lambda trial: (trial.task, trial.id))]
         for name, rows in ((BACKBONES, backbones), (PROFILES, profiles), (TRIALS, trials)):
             write_text(folder / name, "".join(f"{_json(row)}\n" for row in rows))
             counts[name.removesuffix(".jsonl")] = len(rows)
@@ -401,6 +401,14 @@ def _add_shipped(history: History) -> None:
         history.import_facts(folder)
         with history._writing():
             history.db.execute("INSERT OR REPLACE INTO state VALUES ('shipped', ?)", [digest])
+
+
+def _shareable(trial: Trial) -> Trial:
+    """Without what tells of one machine's folders: of the command the verb is left, of a path in an error its end."""
+    words = itertools.takewhile(re.compile(r"[a-z-]+").fullmatch, str(trial.provenance.get("command", "")).split())
+    provenance = {**trial.provenance, "command": " ".join(words)}
+    error = re.sub(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:]+)+(?=[/\\])", "…", trial.error)
+    return replace(trial, artefact="", provenance=provenance, error=error)
 
 
 def _json(value: Any) -> str:

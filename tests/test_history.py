@@ -33,7 +33,7 @@ def trial(number: int = 0, *, fingerprint: str = "f" * 16, status: str = "finish
     scores = {"accuracy": 0.5 + number / 100, "log_loss": 0.7} if status != "failed" else {}
     curve = (Point(1, 1.5, 0.9, 0.4, 300.0), Point(2, 3.0, None, 0.5, 310.0, "two")) if status != "failed" else ()
     made = Trial(trial_id(fingerprint, candidate, 0), fingerprint, candidate, 0, status, curve, scores, {}, 3.0, 310.0)
-    return replace(made, provenance={"command": "test", "speed": 1e9}, **changed)  # type: ignore[arg-type]
+    return replace(made, **{"provenance": {"command": "test", "speed": 1e9}, **changed})  # type: ignore[arg-type]
 
 
 def profile(fingerprint: str = "f" * 16) -> Profile:
@@ -137,13 +137,18 @@ def test_advice_can_leave_a_task_out(history: History) -> None:
 
 def test_text_and_back(history: History, tmp_path: Path) -> None:
     history.record_profile(profile())
+    provenance = {"command": "automl-tl fit /home/ann/secret --out runs/secret", "speed": 1e9}
     for number in range(3):
-        history.record_trial(trial(number, artefact="runs/secret"))
+        history.record_trial(trial(number, artefact="runs/secret", provenance=provenance))
+    failed = trial(3, status="failed", error="fine-tuning: OSError: /home/ann/secret/a.png is broken")
+    history.record_trial(failed)
     counts = history.export(tmp_path / "text")
-    assert counts == {"tasks": 1, "backbones": 1, "profiles": 1, "trials": 3}
+    assert counts == {"tasks": 1, "backbones": 1, "profiles": 1, "trials": 4}
     assert "secret" not in (tmp_path / "text" / "trials.jsonl").read_text()
     other = open_history(tmp_path / "other.db")
     assert other.import_facts(tmp_path / "text") == counts
+    assert other.trial(failed.id).error == "fine-tuning: OSError: …/a.png is broken"
+    assert other.trial(trial().id).provenance["command"] == "automl-tl fit"
     assert other.import_facts(tmp_path / "text")["trials"] == 0, "known facts are not added twice"
     assert other.digest() == history.digest()
     other.export(tmp_path / "again")

@@ -1,0 +1,217 @@
+"""The command line on real images: what people read and what programs parse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+from PIL import Image
+from small import QUICK, TINY, arrays
+
+from automl_tl import cli
+
+PHOTOS = 240
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def facts(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+Command = Callable[..., Said]
+
+
+def call(capsys: pytest.CaptureFixture[str], words: tuple[object, ...]) -> Said:
+    """As typed: through `main`, which turns errors into messages and codes."""
+    code = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["automl-tl", *map(str, words)])
+        patch.delenv("AUTOML_TL_DEBUG", raising=False)
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return Said(code, out, err)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return lambda *words: call(capsys, words)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder with train and test, of real handwriting."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, (image, label) in enumerate(zip(*arrays(PHOTOS), strict=True)):
+        place = folder / ("test" if number >= 200 else "train") / f"digit {label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((24, 24)).save(place / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run, whose history the other tests of this module see."""
+    from automl_tl import fit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_TL_HOME", str(home))
+        out = tmp_path_factory.mktemp("run")
+        fit(photos, budget="2 trials", out=out, strategies=["linear-probe"], backbones=[TINY, QUICK])
+        yield out
+
+
+@pytest.fixture(autouse=True)
+def in_that_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOML_TL_HOME", str(home))
+
+
+def test_fit_tells_what_it_does(command: Command, photos: Path, tmp_path: Path) -> None:
+    only = ("--strategy", "linear-probe", "--backbone", TINY)
+    said = command("fit", photos, "--budget", "1 trials", "--out", tmp_path / "out", *only)
+    assert said.code == 0
+    assert "10 classes (160 train, 40 validation, 40 test)" in said.out
+    assert "Distance to the sources" in said.out
+    assert "Advice from" in said.out
+    assert "Why 1: " in said.out
+    assert "--zoo timm would add" in said.out
+    assert f"Winner: linear-probe on {TINY}" in said.out
+    assert str(tmp_path / "out" / "report.html") in said.out
+    assert "done: accuracy" in said.err
+
+
+def test_fit_for_programs(command: Command, photos: Path, tmp_path: Path) -> None:
+    only = ("--strategy", "linear-probe", "--backbone", TINY)
+    said = command("fit", photos, "--trials", 1, "--out", tmp_path / "out", *only, "--json")
+    assert said.err == ""
+    facts = said.facts
+    assert facts["winner"]["status"] == "finished"
+    assert Path(facts["report"]).exists()
+    assert 0 < facts["winner"]["test"]["accuracy"] <= 1
+
+
+def test_recommend(command: Command, photos: Path) -> None:
+    said = command("recommend", photos, "--top", 3)
+    assert said.code == 0
+    assert "Why 3: " in said.out
+    facts = command("recommend", photos, "--top", 3, "--json").facts
+    assert facts["stage"] == 2
+    assert len(facts["ranking"]) == 3
+    assert all(item["reasons"] and item["low"] <= item["score"] <= item["high"] for item in facts["ranking"])
+    scores = [item["score"] for item in facts["ranking"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_profile(command: Command, photos: Path) -> None:
+    facts = command("profile", photos, "--json").facts
+    assert facts["meta"]["images"] == 160
+    assert {"tiny_imagenet", "omniglot_a"} <= facts["distances"].keys()
+    assert "Transferability" in command("profile", photos).out
+
+
+def test_predict_writes_a_row_an_image(command: Command, run: Path, photos: Path, tmp_path: Path) -> None:
+    said = command("predict", run, photos / "test", "--out", tmp_path / "p.csv")
+    assert said.code == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8")))
+    assert len(rows) == 40
+    right = [row["label"] == Path(row["path"]).parent.name for row in rows]
+    assert sum(right) / len(right) > 0.6
+    for row in rows:
+        chances = {name: float(value) for name, value in row.items() if name.startswith("digit ")}
+        assert max(chances, key=lambda name: chances[name]) == row["label"]
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
+        assert float(row["confidence"]) == max(chances.values())
+    one = command("predict", run, photos / "test" / "digit 3", "--json").facts
+    assert all(set(row) == {"path", "label", "confidence"} for row in one)
+
+
+def test_evaluate_uses_the_test_split(command: Command, run: Path, photos: Path) -> None:
+    facts = command("evaluate", run, photos, "--json").facts
+    report = json.loads((run / "model" / "model.json").read_text())
+    assert facts["accuracy"] == pytest.approx(report["test"]["accuracy"])
+    assert f"{facts['macro_f1']:.4f}" in command("evaluate", run, photos).out
+
+
+def test_history(command: Command, run: Path, tmp_path: Path) -> None:
+    trials = command("history", "list", "--limit", 2, "--json").facts
+    assert len(trials) == 2
+    assert command("history", "show", trials[0]["id"]).facts["id"] == trials[0]["id"]
+    assert trials[0]["id"] in command("history", "list", "--limit", 2).out
+    assert "trials" in command("history", "export", tmp_path / "text").out
+    before = command("history", "list", "--limit", 100000, "--json").facts
+    assert "imported" in command("history", "import", tmp_path / "text").out
+    assert command("history", "list", "--limit", 100000, "--json").facts == before
+    for path in (tmp_path / "text").iterdir():
+        assert str(tmp_path.parent) not in path.read_text(), "no path of this machine leaves it"
+
+
+def test_zoo(command: Command, shared: Path) -> None:
+    assert {backbone["name"] for backbone in command("zoo", "list", "--json").facts} >= {TINY, QUICK}
+    assert command("zoo", "show", TINY).facts["source_dataset"] == "tiny_imagenet"
+    said = command("zoo", "add", shared / "weights")
+    assert said.code == 0
+    assert "added mobilenetv2_100.in1k_224" in said.out
+    assert "left out squeezenet1_1.in1k_227: " in said.err
+    assert "mobilenetv2_100.in1k_224" in command("zoo", "list").out
+
+
+def test_plugins(command: Command) -> None:
+    plugins = command("plugins", "list", "--json").facts
+    assert {"strategies.fine_tuning", "zoos.embedded", "metrics.frechet"} <= {plugin["name"] for plugin in plugins}
+    assert "register_strategies" in command("plugins", "list").out
+
+
+def every_command(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, inner in group.commands.items():
+        if hasattr(inner, "commands"):
+            yield from every_command(inner, (*before, name))
+        else:
+            yield (*before, name)
+
+
+@pytest.mark.parametrize("words", [(), *every_command(typer.main.get_command(cli.app))], ids=" ".join)
+def test_help(command: Command, words: tuple[str, ...]) -> None:
+    said = command(*words, "--help")
+    assert said.code == 0
+    assert "Usage" in said.out
+
+
+def test_wrong_use_is_2_and_our_fault_is_1(command: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("fit").code == 2
+    assert command("recommend", "nowhere").code == 2
+    assert command("recommend", photos, "--top", 0).code == 2
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of cheese")
+
+    monkeypatch.setattr("automl_tl.api.profile_task", broken)
+    said = command("profile", photos)
+    assert said.code == 1
+    assert said.err.startswith("error: internal error: RuntimeError: out of cheese")
+    assert "Traceback" not in said.err
+
+
+def test_the_home_can_be_moved(command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOML_TL_HOME", str(tmp_path / "elsewhere"))
+    assert command("history", "list").code == 0
+    assert "history.db" in os.listdir(tmp_path / "elsewhere")

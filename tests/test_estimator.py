@@ -1,0 +1,95 @@
+"""The scikit-learn face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+from small import TINY, arrays
+
+from automl_tl import TransferClassifier
+from automl_tl.errors import InputError
+
+QUICK = {"budget": "1 trials", "strategies": ["linear-probe"], "backbones": [TINY]}
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    images, labels = arrays(200)
+    return np.stack(images), np.array(labels)
+
+
+def test_fit_predict_and_what_is_learnt(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    images, labels = digits
+    classifier = TransferClassifier(**QUICK).fit(images[:150], labels[:150])
+    chances = classifier.predict_proba(images[150:])
+    assert chances.shape == (50, 10)
+    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-4)
+    assert classifier.score(images[150:], labels[150:]) > 0.6
+    assert classifier.classes_.tolist() == list(range(10))
+    assert classifier.predict(images[:3]).dtype == labels.dtype
+    assert classifier.ranking_.items
+    assert Path(classifier.report_).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("kind", ["grey array", "colour array", "pictures", "paths"])
+def test_images_come_in_many_ways(kind: str, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    grey = digits[0]
+    labels = np.array(["odd" if label % 2 else "even" for label in digits[1]])
+    pictures = [Image.fromarray(image) for image in grey]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    images = {
+        "grey array": grey,
+        "colour array": np.repeat(grey[..., None], 3, axis=3),
+        "pictures": pictures,
+        "paths": [tmp_path / f"{number}.png" for number in range(len(grey))],
+    }[kind]
+    classifier = TransferClassifier(**QUICK).fit(images, labels)
+    assert classifier.classes_.tolist() == ["even", "odd"]
+    expected = TransferClassifier(**QUICK).fit(grey, labels).predict_proba(grey[:10])
+    np.testing.assert_allclose(classifier.predict_proba(images[:10]), expected, atol=1e-6)
+
+
+def test_labels_that_are_not_counted_from_zero(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    images, labels = digits
+    classifier = TransferClassifier(**QUICK).fit(images, labels * 10 - 5)
+    assert set(classifier.predict(images[:20])) <= set((labels * 10 - 5).tolist())
+
+
+def test_parameters_are_only_stored(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    classifier = TransferClassifier(budget="3 trials", random_state=7)
+    assert classifier.get_params()["random_state"] == 7
+    assert clone(classifier).get_params() == classifier.get_params()
+    with pytest.raises(NotFittedError):
+        classifier.predict(digits[0])
+    with pytest.raises(InputError, match="cannot read the budget '1 of parsecs'"):
+        TransferClassifier(budget="1 of parsecs").fit(*digits)
+
+
+def test_random_state_decides(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    images, labels = digits
+    one, same, other = (TransferClassifier(**QUICK, random_state=s).fit(images, labels).predict_proba(images) for s in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0, "another split, another probe"
+
+
+def test_save_and_load(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    images, labels = digits
+    classifier = TransferClassifier(**QUICK).fit(images, labels)
+    classifier.save(tmp_path / "saved")
+    loaded = TransferClassifier.load(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.predict_proba(images), classifier.predict_proba(images))
+    assert loaded.classes_.tolist() == classifier.classes_.tolist()
+    assert loaded.get_params()["budget"] == "1 trials"
+    assert {path.suffix for path in (tmp_path / "saved").iterdir()} <= {".json", ".safetensors", ".html"}
+
+
+def test_cross_validation(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    scores = cross_val_score(TransferClassifier(**QUICK), *digits, cv=2)
+    assert scores.min() > 0.5
