@@ -1,0 +1,186 @@
+"""The training loop and the seams, on real handwriting with an embedded network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import QUICK, digits
+from torch import Tensor, nn
+
+from automl_tl import Batch, Classifier, Fitted, Job, Point, Strategy, Task, loop
+from automl_tl.augment import Augmentation, augment
+from automl_tl.backbones import build, catalogue
+from automl_tl.data import decode
+from automl_tl.errors import TrialError
+from automl_tl.loop import AUGMENTATIONS, CHECKPOINT, batches, schedule
+from automl_tl.profiling import task_features
+from automl_tl.space import defaults
+
+
+class Plain(Strategy):
+    """The defaults of the five seams."""
+
+    name = "plain"
+
+
+def job(task: Task, folder: Path, values: dict[str, Any], *, seed: int = 3, **changed: Any) -> Job:
+    backbone = catalogue()[QUICK]
+    folder.mkdir(exist_ok=True)
+    made = Job(
+        task=task,
+        backbone=backbone,
+        strategy="plain",
+        hyperparameters=values,
+        seed=seed,
+        pixels=decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct),
+        build_backbone=lambda: build(backbone),
+        features=lambda: task_features(task, backbone),
+        folder=folder,
+        report=lambda point: False,
+    )
+    return replace(made, **changed)
+
+
+def train(folder: Path, strategy: type[Strategy] = Plain, *, changed: dict[str, Any] | None = None, **values: Any) -> Fitted:
+    values = {**defaults(strategy.space), "epochs": 3, "rate": 2e-3, **values}
+    made = job(digits(), folder, values, **(changed or {}))
+    return strategy(values, made.backbone).run(made)
+
+
+def test_it_learns_and_says_what_it_cost(tmp_path: Path) -> None:
+    told: list[Point] = []
+    fitted = train(tmp_path, epochs=6, changed={"report": lambda point: bool(told.append(point))})
+    assert told == fitted.curve
+    assert [point.epoch for point in told] == [1, 2, 3, 4, 5, 6]
+    losses = [point.loss or 0.0 for point in told]
+    assert losses[-1] < 0.5 * losses[0]
+    assert told[-1].score > 0.6
+    assert all(after.seconds > before.seconds for before, after in pairwise(told))
+    assert all(point.memory_mb > 50 for point in told)
+
+
+def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    fitted = train(tmp_path, epochs=5)
+    task = digits()
+    right = (fitted.probabilities.argmax(1) == task.labels[task.part("validation")]).mean()
+    assert right == pytest.approx(max(point.score for point in fitted.curve))
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    """A loss that teaches nothing: no epoch beats the first, and 4 epochs of patience are over long before 40."""
+
+    class Still(Plain):
+        def loss(self, model: Classifier, batch: Batch) -> Tensor:
+            return super().loss(model, batch) * 0
+
+    fitted = train(tmp_path, Still, epochs=10, rate=1e-5, weight_decay=1e-6)
+    assert fitted.complete
+    assert 5 <= len(fitted.curve) < 10
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_stopped_and_taken_up_again_is_bit_for_bit_the_same(tmp_path: Path, optimiser: str) -> None:
+    whole = train(tmp_path / "a", epochs=4, optimiser=optimiser)
+    part = train(tmp_path / "b", epochs=4, optimiser=optimiser, changed={"stop_after": 2})
+    assert not part.complete
+    assert (tmp_path / "b" / CHECKPOINT).exists()
+    resumed = train(tmp_path / "b", epochs=4, optimiser=optimiser)
+    np.testing.assert_array_equal(resumed.probabilities, whole.probabilities)
+    assert [point.score for point in resumed.curve] == [point.score for point in whole.curve]
+
+
+def test_a_report_that_says_stop_stops(tmp_path: Path) -> None:
+    fitted = train(tmp_path, epochs=5, changed={"report": lambda point: point.epoch == 2})
+    assert (len(fitted.curve), fitted.complete) == (2, False)
+
+
+def test_no_epoch_begins_after_the_deadline(tmp_path: Path) -> None:
+    fitted = train(tmp_path, epochs=5, changed={"deadline": -math.inf})
+    assert (fitted.curve, fitted.complete) == ([], False)
+
+
+def test_a_loss_that_is_no_number_is_named(tmp_path: Path) -> None:
+    class Explodes(Plain):
+        def start_epoch(self, model: Classifier, epoch: int) -> None:
+            self.factor = math.inf if epoch == 1 else 1.0
+
+        def loss(self, model: Classifier, batch: Batch) -> Tensor:
+            return super().loss(model, batch) * self.factor
+
+    with pytest.raises(TrialError, match=r"the loss of plain on resnet10t_24\.omniglot_a_64 became (inf|nan) in epoch 2"):
+        train(tmp_path, Explodes)
+
+
+def test_the_schedule_by_hand() -> None:
+    assert schedule(0) == 0.01
+    assert schedule(0.05) == pytest.approx(0.5)
+    assert schedule(0.1) == pytest.approx(1)
+    assert schedule(0.55) == pytest.approx(0.5)
+    assert schedule(1) == pytest.approx(0)
+
+
+def test_rates_are_those_of_the_groups(tmp_path: Path) -> None:
+    class Layered(Plain):
+        def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+            yield 0.0, list(model.backbone.parameters())
+            yield 1.0, list(model.head.parameters())
+
+    before = {name: tensor.clone() for name, tensor in build(catalogue()[QUICK]).named_parameters()}
+    fitted = train(tmp_path, Layered, epochs=1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fitted.model.backbone.named_parameters())  # type: ignore[union-attr, operator]
+    assert float(fitted.model.head.weight.detach().abs().max()) > 0  # type: ignore[union-attr, arg-type, operator]
+
+
+def test_what_is_frozen_stays(tmp_path: Path) -> None:
+    class Frozen(Plain):
+        def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
+            return super().build(backbone.requires_grad_(False), num_classes)
+
+        def start_epoch(self, model: Classifier, epoch: int) -> None:
+            model.backbone.eval()
+
+    before = build(catalogue()[QUICK]).state_dict()
+    fitted = train(tmp_path, Frozen, epochs=2)
+    for name, tensor in fitted.model.backbone.state_dict().items():  # type: ignore[union-attr, operator]
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    backbone = catalogue()[QUICK]
+    strategy = Plain({"weight_decay": 0.3}, backbone)
+    optimiser = loop._optimiser(strategy, strategy.build(build(backbone), 10))
+    for group in optimiser.param_groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.3}
+
+
+def test_batches_cover_the_training_images_once_in_an_order_of_each_epoch(tmp_path: Path) -> None:
+    values = {"batch_size": 32, "augmentation": "none"}
+    made = job(digits(), tmp_path, values)
+    epochs = [[batch.labels for batch in batches(Plain(values, made.backbone), made, epoch)] for epoch in (0, 0, 1)]
+    train_labels = np.sort(made.task.labels[made.task.part("train")])
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(torch.cat(epoch).numpy()), train_labels)
+    assert all(torch.equal(one, other) for one, other in zip(epochs[0], epochs[1], strict=True))
+    assert not torch.equal(epochs[0][0], epochs[2][0])
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("flip", [False, True])
+def test_augmentation_keeps_shape_and_range_and_is_seeded(name: str, flip: bool) -> None:
+    images = torch.from_numpy(np.stack([image.repeat(3).reshape(8, 8, 3) for image in digits().images[:16]])).permute(0, 3, 1, 2)
+    how = replace(AUGMENTATIONS[name], flip=flip)
+    one, same, other = (augment(images, how, size=8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert one.shape == images.shape
+    assert 0 <= float(one.min()) <= float(one.max()) <= 255
+    assert torch.equal(one, same)
+    assert torch.equal(one, other) == (how == Augmentation())
+    if how == Augmentation():
+        assert torch.equal(one, images.float())
