@@ -137,10 +137,10 @@ def test_advice_can_leave_a_task_out(history: History) -> None:
 
 def test_text_and_back(history: History, tmp_path: Path) -> None:
     history.record_profile(profile())
-    provenance = {"command": "automl-tl fit /home/ann/secret --out runs/secret", "speed": 1e9}
+    provenance = {"command": "automl-tl fit /srv/ann/secret --out runs/secret", "speed": 1e9}
     for number in range(3):
         history.record_trial(trial(number, artefact="runs/secret", provenance=provenance))
-    failed = trial(3, status="failed", error="fine-tuning: OSError: /home/ann/secret/a.png is broken")
+    failed = trial(3, status="failed", error="fine-tuning: OSError: /srv/ann/secret/a.png is broken")
     history.record_trial(failed)
     counts = history.export(tmp_path / "text")
     assert counts == {"tasks": 1, "backbones": 1, "profiles": 1, "trials": 4}
