@@ -1,0 +1,100 @@
+"""Filling the history: small plans on real images, with real worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from small import QUICK, TINY
+
+from automl_tl.backbones import catalogue
+from automl_tl.campaign import Plan, TaskPlan, build_history, make_task, read_plan, sample_candidates
+from automl_tl.errors import InputError
+from automl_tl.history import open_history
+
+DIGITS = TaskPlan("few digits", "digits", "digits", per_class=8, most_judged=60)
+PLAN = Plan((DIGITS,), trials=3, strategies=("linear-probe",), backbones=(TINY, QUICK))
+
+
+def test_a_task_of_fewer_classes_and_images() -> None:
+    task = make_task(Path("."), replace(DIGITS, classes=4, seed=5))
+    assert len(task.classes) == 4
+    assert np.bincount(task.labels[task.part("train")]).tolist() == [8] * 4
+    for split in ("validation", "test"):
+        judged = task.labels[task.part(split)]
+        assert 50 <= len(judged) <= 64
+        assert set(judged.tolist()) == {0, 1, 2, 3}
+    assert make_task(Path("."), replace(DIGITS, classes=4, seed=5)).fingerprint == task.fingerprint
+    assert make_task(Path("."), replace(DIGITS, classes=4, seed=6)).fingerprint != task.fingerprint
+
+
+def test_candidates_are_sampled_from_everything_by_seed() -> None:
+    task, backbones = make_task(Path("."), DIGITS), catalogue()
+    wide = Plan((DIGITS,), trials=24, most_multiply_adds=1e15)
+    chosen = sample_candidates(wide, task, backbones)
+    assert chosen == sample_candidates(wide, task, backbones)
+    assert chosen != sample_candidates(replace(wide, seed=1), task, backbones)
+    assert chosen[:10] == sample_candidates(replace(wide, trials=10), task, backbones), "a larger plan only adds"
+    assert len({candidate.id for candidate in chosen}) == 24
+    embedded = {name for name, backbone in backbones.items() if backbone.zoo == "embedded"}
+    assert {candidate.backbone for candidate in chosen} >= embedded
+    assert len({candidate.strategy for candidate in chosen}) == 4
+
+
+def test_only_gaps_are_filled() -> None:
+    said: list[str] = []
+    with open_history() as history:
+        before = history.known().keys()
+        assert build_history(replace(PLAN, trials=2), Path("."), history, workers=1, say=said.append) == 2
+        assert "2 trials and 1 profiles to run" in said[0]
+        assert build_history(PLAN, Path("."), history, workers=1, say=said.append) == 1
+        assert build_history(PLAN, Path("."), history, workers=1, say=said.append) == 0
+        trials = [history.trial(id_) for id_ in history.known().keys() - before]
+        assert {trial.status for trial in trials} == {"finished"}
+        assert all(trial.test["accuracy"] > 0.3 for trial in trials)
+        fingerprint = trials[0].task
+        assert set(history.profiles()[fingerprint].transferability) == {TINY, QUICK}
+        assert history.tasks()[fingerprint].source_dataset == "digits"
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    plan = {"tasks": [vars(DIGITS)], "trials": 30, "strategies": ["from-scratch"], "backbones": [QUICK]}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    line = [sys.executable, "-m", "automl_tl.cli", "history", "build", str(path), "--data", str(tmp_path), "--workers", "2"]
+    environment = {**os.environ, "AUTOML_TL_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent, deadline = psutil.Process(process.pid), time.monotonic() + 120
+    workers: list[psutil.Process] = []
+    while len(workers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        workers = [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+    time.sleep(6)  # until they have set out
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert len(workers) == 2
+    assert alive == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tasks": [{"nom": "a"}], "trials": 1}', '{"tasks": [], "trials": 1, "x": 2}'])
+def test_a_plan_that_is_none_is_said(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"plan\.json"):
+        read_plan(path)
+
+
+def test_the_committed_plan_can_be_read() -> None:
+    plan = read_plan(Path(__file__).parents[1] / "metadb" / "plan.json")
+    assert len(plan.tasks) >= 12
+    assert len({task.source_dataset for task in plan.tasks}) >= 10
