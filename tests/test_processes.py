@@ -20,7 +20,7 @@ import automl_tl
 digits = load_digits()
 images = [np.uint8(image * 15) for image in digits.images[:240]]
 outcome = automl_tl.fit(
-    (images, digits.target[:240].tolist()), budget="1 trials + 3 epochs", out=sys.argv[1], seed=3,
+    (images, digits.target[:240].tolist()), budget="1 trials", out=sys.argv[1], seed=3,
     strategies=["fine-tuning"], backbones=["resnet10t_24.omniglot_a_64"],
 )
 rank = os.environ.get("RANK", "alone")
@@ -39,6 +39,6 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    assert first[1]["accuracy"] > 0.3, "three epochs on 160 digits beat chance by far"
+    assert first[1]["accuracy"] > 0.3, "160 digits teach more than chance"
     assert (out / "report.html").exists()
     assert (out / "model" / "model.safetensors").exists()

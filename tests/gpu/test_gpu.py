@@ -1,0 +1,68 @@
+"""What only an accelerator can show. `make test-all` runs these where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from automl_tl import Candidate, load_task
+from automl_tl.backbones import build, catalogue
+from automl_tl.data import decode
+from automl_tl.device import device, hardware, precision
+from automl_tl.features import extract
+from automl_tl.registry import strategies
+from automl_tl.space import defaults
+from automl_tl.trials import Limits, run_trial
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none here"),
+]
+BACKBONE = "resnet10t_40.tiny_imagenet_64"
+
+
+def task():  # type: ignore[no-untyped-def]
+    digits = load_digits()
+    return load_task(([np.uint8(image * 15) for image in digits.images[:600]], digits.target[:600].tolist()), test=0.2)
+
+
+def test_training_takes_the_device_and_its_precision(tmp_path: Path) -> None:
+    backbone = catalogue()[BACKBONE]
+    assert device().type == "cuda"
+    assert precision(build(backbone)) in (torch.bfloat16, torch.float16)
+    candidate = Candidate(BACKBONE, "fine-tuning", {**defaults(strategies()["fine-tuning"].space), "epochs": 8})
+    trial, fitted = run_trial(task(), candidate, backbone, seed=0, folder=tmp_path)
+    assert fitted is not None, trial.error
+    assert trial.validation["accuracy"] > 0.9
+    assert trial.memory_mb > 10
+    assert hardware() in str(trial.provenance["hardware"])
+
+
+def test_stopped_and_taken_up_again_predicts_nearly_the_same(tmp_path: Path) -> None:
+    """Not bit for bit: sums on a GPU have no fixed order."""
+    backbone, small = catalogue()[BACKBONE], task()
+    candidate = Candidate(BACKBONE, "fine-tuning", {**defaults(strategies()["fine-tuning"].space), "epochs": 6})
+    _, whole = run_trial(small, candidate, backbone, seed=0, folder=tmp_path / "a")
+    run_trial(small, candidate, backbone, seed=0, folder=tmp_path / "b", limits=Limits(stop_after=3))
+    _, resumed = run_trial(small, candidate, backbone, seed=0, folder=tmp_path / "b")
+    assert whole is not None
+    assert resumed is not None
+    agree = (whole.probabilities.argmax(1) == resumed.probabilities.argmax(1)).mean()
+    assert agree > 0.95
+
+
+def test_features_agree_with_those_of_the_processor() -> None:
+    backbone, small = catalogue()[BACKBONE], task()
+    pixels = decode(small, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    found = extract(small, backbone, pixels, lambda head: build(backbone, head=head)).values
+    net = build(backbone)
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (backbone.mean, backbone.std))
+    images = torch.from_numpy(pixels.array[:64]).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        expected = net((images - mean) / std).numpy()
+    error = np.linalg.norm(found[:64] - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert error.max() < 0.05
