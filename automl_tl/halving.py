@@ -59,6 +59,8 @@ class _Search:
     spent_before: float
     started: float = field(default_factory=time.monotonic)
     trials: dict[str, Trial] = field(default_factory=dict)
+    earlier: dict[str, Trial] = field(default_factory=dict)
+    """Trials of an earlier start, until this one comes to them: it decides in the same order, so it decides the same."""
     pace: list[float] = field(default_factory=list)
     """log(real / predicted seconds) of the finished trials."""
 
@@ -69,7 +71,8 @@ class _Search:
         return self.budget.seconds * (1 - RESERVE) - self.spent()
 
     def epochs_left(self) -> float:
-        return self.budget.epochs - sum(trial.curve[-1].epoch for trial in self.trials.values() if trial.curve)
+        trained = (*self.trials.values(), *self.earlier.values())
+        return self.budget.epochs - sum(trial.curve[-1].epoch for trial in trained if trial.curve)
 
     def trials_left(self) -> float:
         return self.budget.trials - len(self.trials)
@@ -115,6 +118,7 @@ def search(
         _fill(state)
     except KeyboardInterrupt:
         interrupted = True
+    state.trials |= state.earlier
     winner = _crown(state)
     rule = f"interrupted; of what was trained until then, {RULE}" if interrupted else RULE
     _note_spent(state)
@@ -148,7 +152,7 @@ def _entrants(state: _Search) -> list[Ranked]:
     money = BRACKET_SHARE * state.time_left()
     for item in _in_order(state):
         pair = (item.candidate.backbone, item.candidate.strategy)
-        price = state.expected_seconds(item) * (1 / ETA + (1 - 1 / ETA) / ETA)
+        price = 0.0 if _id(state, item) in state.earlier else state.expected_seconds(item) * (1 / ETA + (1 - 1 / ETA) / ETA)
         if pairs[pair] == PER_PAIR or price > money or len(chosen) >= min(MOST_ENTRANTS, state.trials_left()):
             continue
         pairs[pair] += 1
@@ -169,8 +173,10 @@ def _halve(state: _Search, entrants: list[Ranked]) -> None:
 def _fill(state: _Search) -> None:
     """Spend what is left on what still fits."""
     while True:
-        order = _in_order(state)
-        fitting = [item for item in order if state.expected_seconds(item) < state.time_left()]
+        order = sorted(_in_order(state), key=lambda item: _id(state, item) not in state.earlier)
+        fitting = [
+            item for item in order if _id(state, item) in state.earlier or state.expected_seconds(item) < state.time_left()
+        ]
         if not fitting and not state.trials and order:
             fitting = [min(order, key=state.expected_seconds)]  # better a cut-off model than none
         if not fitting or state.trials_left() < 1 or state.epochs_left() <= 0 or state.time_left() <= 0:
@@ -186,13 +192,14 @@ def _fill(state: _Search) -> None:
 def _in_order(state: _Search) -> Iterable[Ranked]:
     """Untried candidates, best first, each prediction corrected by what its backbone and its strategy did here.
 
-    The correction is the mean error of the predictions so far, shrunk towards nothing as one more observation of zero would.
+    The correction is the mean error of the predictions so far, shrunk towards nothing as one more observation of zero would;
+    a trial that failed was worth nothing.
     """
     errors: dict[str, list[float]] = defaultdict(list)
     predicted = {_id(state, item): item for item in state.ranking.items}
     for id_, trial in state.trials.items():
-        if trial.validation and id_ in predicted:
-            error = trial.validation["accuracy"] - predicted[id_].score
+        if (trial.validation or trial.status == "failed") and id_ in predicted:
+            error = trial.validation.get("accuracy", 0.0) - predicted[id_].score
             errors[trial.candidate.backbone].append(error)
             errors[trial.candidate.strategy].append(error)
 
@@ -207,6 +214,8 @@ def _in_order(state: _Search) -> Iterable[Ranked]:
 def _advance(state: _Search, item: Ranked, epochs: float) -> None:
     """Train a candidate up to `epochs`, unless that was done before or the budget is used up."""
     id_ = _id(state, item)
+    if id_ in state.earlier:
+        state.trials[id_] = state.earlier.pop(id_)
     before = state.trials.get(id_)
     if before is not None and (before.status != "stopped" or (before.curve and before.curve[-1].epoch >= epochs)):
         return
@@ -237,7 +246,7 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> None:
         report=report,
         command=state.command,
     )
-    if fitted is not None and trial.validation and _standing(trial) >= _best(state):
+    if fitted is not None and trial.validation and _standing(trial) >= _best_other(state, id_):
         folder = state.folder / "trials" / id_
         facts = {"validation": dict(trial.validation), "task": state.task.name, "provenance": dict(trial.provenance)}
         model.save(folder, fitted.model, backbone, candidate, state.task.classes, facts)
@@ -283,7 +292,7 @@ def _recall(state: _Search) -> None:
         path = state.folder / "trials" / _id(state, item) / "trial.json"
         if path.exists():
             trial = read_trial(path)
-            state.trials[trial.id] = trial
+            state.earlier[trial.id] = trial
             state.history.record_trial(trial)
 
 
@@ -330,5 +339,7 @@ def _standing(trial: Trial) -> tuple[float, float, float]:
     return trial.validation["accuracy"], -trial.validation.get("log_loss", math.inf), -trial.seconds
 
 
-def _best(state: _Search) -> tuple[float, float, float]:
-    return max((_standing(trial) for trial in state.trials.values() if trial.validation), default=(-1.0, -math.inf, 0.0))
+def _best_other(state: _Search, id_: str) -> tuple[float, float, float]:
+    """Standing of the best finished trial but this one. A paused one may yet fail, and its model with it."""
+    others = (trial for trial in state.trials.values() if trial.status == "finished" and trial.id != id_)
+    return max((_standing(trial) for trial in others), default=(-1.0, -math.inf, 0.0))

@@ -51,6 +51,8 @@ class _Progress:
     best_loss: float = math.inf
     best_epoch: int = -1
     curve: list[Point] = field(default_factory=list)
+    scaler: dict[str, float] = field(default_factory=dict)
+    """Of fp16 gradients, where they are used."""
 
 
 def fit(strategy: Strategy, job: Job) -> Fitted:
@@ -71,6 +73,9 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     path = job.folder / CHECKPOINT
     if path.exists():
         progress, best = _restore(path, model, optimiser)
+    scaler = torch.amp.GradScaler(device().type, enabled=dtype == torch.float16)
+    if progress.scaler:
+        scaler.load_state_dict(progress.scaler)
     epochs = int(_option(strategy, "epochs"))
     patience = max(4, math.ceil(PATIENCE * epochs))
     last, complete = 0.0, True
@@ -79,7 +84,8 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
             complete = False
             break
         start = time.perf_counter()
-        loss = _train_epoch(strategy, model, optimiser, job, progress.epoch, epochs, dtype)
+        loss = _train_epoch(strategy, model, optimiser, scaler, job, progress.epoch, epochs, dtype)
+        progress.scaler = scaler.state_dict()
         memory = memory_mb()
         probabilities = predict(model, job.pixels.array, job.task.part(VALIDATION), job.backbone, dtype=dtype)
         score, validation_loss = agreed(*_judge(probabilities, job.task.labels[job.task.part(VALIDATION)]))
@@ -108,6 +114,7 @@ def _train_epoch(
     strategy: Strategy,
     model: Classifier,
     optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     job: Job,
     epoch: int,
     epochs: int,
@@ -127,10 +134,12 @@ def _train_epoch(
         with autocast(dtype):
             loss = strategy.loss(model, batch)
         optimiser.zero_grad(set_to_none=True)
-        accelerator().backward(loss)
+        accelerator().backward(scaler.scale(loss))
         average_gradients(trained)
+        scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(trained, CLIP)
-        optimiser.step()
+        scaler.step(optimiser)
+        scaler.update()
         total += loss.detach()
     average_statistics(model)
     (mean,) = agreed(float(total) / steps)

@@ -332,16 +332,6 @@ def test_a_changed_file_is_read_again(signs: Path) -> None:
     assert load_task(signs).fingerprint != first.fingerprint
 
 
-def test_the_second_load_of_a_thousand_images_is_quick(shared: Path, tmp_path: Path) -> None:
-    folder = lay(tmp_path / "signs", real_images(shared / "data" / "sign_digits.zip", "train", 10, 160))
-    told: list[tuple[int, int]] = []
-    first = load_task(folder, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (len(first.labels), len(first.labels))
-    start = time.process_time()
-    assert load_task(folder).fingerprint == first.fingerprint
-    assert time.process_time() - start < 1.0  # 0.15 s on an idle core
-
-
 def test_progress_tells_of_every_image(tmp_path: Path) -> None:
     task = load_task(lay_drawn(tmp_path / "d", {"a": 40, "b": 60}))
     told: list[tuple[int, int]] = []

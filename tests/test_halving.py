@@ -6,12 +6,13 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from small import QUICK, TINY, arrays, digits
 
-from automl_tl import Candidate, Outcome, Profile, Ranked, Ranking, fit, halving, predict, search
+from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, fit, halving, predict, search
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
 from automl_tl.errors import BudgetError
@@ -100,6 +101,64 @@ def test_a_search_that_is_taken_up_again_trains_nothing_twice(tmp_path: Path) ->
     second = run(items, tmp_path, "2 trials")
     assert second.trials[0] == replace(first.trials[0], test=second.trials[0].test) or second.trials[0] == first.trials[0]
     assert len(second.trials) == 2
+
+
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_a_search_that_was_killed_decides_as_if_it_had_not_been(
+    killed_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
+    items.append(ranked("fine-tuning", TINY, 0.8, epochs=4))
+    whole = run(items, tmp_path / "a", "3 trials + 8 epochs")
+    calls, train = [0], halving.run_trial
+
+    def killed(*arguments: object, **options: object) -> object:
+        calls[0] += 1
+        if calls[0] > killed_in:
+            raise SystemExit
+        return train(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(halving, "run_trial", killed)
+    with pytest.raises(SystemExit):
+        run(items, tmp_path / "b", "3 trials + 8 epochs")
+    monkeypatch.setattr(halving, "run_trial", train)
+    resumed = run(items, tmp_path / "b", "3 trials + 8 epochs")
+    reached = [{trial.id: (trial.status, len(trial.curve)) for trial in outcome.trials} for outcome in (whole, resumed)]
+    assert reached[0] == reached[1]
+    assert whole.winner.id == resumed.winner.id
+
+
+def test_a_trial_that_went_on_without_getting_better_can_still_win(tmp_path: Path) -> None:
+    """Its best epoch lies before the pause: the model is that of the paused trial, and it cost more seconds."""
+    items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
+    items.append(ranked("fine-tuning", TINY, 0.8, epochs=4))
+    outcome = run(items, tmp_path, "3 trials + 8 epochs")
+    (finished,) = (trial for trial in outcome.trials if trial.status == "finished")
+    scores = [point.score for point in finished.curve]
+    assert max(scores[:2]) == max(scores), "else this shows nothing"
+    assert outcome.winner.id == finished.id
+
+
+def test_a_paused_trial_that_fails_later_takes_no_model_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe that stood second is the winner then, and has its model."""
+    train, begun = halving.run_trial, set[str]()
+
+    def fails_when_taken_up_again(task: Task, candidate: Candidate, *others: Any, **named: Any) -> tuple[Trial, Fitted | None]:
+        trial, fitted = train(task, candidate, *others, **named)
+        if trial.id in begun:
+            return replace(trial, status="failed", validation={}, curve=(), error="out of memory"), None
+        begun.add(trial.id)
+        return trial, fitted
+
+    monkeypatch.setattr(halving, "run_trial", fails_when_taken_up_again)
+    tuned = ranked("fine-tuning", TINY, 0.9, rate=0.003, epochs=6)
+    outcome = run([tuned, ranked("linear-probe", QUICK, 0.8)], tmp_path, "2 trials")
+    assert {trial.candidate.strategy: trial.status for trial in outcome.trials} == {
+        "fine-tuning": "failed",
+        "linear-probe": "finished",
+    }
+    assert outcome.winner.candidate.strategy == "linear-probe"
+    assert load(tmp_path / "model").candidate == outcome.winner.candidate
 
 
 def test_nothing_in_time_is_an_error_that_says_so(tmp_path: Path) -> None:

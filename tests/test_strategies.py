@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,29 @@ def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def pretrained() -> dict[str, torch.Tensor]:
     return {name: tensor.float() for name, tensor in build(catalogue()[QUICK]).state_dict().items()}
+
+
+# All
+
+
+@pytest.mark.parametrize(
+    ("strategy", "values"),
+    [
+        ("linear-probe", {}),
+        ("fine-tuning", {"epochs": 3}),
+        ("gradual-unfreezing", {"epochs": 1}),
+        ("from-scratch", {"epochs": 5}),
+    ],
+)
+def test_labels_of_test_images_change_no_model(tmp_path: Path, strategy: str, values: dict[str, Any]) -> None:
+    task = digits()
+    labels = task.labels.copy()
+    labels[task.part("test")] = (labels[task.part("test")] + 1) % 10
+    _, honest = trained(task, strategy, tmp_path / "a", **values)
+    _, corrupted = trained(replace(task, labels=labels), strategy, tmp_path / "b", **values)
+    np.testing.assert_array_equal(corrupted.probabilities, honest.probabilities)
+    before, after = (fitted.model.state_dict() for fitted in (honest, corrupted))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 # Linear probe

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from automl_tl import Candidate, load_task
+from automl_tl import Candidate, checkpoint, load_task, loop
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode
 from automl_tl.device import device, hardware, precision
@@ -53,6 +53,17 @@ def test_stopped_and_taken_up_again_predicts_nearly_the_same(tmp_path: Path) -> 
     assert resumed is not None
     agree = (whole.probabilities.argmax(1) == resumed.probabilities.argmax(1)).mean()
     assert agree > 0.95
+
+
+def test_half_precision_scales_its_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs without bf16, which on those with it is asked for here. The scale is part of the checkpoint."""
+    monkeypatch.setattr(loop, "precision", lambda net: torch.float16)
+    backbone, small = catalogue()[BACKBONE], task()
+    candidate = Candidate(BACKBONE, "fine-tuning", {**defaults(strategies()["fine-tuning"].space), "epochs": 6})
+    run_trial(small, candidate, backbone, seed=0, folder=tmp_path, limits=Limits(stop_after=3))
+    assert checkpoint.load(tmp_path / loop.CHECKPOINT)[1]["scaler"]["scale"] > 1
+    trial, _ = run_trial(small, candidate, backbone, seed=0, folder=tmp_path)
+    assert trial.validation["accuracy"] > 0.9
 
 
 def test_features_agree_with_those_of_the_processor() -> None:
