@@ -148,11 +148,13 @@ def test_a_paused_trial_that_fails_later_takes_no_model_with_it(tmp_path: Path, 
         if trial.id in begun:
             return replace(trial, status="failed", validation={}, curve=(), error="out of memory"), None
         begun.add(trial.id)
+        if candidate.strategy == "linear-probe":
+            trial = replace(trial, validation={**trial.validation, "accuracy": 0.1})
         return trial, fitted
 
     monkeypatch.setattr(halving, "run_trial", fails_when_taken_up_again)
-    tuned = ranked("fine-tuning", TINY, 0.9, rate=0.003, epochs=6)
-    outcome = run([tuned, ranked("linear-probe", QUICK, 0.8)], tmp_path, "2 trials")
+    tuned = ranked("fine-tuning", QUICK, 0.9, rate=0.005, epochs=12)
+    outcome = run([tuned, ranked("linear-probe", TINY, 0.8)], tmp_path, "2 trials")
     assert {trial.candidate.strategy: trial.status for trial in outcome.trials} == {
         "fine-tuning": "failed",
         "linear-probe": "finished",
