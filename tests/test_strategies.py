@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from automl_tl_plugins.strategies._layers import layer_groups
+from automl_tl_plugins.strategies._layers import layer_groups, still_norms
 from automl_tl_plugins.strategies._probe import PATH, fit_probe
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -108,6 +108,13 @@ def test_fine_tuning_starts_from_the_probe(tmp_path: Path) -> None:
     assert (probe.probabilities.argmax(1) == tuned.probabilities.argmax(1)).mean() > 0.95  # features in bf16, and again
 
 
+@pytest.mark.parametrize("norms", ["still", "moving"])
+def test_batch_norms_keep_their_statistics_or_do_not(tmp_path: Path, pretrained: dict[str, torch.Tensor], norms: str) -> None:
+    _, fitted = trained(digits(), "fine-tuning", tmp_path, norms=norms, epochs=3)
+    after = weights(fitted)
+    assert {torch.equal(after[name], pretrained[name]) for name in after if name.endswith("running_mean")} == {norms == "still"}
+
+
 def test_fine_tuning_moves_every_layer(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
     _, fitted = trained(digits(), "fine-tuning", tmp_path, epochs=3)
     moved = [name for name, p in fitted.model.backbone.named_parameters() if not torch.equal(p.float(), pretrained[name])]  # type: ignore[union-attr, operator]
@@ -139,6 +146,17 @@ def test_unfreezing_goes_from_the_top_and_stops_where_it_does_not_pay(
 def test_unfreezing_is_never_worse_than_its_head(tmp_path: Path) -> None:
     trial, _ = trained(digits(), "gradual-unfreezing", tmp_path, epochs=1)
     assert trial.validation["accuracy"] >= trial.curve[0].score
+
+
+def test_statistics_of_frozen_norms_stay() -> None:
+    net = build(catalogue()[QUICK])
+    norms = [layer for layer in net.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    net.requires_grad_(False)
+    norms[-1].weight.requires_grad_(True)
+    still_norms(net.train(), only_frozen=True)
+    assert [layer.training for layer in norms] == [False] * (len(norms) - 1) + [True]
+    still_norms(net.train(), only_frozen=False)
+    assert not any(layer.training for layer in norms)
 
 
 def test_layer_groups_go_from_the_stem_to_the_top() -> None:

@@ -41,8 +41,13 @@ def _merge_smallest_neighbours(groups: list[list[nn.Parameter]]) -> None:
     groups[left : left + 2] = [groups[left] + groups[left + 1]]
 
 
-def still_frozen_norms(model: nn.Module) -> None:
-    """Batch norms that are not trained keep the statistics they were pretrained with."""
+def still_norms(model: nn.Module, *, only_frozen: bool) -> None:
+    """Batch norms keep the statistics they were pretrained with: those that are not trained (`only_frozen`), or all.
+
+    A few dozen batches of a small set give worse statistics than millions of source images did, and a head that was probed on
+    features of the old ones does not fit features of the new ones. The scale and shift of a norm are trained all the same.
+    """
     for layer in model.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in layer.parameters()):
+        trained = any(parameter.requires_grad for parameter in layer.parameters())
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not (only_frozen and trained):
             layer.eval()

@@ -9,6 +9,7 @@ from torch import nn
 from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loop
 from automl_tl.space import Choice, Float, Int, Value
 
+from ._layers import still_norms
 from ._probe import probe_job
 
 
@@ -16,7 +17,7 @@ class FineTuning(Strategy):
     """Linear probe first, then every weight at a low rate (LP-FT).
 
     A random head sends large, meaningless gradients into the pretrained features; a head that is already a good linear
-    classifier does not.
+    classifier does not. With `norms` still, batch norms normalise as they did when the head was fitted.
     """
 
     name = "fine-tuning"
@@ -26,6 +27,7 @@ class FineTuning(Strategy):
         "backbone_rate": Float(0.05, 1.0, 0.3, log=True),
         "epochs": Int(3, 40, 12),
         "batch_size": Choice((16, 32, 64), 32),
+        "norms": Choice(("still", "moving"), "still"),
         "weight_decay": Float(1e-4, 0.3, 0.02, log=True),
         "label_smoothing": Float(0.0, 0.2, 0.0),
         "dropout": Float(0.0, 0.5, 0.0),
@@ -44,6 +46,10 @@ class FineTuning(Strategy):
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
         yield self.hp.backbone_rate, list(model.backbone.parameters())
         yield 1.0, list(model.head.parameters())
+
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        if self.hp.norms == "still":
+            still_norms(model.backbone, only_frozen=False)
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

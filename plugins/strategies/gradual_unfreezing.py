@@ -13,7 +13,7 @@ from automl_tl.device import device, memory_mb
 from automl_tl.records import VALIDATION
 from automl_tl.space import Choice, Float, Int, Value
 
-from ._layers import layer_groups, still_frozen_norms
+from ._layers import layer_groups, still_norms
 from ._probe import probe_job
 
 
@@ -32,6 +32,7 @@ class GradualUnfreezing(Strategy):
         "decay": Float(0.2, 1.0, 0.4, log=True),
         "epochs": Int(1, 10, 4),
         "batch_size": Choice((16, 32, 64), 32),
+        "norms": Choice(("still", "moving"), "still"),
         "weight_decay": Float(1e-4, 0.3, 0.02, log=True),
         "label_smoothing": Float(0.0, 0.2, 0.0),
         "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
@@ -91,7 +92,7 @@ class GradualUnfreezing(Strategy):
             yield self.hp.decay**above, group
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        still_frozen_norms(model.backbone)
+        still_norms(model.backbone, only_frozen=self.hp.norms == "moving")
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
