@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ Progress = Callable[[str, int, int], None]
 LOOKED_AT = 6
 """Backbones that are looked at through the images, before the second ranking."""
 
-KEPT = 500
+SETTINGS = 24
+"""Of a strategy, in the second ranking: with few backbones left, hyperparameters are looked at more closely."""
+KEPT = 1000
 """Candidates of a ranking that a run writes down; no search gets further."""
 
 MOST_ADVISING = 0.5
@@ -119,8 +121,8 @@ def recommend(
     ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
     looked = tuple(shortlist(ranking, at_hand, size=LOOKED_AT))
     second = _profile_task(task, at_hand, look=looked, seed=seed, progress=progress)
-    remaining = [candidate for candidate in candidates if candidate.backbone in looked]
-    return Advice(second, _rank(ranker, remaining, second, at_hand, cost_model, stage=2), at_hand)
+    finer = propose(at_hand, known, seed=seed, per_pair=SETTINGS, only_strategies=strategies, only_backbones=looked)
+    return Advice(second, _rank(ranker, finer, second, at_hand, cost_model, stage=2), at_hand)
 
 
 def _rank(
@@ -173,10 +175,10 @@ def fit(
         history.record_task(task)
         advice = _advice_of(out) if (out / "advice.json").exists() else None
         if advice is None:
-            advice = recommend(
+            whole = recommend(
                 task, history=history, zoo=zoo, strategies=strategies, backbones=backbones, seed=seed, progress=progress
             )
-            _keep_advice(out, request, advice)
+            advice = _keep_advice(out, request, whole)
         for backbone in advice.backbones.values():
             history.record_backbone(backbone)
         history.record_profile(advice.profile)
@@ -299,8 +301,8 @@ def _check_writable(folder: Path) -> None:
         raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
 
 
-def _keep_advice(out: Path, request: dict[str, Any], advice: Advice) -> None:
-    """From now on `out` is this request's."""
+def _keep_advice(out: Path, request: dict[str, Any], advice: Advice) -> Advice:
+    """From now on `out` is this request's; what is kept is what a later start goes on with."""
     kept = Ranking(advice.ranking.items[:KEPT], advice.ranking.basis, advice.ranking.stage, advice.ranking.seconds)
     used = {item.candidate.backbone for item in kept.items}
     facts = {
@@ -311,6 +313,7 @@ def _keep_advice(out: Path, request: dict[str, Any], advice: Advice) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "run.json", json.dumps(request, indent=1))
     write_text(out / "advice.json", json.dumps(facts, indent=1))
+    return replace(advice, ranking=kept)
 
 
 def _advice_of(out: Path) -> Advice:

@@ -133,14 +133,21 @@ def compare(name: str, folder: Path, budget: str) -> dict[str, float]:
 def main() -> None:
     options = arguments(__doc__, "two sets, one minute each").parse_args()
     sets, budget = (SETS[1:3], "1m") if options.quick else (SETS, "5m")
-    found = {}
+    kept = options.json.with_suffix(".partial") if options.json else None  # of a run that was stopped; the next goes on
+    found = json.loads(kept.read_text()) if kept and kept.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for name in sets:
-            found[name] = compare(name, Path(folder), budget)
+            if name not in found:
+                found[name] = compare(name, Path(folder), budget)
+                print(name, {column: round(value, 1) for column, value in found[name].items()}, flush=True)
+                if kept:
+                    kept.write_text(json.dumps(found))
     columns = ("fit", "probe", "fine_tuning", "from_scratch", "lead", "seconds")
-    rows = [(name, *(row[column] for column in columns)) for name, row in found.items()]
+    rows = [(name, *(found[name][column] for column in columns)) for name in sets]
     table(f"Test accuracy (%), fit --budget {budget}", ("set", *columns), rows)
-    write(options.json, {f"{name}_{column}": value for name, row in found.items() for column, value in row.items()})
+    write(options.json, {f"{name}_{column}": value for name in sets for column, value in found[name].items()})
+    if kept:
+        kept.unlink()
 
 
 if __name__ == "__main__":
