@@ -36,8 +36,8 @@ bench: $(READY)      ## every program of benchmarks/, with its figures into benc
 		$(BIN)/python $$program --json benchmarks/results/$$(basename $$program .py).json || exit 1; \
 	done
 
-metadb: $(READY)     ## run what metadb/plan.json asks for and the history lacks, and write it as text (DATA: unpacked images)
-	$(BIN)/automl-tl history build metadb/plan.json --data $(DATA)
+metadb: $(READY)     ## run what metadb/plan*.json ask for and the history lacks, and write it as text (DATA: unpacked images)
+	for plan in metadb/plan*.json; do $(BIN)/automl-tl history build $$plan --data $(DATA) || exit; done
 	$(BIN)/automl-tl history export metadb
 
 clean:               ## remove what was built here
