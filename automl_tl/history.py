@@ -31,7 +31,8 @@ from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Point, Profil
 
 TASKS, BACKBONES, PROFILES, TRIALS = "tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl"
 BUSY_SECONDS = 60.0
-_RANK = {"failed": 0, "stopped": 1, "finished": 2}
+_RANK = {"stopped": 0, "failed": 1, "finished": 2}
+"""A paused trial may go on, and fail; what finished stays so, whatever is said of it later."""
 
 migrations = Migrations("automl_tl")
 

@@ -231,3 +231,15 @@ def test_a_new_home_knows_the_shipped_facts() -> None:
         assert history.integrity() == []
         assert len(Experience.of(history).trials) == summary["finished trials"]
         assert history.profiles().keys() == history.tasks().keys()
+
+
+def test_a_paused_trial_that_fails_is_no_longer_paused(history: History) -> None:
+    history.record_trial(trial(0, status="stopped"))
+    history.record_trial(trial(0, status="failed", error="out of memory"))
+    assert history.trial(trial().id).status == "failed"
+    assert history.trial(trial().id).curve == ()
+    history.record_trial(trial(0, status="stopped"))
+    assert history.trial(trial().id).status == "failed", "what was paused before is older news"
+    history.record_trial(trial(0))
+    history.record_trial(trial(0, status="failed"))
+    assert history.trial(trial().id).status == "finished"
