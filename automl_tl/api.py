@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import data, model, processes, registry
+from .along import Along
+from .along import read_task as read_task
 from .backbones import catalogue
 from .budget import Budget, parse_budget
 from .candidates import propose
@@ -27,9 +29,13 @@ from .halving import follow
 from .halving import search as search
 from .history import History, open_history
 from .home import cache, write_text
+from .objectives import REQUIRED, brings
 from .profiling import profile_task as _profile_task
 from .ranker import Ranker, rank, ranker_for, shortlist
 from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
+
+if TYPE_CHECKING:
+    from .strategy import Strategy
 
 Progress = Callable[[str, int, int], None]
 LOOKED_AT = 6
@@ -44,12 +50,6 @@ MOST_ADVISING = 0.5
 """Of the budget: reading, profiling and ranking count as spent up to this share, so that there is always time to train."""
 
 load_task = data.load_task
-
-
-def read_task(location: Any, *, seed: int = 0, progress: Progress | None = None) -> Task:
-    """`load_task`, telling how far it is."""
-    told = None if progress is None else lambda done, total: progress("reading images", done, total)
-    return load_task(location, seed=seed, progress=told)
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,40 @@ def recommend(
     at_hand = catalogue(zoo=zoo)
     for name in backbones or ():
         registry.lookup("backbone", name, at_hand)
-    experience = Experience.of(history, without=task.fingerprint)
+    experience = Experience.of(history, without=task.fingerprint, objective=task.objective)
     ranker = ranker_for(experience, cache() / "rankers", seed=seed)
     cost_model = CostModel.learn(experience, strategies=known, seed=seed)
-    candidates = propose(at_hand, known, seed=seed, only_strategies=strategies, only_backbones=backbones)
+    met, required = brings(task), REQUIRED[task.objective]
+    candidates = propose(
+        at_hand, known, seed=seed, met=met, required=required, only_strategies=strategies, only_backbones=backbones
+    )
     if not candidates:
-        raise InputError("no candidate is left; widen --strategy, --backbone or --zoo")
+        raise InputError(_none_left(known, met, required))
     first = _profile_task(task, at_hand, seed=seed, progress=progress)
     ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
     looked = tuple(shortlist(ranking, at_hand, size=LOOKED_AT))
     second = _profile_task(task, at_hand, look=looked, seed=seed, progress=progress)
-    finer = propose(at_hand, known, seed=seed, per_pair=SETTINGS, only_strategies=strategies, only_backbones=looked)
+    finer = propose(
+        at_hand,
+        known,
+        seed=seed,
+        per_pair=SETTINGS,
+        met=met,
+        required=required,
+        only_strategies=strategies,
+        only_backbones=looked,
+    )
     return Advice(second, _rank(ranker, finer, second, at_hand, cost_model, stage=2), at_hand)
+
+
+def _none_left(known: dict[str, type[Strategy]], met: frozenset[str], required: frozenset[str]) -> str:
+    """Why, for a person."""
+    fit = [name for name, strategy in known.items() if required <= strategy.needs <= met]
+    brought = ", ".join(sorted(met)) or "nothing but its images"
+    return (
+        "no candidate is left; widen --strategy, --backbone or --zoo. "
+        f"The task brings {brought}; strategies for it: {', '.join(fit) or 'none is installed'}"
+    )
 
 
 def _rank(
@@ -142,6 +164,7 @@ def fit(
     *,
     budget: str | float | Budget = "10m",
     out: Path | str = "runs/fit",
+    along: Along | None = None,
     seed: int = 0,
     zoo: str | None = None,
     strategies: Sequence[str] | None = None,
@@ -150,7 +173,9 @@ def fit(
     progress: Progress | None = None,
     told: Callable[[Task, Advice], None] | None = None,
 ) -> Outcome:
-    """From labelled images to a trained model: load, profile, recommend, search, report; all of it lies in `out`.
+    """From labelled images, and what comes `along` with them, to a trained model: load, profile, recommend, search, report.
+
+    All of it lies in `out`.
 
     The same call again goes on where an interrupted one stopped. `told` hears the advice before the training starts.
 
@@ -159,7 +184,7 @@ def fit(
     """
     start = time.monotonic()
     limits, out = parse_budget(budget), Path(out)
-    task = location if isinstance(location, Task) else read_task(location, seed=seed, progress=progress)
+    task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
     if not processes.leads():
         return follow(task, seed=seed)
     request = {
@@ -211,7 +236,7 @@ def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:
     Raises:
         InputError: no model in `run`, no image, or one that cannot be read (it is named).
     """
-    trained = model.load(model_folder(Path(run)))
+    trained = model.load(model.model_folder(Path(run)))
     listed, where = _unlabelled(images)
     b = trained.backbone
     pixels = data.decode_images(listed, where, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
@@ -224,7 +249,7 @@ def evaluate(run: Path | str, location: Any) -> dict[str, float]:
     Raises:
         InputError: a class that the model does not know.
     """
-    trained = model.load(model_folder(Path(run)))
+    trained = model.load(model.model_folder(Path(run)))
     listing = data.read_listing(location)
     keep = [i for i, split in enumerate(listing.splits) if split == "test"] if listing.splits is not None else []
     chosen = keep or range(len(listing.images))
@@ -244,11 +269,6 @@ def evaluate(run: Path | str, location: Any) -> dict[str, float]:
     )
     labels = np.array([trained.classes.index(listing.labels[i]) for i in chosen])
     return judge(trained.probabilities(pixels), labels)
-
-
-def model_folder(run: Path) -> Path:
-    """The model of a run; a model's own folder is taken, too."""
-    return run / "model" if (run / "model").is_dir() else run
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:

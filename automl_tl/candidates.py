@@ -23,17 +23,20 @@ def propose(
     seed: int,
     per_pair: int = 8,
     met: frozenset[str] = frozenset(),
+    required: frozenset[str] = frozenset(),
     only_strategies: Collection[str] | None = None,
     only_backbones: Collection[str] | None = None,
 ) -> list[Candidate]:
-    """Every backbone × every strategy whose needs are `met` × (its defaults, then draws of its space, `per_pair` in all).
+    """Every backbone × every strategy that suits × (its defaults, then draws of its space, `per_pair` in all).
+
+    A strategy suits if its needs are `met` and include what is `required`.
 
     The same seed gives the same candidates; another backbone or strategy beside them changes nothing.
     """
     chosen = {
         name: strategy
         for name, strategy in strategies.items()
-        if strategy.needs <= met and (only_strategies is None or name in only_strategies)
+        if required <= strategy.needs <= met and (only_strategies is None or name in only_strategies)
     }
     names = [name for name in backbones if only_backbones is None or name in only_backbones]
     pools = {name: _pool(strategy.space, f"{seed}/{name}") for name, strategy in chosen.items()}

@@ -13,6 +13,7 @@ import typer
 from .errors import AutomlError
 
 if TYPE_CHECKING:
+    from .along import Along
     from .api import Advice, Progress
     from .records import Outcome, Profile, Ranked, Ranking, Task
 
@@ -37,6 +38,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 Seed = Annotated[int, typer.Option(help="Decides the split, the ranking, the training.")]
 ZooName = Annotated[str | None, typer.Option("--zoo", help="Also consider the networks of this zoo, such as 'timm'.")]
 Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Consider this strategy only (repeatable).")]
+Source = Annotated[
+    str | None, typer.Option(help="Labelled images of another domain (adapt to IMAGES), or of other classes (few-shot).")
+]
+After = Annotated[Path | None, typer.Option(help="A run or model whose knowledge must not be forgotten.")]
+Keep = Annotated[str | None, typer.Option(help="Labelled images of what --after knows.")]
+Clients = Annotated[
+    list[str] | None, typer.Option(help="Federated: a client's images (repeatable), or how many clients to simulate.")
+]
+Skew = Annotated[float, typer.Option(help="Of simulated clients: 1 is mild, 0.1 gives each few classes.")]
+Robust = Annotated[str | None, typer.Option(help="Stand changes of every pixel up to this, such as 8/255.")]
+Shots = Annotated[int, typer.Option(min=0, help="Use so many training images a class; 0: all.")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Consider this backbone only (repeatable).")]
 
 
@@ -74,6 +86,13 @@ def fit(
         "runs/fit"
     ),
     trials: Annotated[int | None, typer.Option(help="Short for --budget 'N trials'.")] = None,
+    source: Source = None,
+    after: After = None,
+    keep: Keep = None,
+    clients: Clients = None,
+    skew: Skew = 1.0,
+    robust: Robust = None,
+    shots: Shots = 0,
     zoo: ZooName = None,
     strategy: Strategies = None,
     backbone: Backbones = None,
@@ -88,6 +107,7 @@ def fit(
             _location(images),
             budget=budget if trials is None else f"{trials} trials",
             out=out,
+            along=_along(source, after, keep, clients, skew, robust, shots),
             seed=seed,
             zoo=zoo,
             strategies=strategy,
@@ -108,6 +128,13 @@ def fit(
 def recommend(
     images: Images,
     top: Annotated[int, typer.Option(min=1, help="How many candidates to show.")] = 10,
+    source: Source = None,
+    after: After = None,
+    keep: Keep = None,
+    clients: Clients = None,
+    skew: Skew = 1.0,
+    robust: Robust = None,
+    shots: Shots = 0,
     zoo: ZooName = None,
     strategy: Strategies = None,
     backbone: Backbones = None,
@@ -120,7 +147,8 @@ def recommend(
     from . import api
 
     with _progress(json) as progress:
-        task = api.read_task(_location(images), seed=seed, progress=progress)
+        along = _along(source, after, keep, clients, skew, robust, shots)
+        task = api.read_task(_location(images), along, seed=seed, progress=progress)
         advice = api.recommend(task, zoo=zoo, strategies=strategy, backbones=backbone, seed=seed, progress=progress)
     if json:
         items = [asdict(item) for item in advice.ranking.items[:top]]
@@ -357,6 +385,32 @@ def plugins_list(json: AsJson = False) -> None:
 def _location(text: str) -> Any:
     """Paths as paths; names that a reader knows ("digits", "hf:…") as they are."""
     return text if text == "digits" or text.startswith("hf:") else Path(text)
+
+
+def _along(
+    source: str | None,
+    after: Path | None,
+    keep: str | None,
+    clients: list[str] | None,
+    skew: float,
+    robust: str | None,
+    shots: int,
+) -> Along:
+    """What the options say comes with the images."""
+    from .along import Along, fraction
+
+    several: int | tuple[Any, ...] = tuple(map(_location, clients or ()))
+    if clients and len(clients) == 1 and clients[0].isdecimal():
+        several = int(clients[0])
+    return Along(
+        source=None if source is None else _location(source),
+        after=after,
+        keep=None if keep is None else _location(keep),
+        clients=several,
+        skew=skew,
+        robust=0.0 if robust is None else fraction(robust, "--robust"),
+        shots=shots,
+    )
 
 
 def _say(text: str) -> None:

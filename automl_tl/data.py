@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,9 @@ from . import registry
 from .errors import InputError
 from .home import cache
 from .images import SUFFIXES, read_image, square
-from .records import TEST, TRAIN, VALIDATION, Listing, Task
+from .records import TARGET, TEST, TRAIN, VALIDATION, Listing, Task
 
-__all__ = ["SUFFIXES", "Pixels", "decode", "decode_images", "load_task", "read_listing", "subset"]
+__all__ = ["SUFFIXES", "Pixels", "decode", "decode_images", "load_task", "load_unlabelled", "read_listing", "subset"]
 
 UNREADABLE_SHARE = 0.05
 AT_ONCE = 1024
@@ -125,7 +125,8 @@ def subset(task: Task, keep: np.ndarray, *, name: str) -> Task:
     renamed = np.searchsorted(present, labels)
     splits = {split: np.flatnonzero(np.isin(keep, part)) for split, part in task.splits.items()}
     hashes = task.hashes[keep]
-    return Task(
+    return replace(
+        task,
         name=name,
         images=[task.images[i] for i in keep],
         labels=renamed,
@@ -135,8 +136,36 @@ def subset(task: Task, keep: np.ndarray, *, name: str) -> Task:
         where=[task.where[i] for i in keep],
         hashes=hashes,
         sizes=None if task.sizes is None else task.sizes[keep],
-        objective=task.objective,
-        warnings=task.warnings,
+    )
+
+
+def load_unlabelled(location: Any, *, progress: Progress | None = None) -> Task:
+    """All images below a folder as a task without classes: one that others learn to suit.
+
+    Raises:
+        InputError: no image, or too many that cannot be read.
+    """
+    root = Path(location)
+    found = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix.lower() in SUFFIXES]
+    if not found:
+        raise InputError(f"{root}: is not a folder with images")
+    where = [str(path.relative_to(root)) for path in found]
+    listing = Listing(root.resolve().name, found, [""] * len(found), where)
+    seen = _read_all(listing, progress)
+    readable, warnings = _readable(listing, seen)
+    hashes = np.array([seen[i].hash for i in readable], dtype=np.uint64)
+    labels, splits = np.full(len(readable), -1, dtype=np.int64), {TARGET: np.arange(len(readable))}
+    return Task(
+        name=listing.name,
+        images=[found[i] for i in readable],
+        labels=labels,
+        classes=(),
+        splits=splits,
+        fingerprint=_fingerprint((), hashes, labels, splits),
+        where=[where[i] for i in readable],
+        hashes=hashes,
+        sizes=np.array([(seen[i].width, seen[i].height) for i in readable]),
+        warnings=tuple(warnings),
     )
 
 

@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from . import api, data, model
+from .along import Along
 from .errors import InputError
 from .home import write_text
 
@@ -30,6 +31,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         "90s", "10m", "5 trials", "60 epochs", several joined by "+", or seconds.
     strategies, backbones : list of str, optional
         Consider only these.
+    source, after, keep, clients, skew, robust, shots
+        What comes with the images, and so what is asked for; see `automl_tl.along.Along`.
     zoo : str, optional
         Also consider the networks of this zoo ("timm").
     out : path, optional
@@ -60,6 +63,13 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         strategies: Sequence[str] | None = None,
         backbones: Sequence[str] | None = None,
+        source: Any = None,
+        after: str | Path | None = None,
+        keep: Any = None,
+        clients: int | tuple[Any, ...] = (),
+        skew: float = 1.0,
+        robust: float = 0.0,
+        shots: int = 0,
         zoo: str | None = None,
         out: str | Path | None = None,
         random_state: int = 0,
@@ -67,6 +77,13 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.budget = budget
         self.strategies = strategies
         self.backbones = backbones
+        self.source = source
+        self.after = after
+        self.keep = keep
+        self.clients = clients
+        self.skew = skew
+        self.robust = robust
+        self.shots = shots
         self.zoo = zoo
         self.out = out
         self.random_state = random_state
@@ -86,6 +103,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             (X, [str(label) for label in labels]),
             budget=self.budget,
             out=out,
+            along=Along(self.source, self.after, self.keep, self.clients, self.skew, self.robust, self.shots),
             seed=self.random_state,
             zoo=self.zoo,
             strategies=self.strategies,
@@ -128,7 +146,11 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model.save(folder, m.net, m.backbone, m.candidate, m.classes, m.facts)
         if getattr(self, "report_", None) and Path(self.report_).exists():
             shutil.copyfile(self.report_, folder / "report.html")
-        parameters = {**self.get_params(), "out": None}
+        parameters = {
+            **self.get_params(),
+            **dict.fromkeys(("out", "source", "after", "keep")),
+            "clients": (),
+        }  # places of this machine
         write_text(folder / ESTIMATOR, json.dumps({"parameters": parameters, "classes": self.classes_.tolist()}, indent=1))
 
     @classmethod

@@ -57,13 +57,13 @@ class Experience:
     digest: str
 
     @classmethod
-    def of(cls, history: History, *, without: str = "") -> Experience:
-        """All trials of `history` that have a score, a profile of their task and the facts of their backbone.
+    def of(cls, history: History, *, without: str = "", objective: str = "accuracy") -> Experience:
+        """All trials of `history` on tasks with this objective that have a score, a profile and the facts of their backbone.
 
         Those of the task `without` (a fingerprint) are left out: advice on a task never rests on what was tried on that very
         task, so that the same question has the same answer when it is asked again.
         """
-        table, profiles, backbones = history.table(), history.profiles(), history.backbones()
+        table, profiles, backbones = history.table(objective=objective), history.profiles(), history.backbones()
         texts = {
             name: np.array(getattr(table, name), dtype=object) for name in ("task", "source_dataset", "backbone", "strategy")
         }
@@ -74,7 +74,7 @@ class Experience:
         trials = Trials(**texts, **numbers, hyperparameters=list(table.hyperparameters))
         known = [task in profiles and name in backbones for task, name in zip(trials.task, trials.backbone, strict=True)]
         usable = np.flatnonzero(np.array(known, dtype=bool) & np.isfinite(trials.score) & (trials.task != without))
-        return cls(trials.take(usable), profiles, backbones, history.digest(without=without))
+        return cls(trials.take(usable), profiles, backbones, history.digest(without=without, objective=objective))
 
     def take(self, rows: np.ndarray) -> Experience:
         """The same with some of the trials; its digest is not the whole's."""

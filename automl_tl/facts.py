@@ -24,11 +24,13 @@ class TaskFacts:
     train: int
     validation: int
     test: int
+    objective: str = "accuracy"
 
 
 def task_facts_of(facts: Mapping[str, Any]) -> TaskFacts:
     _check_names(TaskFacts, facts)
-    _texts(facts, "fingerprint", "name", "source_dataset")
+    facts = {"objective": "accuracy", **facts}  # older facts know no other
+    _texts(facts, "fingerprint", "name", "source_dataset", "objective")
     return TaskFacts(**{**facts, **{name: _whole(facts, name) for name in ("classes", "train", "validation", "test")}})
 
 

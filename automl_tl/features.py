@@ -14,7 +14,7 @@ from .data import Pixels
 from .device import autocast, channels_last, device, precision
 from .errors import ZooError
 from .home import cache
-from .loop import prepare
+from .inference import prepare
 from .records import Backbone, Features, Task
 
 BATCH = 128

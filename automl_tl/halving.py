@@ -199,7 +199,7 @@ def _in_order(state: _Search) -> Iterable[Ranked]:
     predicted = {_id(state, item): item for item in state.ranking.items}
     for id_, trial in state.trials.items():
         if (trial.validation or trial.status == "failed") and id_ in predicted:
-            error = trial.validation.get("accuracy", 0.0) - predicted[id_].score
+            error = (trial.score or 0.0) - predicted[id_].score
             errors[trial.candidate.backbone].append(error)
             errors[trial.candidate.strategy].append(error)
 
@@ -328,7 +328,7 @@ def _at_rung(trial: Trial) -> float | None:
 
 def _score(state: _Search, item: Ranked) -> float | None:
     trial = state.trials.get(_id(state, item))
-    return trial.validation.get("accuracy") if trial is not None else None
+    return trial.score if trial is not None else None
 
 
 def _key(state: _Search, item: Ranked) -> tuple[float, float, float]:
@@ -336,7 +336,7 @@ def _key(state: _Search, item: Ranked) -> tuple[float, float, float]:
 
 
 def _standing(trial: Trial) -> tuple[float, float, float]:
-    return trial.validation["accuracy"], -trial.validation.get("log_loss", math.inf), -trial.seconds
+    return trial.score or 0.0, -trial.validation.get("log_loss", math.inf), -trial.seconds
 
 
 def _best_other(state: _Search, id_: str) -> tuple[float, float, float]:

@@ -64,6 +64,12 @@ def m001_tables(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m002_objectives(db: Database) -> None:
+    """Scores of tasks that ask for something else than accuracy are not learnt from together with those that do."""
+    db.execute("ALTER TABLE tasks ADD COLUMN objective TEXT NOT NULL DEFAULT 'accuracy'")
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """Columns of the finished trials, for learning."""
@@ -100,7 +106,10 @@ class History:
             task.name,
             source_dataset or task.name,
             len(task.classes),
-            *(len(task.part(split)) for split in (TRAIN, VALIDATION, TEST)),
+            len(task.part(TRAIN)),
+            len(task.part(VALIDATION)),
+            len(task.part(TEST)),
+            task.objective,
         )
         with self._writing():
             self._put_task(facts)
@@ -152,12 +161,16 @@ class History:
         """Trial → status, of all trials."""
         return dict(self._rows("SELECT id, status FROM trials", []))
 
-    def table(self) -> Table:
-        """The finished trials as columns, in the order of their ids: two histories of the same facts give the same table."""
+    def table(self, *, objective: str = "accuracy") -> Table:
+        """The finished trials of tasks with this objective as columns, in the order of their ids.
+
+        Two histories of the same facts give the same table.
+        """
         rows = self._rows(
             "SELECT t.task, k.source_dataset, t.backbone, t.strategy, t.hyperparameters, t.accuracy, t.seconds, t.memory_mb,"
-            " k.train, t.speed FROM trials t JOIN tasks k ON k.fingerprint = t.task WHERE t.status = 'finished' ORDER BY t.id",
-            [],
+            " k.train, t.speed FROM trials t JOIN tasks k ON k.fingerprint = t.task"
+            " WHERE t.status = 'finished' AND k.objective = ? ORDER BY t.id",
+            [objective],
         )
         columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(10)]
         parsed: dict[str, dict[str, Any]] = {text: json.loads(text) for text in set(columns[4])}
@@ -177,13 +190,14 @@ class History:
     def tasks(self) -> dict[str, TaskFacts]:
         return {row[0]: TaskFacts(*row) for row in self._rows("SELECT * FROM tasks", [])}
 
-    def digest(self, *, without: str = "") -> str:
+    def digest(self, *, without: str = "", objective: str = "accuracy") -> str:
         """Name of all that a ranker learns from, but for the task `without`; the order of recording does not matter."""
-        trials = "trials WHERE status = 'finished' AND task <> :task"
-        learnt_from = (trials, "profiles WHERE task <> :task", f"backbones WHERE name IN (SELECT backbone FROM {trials})")
+        tasks = "task <> :task AND task IN (SELECT fingerprint FROM tasks WHERE objective = :objective)"
+        trials = f"trials WHERE status = 'finished' AND {tasks}"
+        learnt_from = (trials, f"profiles WHERE {tasks}", f"backbones WHERE name IN (SELECT backbone FROM {trials})")
+        values = {"task": without, "objective": objective}
         sums = [
-            self.db.execute(f"SELECT count(*), coalesce(sum(hash), 0) FROM {table}", {"task": without}).fetchone()
-            for table in learnt_from
+            self.db.execute(f"SELECT count(*), coalesce(sum(hash), 0) FROM {table}", values).fetchone() for table in learnt_from
         ]
         return hashlib.sha256(repr([tuple(row) for row in sums]).encode()).hexdigest()[:32]
 
@@ -277,7 +291,7 @@ class History:
         return list(self.db.execute(sql, values).fetchall())
 
     def _put_task(self, facts: TaskFacts) -> None:
-        self.db.execute("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)", list(asdict(facts).values()))
+        self.db.execute("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", list(asdict(facts).values()))
 
     def _put_backbone(self, backbone: Backbone, *, replace_known: bool = True) -> None:
         text = _json(backbone_facts(backbone))
@@ -323,7 +337,7 @@ class History:
                 _json(dict(candidate.hyperparameters)),
                 trial.seed,
                 trial.status,
-                trial.validation.get("accuracy"),
+                trial.score,
                 _json(dict(trial.validation)),
                 _json(dict(trial.test)),
                 trial.seconds,

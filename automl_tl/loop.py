@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import checkpoint
 from .augment import Augmentation, augment, normalise
 from .device import accelerator, autocast, channels_last, device, memory_mb, precision, reset_memory
 from .errors import TrialError
+from .inference import predict
+from .objectives import validate
 from .processes import agreed, average_gradients, average_statistics, leads
-from .records import TRAIN, VALIDATION, Backbone, Point
+from .records import TARGET, TRAIN, VALIDATION, Point
 from .space import Value
 from .strategy import TRAINING, Batch, Classifier, Fitted, Job, Strategy
 
@@ -38,7 +39,6 @@ PATIENCE = 0.4
 """Stop after this share of the epochs (at least 4) without a better validation score."""
 WARM_UP = 0.1
 CLIP = 1.0
-EVALUATION_BATCH = 256
 
 
 @dataclass
@@ -87,8 +87,8 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         loss = _train_epoch(strategy, model, optimiser, scaler, job, progress.epoch, epochs, dtype)
         progress.scaler = scaler.state_dict()
         memory = memory_mb()
-        probabilities = predict(model, job.pixels.array, job.task.part(VALIDATION), job.backbone, dtype=dtype)
-        score, validation_loss = agreed(*_judge(probabilities, job.task.labels[job.task.part(VALIDATION)]))
+        validated = validate(model, job.pixels.array, job.task, job.backbone, dtype=dtype)
+        score, validation_loss = agreed(validated.score, validated.loss)
         last = time.perf_counter() - start
         progress.epoch += 1
         progress.seconds += last
@@ -151,22 +151,40 @@ def _train_epoch(
 def batches(strategy: Strategy, job: Job, epoch: int) -> Iterator[Batch]:
     """The training images in an order of this epoch's own, augmented, on the device; this process's share of each batch.
 
-    The last, smaller batch is kept unless it is a single image, which batch norm cannot take.
+    The last, smaller batch is kept unless it is a single image, which batch norm cannot take. Where the task brings unlabelled
+    images and the strategy needs them, each batch has as many of those beside it.
     """
     generator = torch.Generator().manual_seed(job.seed * 1_000_003 + epoch)
     train = job.task.part(TRAIN)
     order = train[torch.randperm(len(train), generator=generator).numpy()]
-    how = augmentation(strategy)
     size = int(_option(strategy, "batch_size"))
     processes, rank = accelerator().num_processes, accelerator().process_index
+    beside = _unlabelled(strategy, job, epoch, size) if "target" in strategy.needs else None
     for step in range(_steps(strategy, job)):
         index = np.sort(order[step * size : (step + 1) * size])
-        images = torch.from_numpy(job.pixels.array[index]).to(device()).permute(0, 3, 1, 2)
-        views = augment(images, how, size=job.pixels.size, generator=generator)
-        inputs = normalise(views, job.backbone.mean, job.backbone.std).contiguous(memory_format=torch.channels_last)
+        inputs = _views(strategy, job, index, generator)
         labels = torch.from_numpy(job.task.labels[index]).to(device())
         share = slice(rank, None, processes) if len(index) >= 2 * processes else slice(None)
-        yield Batch(inputs[share], labels[share])
+        yield Batch(inputs[share], labels[share], None if beside is None else next(beside)[share])
+
+
+def _unlabelled(strategy: Strategy, job: Job, epoch: int, size: int) -> Iterator[Tensor]:
+    """Batches of the task's unlabelled images without end, in random orders one after the other."""
+    generator = torch.Generator().manual_seed(job.seed * 1_000_003 + epoch + 500_001)  # the labelled ones keep theirs
+    images = job.task.part(TARGET)
+    waiting = np.empty(0, dtype=np.int64)
+    while True:
+        while len(waiting) < size:
+            waiting = np.concatenate([waiting, images[torch.randperm(len(images), generator=generator).numpy()]])
+        yield _views(strategy, job, np.sort(waiting[:size]), generator)
+        waiting = waiting[size:]
+
+
+def _views(strategy: Strategy, job: Job, index: np.ndarray, generator: torch.Generator) -> Tensor:
+    """The images at `index` as the network meets them in training."""
+    images = torch.from_numpy(job.pixels.array[index]).to(device()).permute(0, 3, 1, 2)
+    views = augment(images, augmentation(strategy), size=job.pixels.size, generator=generator)
+    return normalise(views, job.backbone.mean, job.backbone.std).contiguous(memory_format=torch.channels_last)
 
 
 def _steps(strategy: Strategy, job: Job) -> int:
@@ -185,34 +203,6 @@ def schedule(done: float) -> float:
     if done < WARM_UP:
         return max(done / WARM_UP, 0.01)
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone, *, dtype: torch.dtype | None = None
-) -> np.ndarray:
-    """Class probabilities, len(index)×classes float32, of uint8 `images` (N×size×size×3) at the positions `index`."""
-    model.eval()
-    dtype = precision(model) if dtype is None else dtype
-    parts = []
-    for start in range(0, len(index), EVALUATION_BATCH):
-        with autocast(dtype):
-            logits = model(prepare(images[index[start : start + EVALUATION_BATCH]], backbone))
-        parts.append(F.softmax(logits.float(), dim=1).cpu().numpy())
-    return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
-
-
-def prepare(images: np.ndarray, backbone: Backbone) -> Tensor:
-    """uint8 N×size×size×3 to what the backbone takes: normalised floats on the device, channels last."""
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device()).permute(0, 3, 1, 2)
-    return normalise(batch, backbone.mean, backbone.std).contiguous(memory_format=torch.channels_last)
-
-
-def _judge(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Accuracy and log-loss."""
-    right = float((probabilities.argmax(1) == labels).mean())
-    chosen = probabilities[np.arange(len(labels)), labels]
-    return right, float(-np.log(np.clip(chosen, 1e-12, None)).mean())
 
 
 def _optimiser(strategy: Strategy, model: Classifier) -> torch.optim.Optimizer:

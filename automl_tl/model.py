@@ -12,12 +12,13 @@ import numpy as np
 from safetensors import SafetensorError
 from torch import nn
 
-from . import checkpoint, loop
+from . import checkpoint
 from .backbones import build
 from .device import device
 from .errors import HistoryError, InputError, PluginError
 from .facts import backbone_of
 from .home import write_text
+from .inference import predict
 from .records import Backbone, Candidate
 from .strategy import Classifier
 
@@ -37,7 +38,7 @@ class Model:
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """n×classes, of uint8 n×size×size×3 images at the backbone's input size."""
-        return loop.predict(self.net, images, np.arange(len(images)), self.backbone)
+        return predict(self.net, images, np.arange(len(images)), self.backbone)
 
 
 def save(
@@ -64,6 +65,11 @@ def final_linear(head: nn.Module, strategy: str) -> nn.Linear:
     if len(layers) == 1 and isinstance(layers[0], nn.Linear):
         return layers[0]
     raise PluginError(f"strategy {strategy!r} left a head that is not linear; fold it into one nn.Linear before returning")
+
+
+def model_folder(run: Path) -> Path:
+    """The model of a run; a model's own folder is taken, too."""
+    return run / "model" if (run / "model").is_dir() else run
 
 
 def load(folder: Path) -> Model:

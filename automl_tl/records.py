@@ -14,6 +14,15 @@ import numpy as np
 from .space import Value
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+# What may come with a task besides its own images (see `objectives`):
+TARGET = "target"
+"""Unlabelled images (label -1) of the domain that counts, while those of `TRAIN` are of another."""
+SOURCE = "source"
+"""Labelled images of other classes, to learn to learn from; their labels are numbers of their own."""
+KEPT, KEPT_VALIDATION, KEPT_TEST = "kept", "kept validation", "kept test"
+"""Images of what an earlier model knows and must not forget."""
+PUBLIC = "public"
+"""Images that every federated client may see; nobody uses their labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +62,15 @@ class Task:
     """uint64 content hash of each image: key of the decode-once cache."""
     sizes: np.ndarray | None = None
     """N×2 int: width and height in pixels as stored."""
-    objective: str = "accuracy"
     warnings: tuple[str, ...] = ()
+    objective: str = "accuracy"
+    """What counts: one of `objectives.OBJECTIVES`."""
+    epsilon: float = 0.0
+    """Largest change of a pixel (of 0–1) that a robust model must stand."""
+    earlier: str = ""
+    """Folder of the model whose knowledge must not be forgotten."""
+    clients: np.ndarray | None = None
+    """N int: whose image it is, 0…clients-1; -1: nobody's."""
 
     def part(self, split: str) -> np.ndarray:
         """Positions of the images of `split`; none where the task has no such split."""
@@ -204,6 +220,11 @@ class Trial:
     error: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Which command, versions, hardware and its measured speed, date."""
+
+    @property
+    def score(self) -> float | None:
+        """What the task's objective makes of the validation images: their accuracy, unless it asks for something else."""
+        return self.validation.get("score", self.validation.get("accuracy"))
 
 
 @dataclass(frozen=True)

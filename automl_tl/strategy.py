@@ -42,6 +42,8 @@ class Batch:
     """N×3×size×size, normalised for the backbone."""
     labels: Tensor
     """N, int64."""
+    target: Tensor | None = None
+    """N×3×size×size: unlabelled images of the domain that counts, for strategies that need "target"."""
 
 
 @dataclass
@@ -104,7 +106,8 @@ class Strategy:
     name: str
     space: Space = {}
     needs: frozenset[str] = frozenset()
-    """What a task must bring ("source", "earlier model"…); a candidate with an unmet need is dropped."""
+    """What a task must bring: "target", "source", "earlier model", "kept images", "clients" or "epsilon" (see `objectives`). A
+    candidate with an unmet need is dropped."""
     paper: str = ""
 
     def __init__(self, hyperparameters: Mapping[str, Value], backbone: Backbone) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from . import cost, data, loop, registry
+from . import cost, data, registry
 from .backbones import build
 from .device import hardware
 from .errors import AutomlError
 from .evaluation.classification import judge
+from .inference import predict
+from .objectives import ACCURACY, validate
 from .profiling import task_features
 from .records import TEST, VALIDATION, Backbone, Candidate, Point, Task, Trial, trial_id
 from .space import check
@@ -59,6 +61,9 @@ def run_trial(
     try:
         fitted = _train(task, candidate, backbone, seed, folder, limits, report)
         validation = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
+        if task.objective != ACCURACY:
+            validated = validate(fitted.model, _pixels(task, backbone).array, task, backbone)
+            validation |= {"score": validated.score, **validated.parts}
     except Exception as error:  # a strategy is somebody's plugin: whatever it raises is this trial's end, not the search's
         kind = "" if isinstance(error, AutomlError) else f"{type(error).__name__}: "
         return replace(trial, error=f"{candidate.strategy}: {kind}{error}", seconds=time.perf_counter() - start), None
@@ -88,14 +93,13 @@ def _train(
 ) -> Fitted:
     strategy = registry.lookup("strategy", candidate.strategy, registry.strategies())
     hyperparameters = check(strategy.space, candidate.hyperparameters)
-    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
     job = Job(
         task=task,
         backbone=backbone,
         strategy=candidate.strategy,
         hyperparameters=hyperparameters,
         seed=seed,
-        pixels=pixels,
+        pixels=_pixels(task, backbone),
         build_backbone=lambda: build(backbone),
         features=lambda: task_features(task, backbone),
         folder=folder,
@@ -118,8 +122,11 @@ def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, f
 
 def probabilities_on(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> np.ndarray:
     """Class probabilities of the task's images at `index`."""
-    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
-    return loop.predict(net, pixels.array, index, backbone)
+    return predict(net, _pixels(task, backbone).array, index, backbone)
+
+
+def _pixels(task: Task, backbone: Backbone) -> data.Pixels:
+    return data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
 
 
 def provenance(command: str) -> Mapping[str, Any]:

@@ -119,7 +119,7 @@ def test_real_network_recognises_real_photographs(shared: Path, weights: Path) -
     from timm.data import create_transform
 
     from automl_tl.data import decode_images
-    from automl_tl.loop import prepare
+    from automl_tl.inference import prepare
 
     add_folder(weights)
     backbone = catalogue()[BIG]

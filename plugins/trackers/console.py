@@ -31,7 +31,7 @@ class Console:
         if trial.error:
             self._show(trial, trial.error, last=True)
             return
-        self.best = max(self.best, trial.validation["accuracy"])
+        self.best = max(self.best, trial.score or 0.0)
         verb = "done" if trial.status == "finished" else "paused"
         self._show(trial, f"{verb}: accuracy {trial.validation['accuracy']:.3f} in {trial.seconds:.0f} s", last=True)
 

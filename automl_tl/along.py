@@ -1,0 +1,97 @@
+"""From a location, and what comes with it, to a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import model, objectives
+from .data import load_task, load_unlabelled
+from .errors import InputError
+from .images import SUFFIXES
+from .records import Task
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Along:
+    """What comes with the images, and so what is asked for (see `objectives`). Locations are whatever a reader knows."""
+
+    source: Any = None
+    """Labelled images of another domain with the same classes (adaptation), or of other classes (few-shot)."""
+    after: str | Path | None = None
+    """Folder of a run or a model whose knowledge must not be forgotten."""
+    keep: Any = None
+    """Labelled images of what `after` knows."""
+    clients: int | tuple[Any, ...] = ()
+    """Folders of federated clients, or how many to simulate."""
+    skew: float = 1.0
+    """Of simulated clients: small values give each few classes."""
+    robust: float = 0.0
+    """Largest change of a pixel, of 0–1."""
+    shots: int = 0
+    """Training images a class; 0: all."""
+
+
+def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progress: Progress | None = None) -> Task:
+    """Read, check and split labelled images, and what comes along with them; told how far it is by `progress`.
+
+    Raises:
+        InputError: names the file, row, class or option and says what to do.
+    """
+    along = along or Along()
+    _check(along)
+    told = None if progress is None else lambda done, total: progress("reading images", done, total)
+    if along.source is not None and _is_flat(location):
+        return objectives.adapt(load_task(along.source, seed=seed, progress=told), load_unlabelled(location, progress=told))
+    task = load_task(location, seed=seed, progress=told)
+    if along.shots:
+        task = objectives.few_shots(task, along.shots, seed=seed)
+    if along.source is not None:
+        source = load_task(along.source, seed=seed, progress=told)
+        known = set(task.classes) <= set(source.classes)
+        task = objectives.adapt(source, task) if known else objectives.learn_to_learn(task, source)
+    if along.after is not None:
+        folder = model.model_folder(Path(along.after))
+        kept = None if along.keep is None else load_task(along.keep, seed=seed, progress=told)
+        task = objectives.retain(task, folder, model.load(folder).classes, kept)
+    if along.clients:
+        clients = along.clients
+        real = clients if isinstance(clients, int) else [load_task(one, seed=seed, progress=told) for one in clients]
+        task = objectives.federate(task, real, skew=along.skew, seed=seed)
+    return objectives.harden(task, along.robust) if along.robust else task
+
+
+def _check(along: Along) -> None:
+    if along.keep is not None and along.after is None:
+        raise InputError("--keep names images of what an earlier model knows; give that model with --after")
+    asked = {"--source": along.source is not None, "--after": along.after is not None, "--clients": bool(along.clients)}
+    both = [name for name, there in asked.items() if there]
+    if len(both) > 1:
+        raise InputError(f"{' and '.join(both)} ask for different things; give one of them")
+    if along.robust and (along.after is not None or along.clients):
+        raise InputError("--robust goes with images alone or with --source, not with --after or --clients")
+
+
+def _is_flat(location: Any) -> bool:
+    """Whether a folder holds images but no folders: images without labels."""
+    if not isinstance(location, (str, Path)) or not Path(location).is_dir():
+        return False
+    entries = [entry for entry in Path(location).iterdir() if not entry.name.startswith(".")]
+    return bool(entries) and all(entry.is_file() and entry.suffix.lower() in SUFFIXES for entry in entries)
+
+
+def fraction(text: str, option: str) -> float:
+    """ "8/255" or "0.03" as a number.
+
+    Raises:
+        InputError: neither.
+    """
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{option}: expected a number such as 8/255 or 0.03, but got {text!r}") from None

@@ -1,0 +1,35 @@
+"""Images through a network: prepared as it wants them, in batches, without gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .augment import normalise
+from .device import autocast, device, precision
+from .records import Backbone
+
+BATCH = 256
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone, *, dtype: torch.dtype | None = None
+) -> np.ndarray:
+    """Class probabilities, len(index)×classes float32, of uint8 `images` (N×size×size×3) at the positions `index`."""
+    model.eval()
+    dtype = precision(model) if dtype is None else dtype
+    parts = []
+    for start in range(0, len(index), BATCH):
+        with autocast(dtype):
+            logits = model(prepare(images[index[start : start + BATCH]], backbone))
+        parts.append(F.softmax(logits.float(), dim=1).cpu().numpy())
+    return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
+
+
+def prepare(images: np.ndarray, backbone: Backbone) -> Tensor:
+    """uint8 N×size×size×3 to what the backbone takes: normalised floats on the device, channels last."""
+    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device()).permute(0, 3, 1, 2)
+    return normalise(batch, backbone.mean, backbone.std).contiguous(memory_format=torch.channels_last)
