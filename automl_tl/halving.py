@@ -1,10 +1,12 @@
 """The budgeted search: successive halving over a ranking, then whatever still fits.
 
 1. *Looks*: the best-ranked candidates that cost next to nothing (probes on cached features) are trained outright.
-2. *Halving*: the top of the ranking trains for a third of its epochs; the better third goes on to the end
+2. *Halving*: the most promising candidates train for a third of their epochs; the better third goes on to the end
    (Jamieson and Talwalkar, 2016).
-3. *The rest*: as long as the predicted seconds fit, the next best candidate, in the light of what was seen so far, is
-   trained to a third, and to the end if it stands among the better third there.
+3. *The rest*: as long as the predicted seconds fit, the next candidate is trained to a third, and to the end if it stands among
+   the better third there.
+
+What is promising is told by the ranking, corrected by what the trials so far showed (see `surrogate`).
 
 Every trial is on disk and in the history before the next one starts, so a search that was killed goes on where it stood.
 """
@@ -20,14 +22,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from . import model, processes
+import numpy as np
+
+from . import model, processes, registry
 from .budget import Budget
 from .errors import BudgetError
 from .facts import trial_of
 from .history import History
 from .home import write_text
 from .hookspecs import Tracker
-from .records import Backbone, Candidate, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, trial_id
+from .records import VALIDATION, Backbone, Candidate, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, trial_id
+from .surrogate import Observed, Surrogate
 from .trials import Limits, judge_on_test, run_trial
 
 RULE = (
@@ -37,8 +42,8 @@ RULE = (
 ETA = 3
 LOOK_SHARE, MOST_LOOKS = 0.03, 6
 BRACKET_SHARE, MOST_ENTRANTS = 0.75, 9
-PER_PAIR = 2
-"""At most so many candidates of one backbone and strategy enter the halving: the ranking's top is often one idea thrice."""
+MOST_FAILURES = 2
+"""Of a strategy, none of whose trials went well: from then on it comes last."""
 RESERVE = 0.02
 """Share of the time kept for the test images and the report."""
 
@@ -57,6 +62,7 @@ class _Search:
     trackers: Sequence[Tracker]
     command: str
     spent_before: float
+    surrogate: Surrogate
     started: float = field(default_factory=time.monotonic)
     trials: dict[str, Trial] = field(default_factory=dict)
     earlier: dict[str, Trial] = field(default_factory=dict)
@@ -106,7 +112,10 @@ def search(
     Raises:
         BudgetError: no candidate gave a model in the time.
     """
-    state = _Search(task, backbones, ranking, budget, folder, seed, history, trackers, command, _spent(folder) + spent)
+    spaces = {name: strategy.space for name, strategy in registry.strategies().items()}
+    surrogate = Surrogate(ranking.items, backbones, spaces, validation_images=len(task.part(VALIDATION)))
+    before = _spent(folder) + spent
+    state = _Search(task, backbones, ranking, budget, folder, seed, history, trackers, command, before, surrogate)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _recall(state)
     for tracker in trackers:
@@ -146,19 +155,31 @@ def _look(state: _Search) -> None:
 
 
 def _entrants(state: _Search) -> list[Ranked]:
-    """As many of the untried top of the ranking as a bracket can afford."""
+    """As many promising candidates as a bracket can afford.
+
+    Each is chosen as if those before had come out as expected: what is much like them promises less then, as the top of a
+    ranking is often one idea many times (the kriging believer of Ginsbourger et al., 2010).
+    """
     chosen: list[Ranked] = []
-    pairs: dict[tuple[str, str], int] = defaultdict(int)
+    believed: list[Observed] = []
     money = BRACKET_SHARE * state.time_left()
-    for item in _in_order(state):
-        pair = (item.candidate.backbone, item.candidate.strategy)
-        price = 0.0 if _id(state, item) in state.earlier else state.expected_seconds(item) * (1 / ETA + (1 - 1 / ETA) / ETA)
-        if pairs[pair] == PER_PAIR or price > money or len(chosen) >= min(MOST_ENTRANTS, state.trials_left()):
-            continue
-        pairs[pair] += 1
-        money -= price
+    while len(chosen) < min(MOST_ENTRANTS, state.trials_left()):
+        affordable = (item for item in _in_order(state, believed) if item not in chosen and _price(state, item) <= money)
+        item = next(affordable, None)
+        if item is None:
+            break
+        money -= _price(state, item)
         chosen.append(item)
+        expected = state.surrogate.expected(item.candidate, [*_observed(state), *believed])
+        believed.append(Observed(item.candidate, expected))
     return chosen
+
+
+def _price(state: _Search, item: Ranked) -> float:
+    """Seconds that an entrant costs on average: a third for all, the rest for a third of them."""
+    if _id(state, item) in state.earlier:
+        return 0.0
+    return state.expected_seconds(item) * (1 / ETA + (1 - 1 / ETA) / ETA)
 
 
 def _halve(state: _Search, entrants: list[Ranked]) -> None:
@@ -189,26 +210,24 @@ def _fill(state: _Search) -> None:
             _advance(state, item, math.inf)
 
 
-def _in_order(state: _Search) -> Iterable[Ranked]:
-    """Untried candidates, best first, each prediction corrected by what its backbone and its strategy did here.
+def _in_order(state: _Search, believed: Sequence[Observed] = ()) -> Iterable[Ranked]:
+    """Untried candidates, the most promising first; those of a strategy that only ever failed here come last."""
+    promise = state.surrogate.improvement([*_observed(state), *believed])
+    statuses: dict[str, list[str]] = defaultdict(list)
+    for trial in state.trials.values():
+        statuses[trial.candidate.strategy].append(trial.status)
+    hopeless = {name for name, found in statuses.items() if len(found) >= MOST_FAILURES and set(found) == {"failed"}}
+    last = np.array([item.candidate.strategy in hopeless for item in state.ranking.items], dtype=bool)
+    return [item for i in np.lexsort((-promise, last)) if _id(state, item := state.ranking.items[i]) not in state.trials]
 
-    The correction is the mean error of the predictions so far, shrunk towards nothing as one more observation of zero would;
-    a trial that failed was worth nothing.
-    """
-    errors: dict[str, list[float]] = defaultdict(list)
-    predicted = {_id(state, item): item for item in state.ranking.items}
-    for id_, trial in state.trials.items():
-        if (trial.validation or trial.status == "failed") and id_ in predicted:
-            error = (trial.score or 0.0) - predicted[id_].score
-            errors[trial.candidate.backbone].append(error)
-            errors[trial.candidate.strategy].append(error)
 
-    def corrected(item: Ranked) -> float:
-        about = (errors[item.candidate.backbone], errors[item.candidate.strategy])
-        return item.score + sum(0.5 * sum(found) / (len(found) + 1) for found in about)
-
-    untried = [item for item in state.ranking.items if _id(state, item) not in state.trials]
-    return sorted(untried, key=corrected, reverse=True)
+def _observed(state: _Search) -> list[Observed]:
+    """What the trials of this search showed."""
+    return [
+        Observed(trial.candidate, trial.score, paused=trial.status == "stopped")
+        for trial in state.trials.values()
+        if trial.score is not None
+    ]
 
 
 def _advance(state: _Search, item: Ranked, epochs: float) -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     {"features", "pretraining", "encoding", "model"},
     {"profiling", "learning", "along"},
     {"cost"},
-    {"explain", "trials"},
+    {"explain", "trials", "surrogate"},
     {"ranker", "halving", "campaign"},
     {"report"},
     {"api", "testing"},

@@ -1,0 +1,185 @@
+"""What the trials of one search say about the candidates that it has not tried.
+
+The ranker knows candidates from other tasks. How wrong it is on this one shows in the first trials, and is much alike for
+candidates that share a backbone, a strategy or hyperparameters. So the error is a Gaussian process over candidates (Rasmussen and
+Williams, 2006, ch. 2) with the ranking as its mean, on the logit of the score; what to try next is what promises the largest
+expected improvement (Jones et al., 1998).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .records import Backbone, Candidate, Ranked
+from .space import Choice, Float, Int, Space, Value
+
+SHARES = {"task": 0.2, "backbone": 0.15, "strategy": 0.15, "pair": 0.1, "hyperparameters": 0.5}
+"""Of the variance of the ranking's error, before any trial: what all candidates of a task have in common, those of one backbone,
+of one strategy, of both, and (each hyperparameter its part) those of one strategy with like hyperparameters."""
+FACTORS = (0.25, 1.0, 4.0, 12.0)
+"""By which a share may prove larger or smaller."""
+SURPRISE = math.log(4)
+"""Standard deviation of the logarithm of a factor, before any trial: few hyperparameters matter much, most hardly."""
+LENGTH = 0.5
+"""Of a hyperparameter's range: values so far apart are alike to 0.6."""
+LEAST_SPREAD, MOST_SPREAD = 0.3, 2.0
+"""Logits: of the ranking's error, whatever its intervals say."""
+GROWTH, GROWTH_SPREAD = 0.3, 0.4
+"""Logits that a paused trial may still gain, before it is known how much others did."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One trial: what it scored, and whether it may get better yet."""
+
+    candidate: Candidate
+    score: float
+    paused: bool = False
+
+
+class Surrogate:
+    """The candidates of a search: n ranked items."""
+
+    def __init__(
+        self, items: Sequence[Ranked], backbones: Mapping[str, Backbone], spaces: Mapping[str, Space], *, validation_images: int
+    ) -> None:
+        self._images = max(validation_images, 1)
+        self._place = {item.candidate.id: place for place, item in enumerate(items)}
+        self._mean = self._logit([item.score for item in items])
+        interval = self._logit([item.high for item in items]) - self._logit([item.low for item in items])
+        spread = float(np.median(interval)) / (2 * 1.645) if len(items) else LEAST_SPREAD
+        self._variance = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD)) ** 2
+        self._likeness = _Likeness.of([item.candidate for item in items], backbones, spaces)
+
+    def believe(self, observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the logit of every item's score, after `observed`; n each."""
+        known = [one for one in observed if one.candidate.id in self._place]
+        if not known:
+            return self._mean, np.full(len(self._mean), math.sqrt(self._variance))
+        places = [self._place[one.candidate.id] for one in known]
+        paused = np.array([one.paused for one in known], dtype=np.float64)
+        right = np.clip([one.score for one in known], 0.02, 0.98)
+        noise = np.diag(1 / (self._images * right * (1 - right)) + paused * GROWTH_SPREAD**2)
+        error = self._logit([one.score for one in known]) + paused * GROWTH - self._mean[places]
+        across = np.stack([self._likeness.to(place) for place in places])
+        shares = self._likelier_shares(across[:, :, places], error, noise)
+        covariance = self._variance * np.einsum("c,kcn->nk", shares, across)
+        solved = np.linalg.solve(covariance[places] + noise, np.column_stack([error, covariance.T]))
+        prior = self._variance * self._likeness.itself(shares)
+        variance = prior - np.einsum("ij,ji->i", covariance, solved[:, 1:])
+        return self._mean + covariance @ solved[:, 0], np.sqrt(np.maximum(variance, 1e-9))
+
+    def _likelier_shares(self, among: np.ndarray, error: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Shares of the components (c) that make the errors of k trials likely: one climb along each, from the prior's.
+
+        `among` is k×c×k. The logarithm of the evidence (Rasmussen and Williams, eq. 2.30) and a Gaussian prior on the
+        logarithm of each factor are added up.
+        """
+        shares = self._likeness.shares.copy()
+
+        def merit(tried: np.ndarray) -> float:
+            covariance = self._variance * np.einsum("c,kcl->kl", tried, among) + noise
+            _, size = np.linalg.slogdet(covariance)
+            factors = np.log(tried / self._likeness.shares) / SURPRISE
+            return float(-(error @ np.linalg.solve(covariance, error)) - size - (factors**2).sum()) / 2
+
+        best = merit(shares)
+        for component in range(len(shares)):
+            for factor in FACTORS:
+                tried = shares.copy()
+                tried[component] = self._likeness.shares[component] * factor
+                if (found := merit(tried)) > best:
+                    best, shares = found, tried
+        return shares
+
+    def improvement(self, observed: Sequence[Observed]) -> np.ndarray:
+        """Expected improvement (logits) of every item over the best that is observed, or else over the likeliest best; n."""
+        mean, spread = self.believe(observed)
+        finished = [one.score for one in observed if not one.paused]
+        goal = float(self._logit([max(finished)])[0]) if finished else float(mean.max(initial=-math.inf))
+        away = (mean - goal) / spread
+        below = 0.5 * (1 + np.array([math.erf(value / math.sqrt(2)) for value in away]))
+        return np.asarray(spread * (away * below + np.exp(-(away**2) / 2) / math.sqrt(2 * math.pi)))
+
+    def expected(self, candidate: Candidate, observed: Sequence[Observed]) -> float:
+        """The score that is believed of an item, 0–1."""
+        mean, _ = self.believe(observed)
+        return float(1 / (1 + math.exp(-mean[self._place[candidate.id]])))
+
+    def _logit(self, scores: Sequence[float]) -> np.ndarray:
+        """No score is surer than half of a validation image."""
+        kept = np.clip(np.array(scores, dtype=np.float64), 0.5 / (self._images + 1), 1 - 0.5 / (self._images + 1))
+        return np.asarray(np.log(kept / (1 - kept)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Likeness:
+    """How much alike candidates are, in components: task, backbone, strategy, both, and each hyperparameter."""
+
+    backbone: np.ndarray
+    """n: codes."""
+    kin: np.ndarray
+    """codes × codes, 0–1."""
+    strategy: np.ndarray
+    """n: codes."""
+    values: np.ndarray
+    """n × hyperparameters, each within 0–1; NaN where a strategy has none of that name."""
+    shares: np.ndarray
+    """Of the components, before any trial."""
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], backbones: Mapping[str, Backbone], spaces: Mapping[str, Space]) -> _Likeness:
+        names = sorted({candidate.backbone for candidate in candidates})
+        kin = np.array([[_kin(backbones[one], backbones[other]) for other in names] for one in names])
+        strategies = sorted({candidate.strategy for candidate in candidates})
+        hyperparameters = sorted({name for strategy in strategies for name in spaces.get(strategy, {})})
+        values = np.full((len(candidates), len(hyperparameters)), np.nan)
+        for row, candidate in enumerate(candidates):
+            space = spaces.get(candidate.strategy, {})
+            for column, name in enumerate(hyperparameters):
+                if name in space:
+                    values[row, column] = _scaled(space[name], candidate.hyperparameters[name])
+        shares = [SHARES[name] for name in ("task", "backbone", "strategy", "pair")]
+        shares += [SHARES["hyperparameters"] / len(hyperparameters)] * len(hyperparameters)
+        return cls(
+            np.array([names.index(candidate.backbone) for candidate in candidates], dtype=np.int64),
+            kin.reshape(len(names), len(names)),
+            np.array([strategies.index(candidate.strategy) for candidate in candidates], dtype=np.int64),
+            values,
+            np.array(shares),
+        )
+
+    def to(self, place: int) -> np.ndarray:
+        """Components × n: how much each candidate is like the one at `place`."""
+        network = self.kin[self.backbone[place]][self.backbone]
+        strategy = (self.strategy == self.strategy[place]).astype(np.float64)
+        apart = self.values - self.values[place]
+        near = np.nan_to_num(np.exp(-(apart**2) / (2 * LENGTH**2)), nan=0.0).T
+        return np.concatenate(
+            [[np.ones_like(network), network, strategy, strategy * network], near * strategy * (1 + network) / 2]
+        )
+
+    def itself(self, shares: np.ndarray) -> np.ndarray:
+        """n: how much each candidate is like itself, the components weighed by `shares`."""
+        return np.asarray(shares[:4].sum() + np.isfinite(self.values) @ shares[4:])
+
+
+def _kin(one: Backbone, other: Backbone) -> float:
+    """How much alike two networks are: 1 for the same."""
+    if one.name == other.name:
+        return 1.0
+    return 0.5 * (one.source_dataset == other.source_dataset) + 0.25 * (one.family == other.family)
+
+
+def _scaled(parameter: Float | Int | Choice, value: Value) -> float:
+    """The place of a value in its range; options stand in the order in which they are listed."""
+    if isinstance(parameter, Choice):
+        return parameter.options.index(value) / max(len(parameter.options) - 1, 1)
+    low, high, here = float(parameter.low), float(parameter.high), float(value)
+    if isinstance(parameter, Int) or parameter.log:
+        low, high, here = math.log(max(low, 1e-12)), math.log(max(high, 1e-12)), math.log(max(here, 1e-12))
+    return (here - low) / (high - low) if high > low else 0.0
