@@ -17,13 +17,15 @@ import numpy as np
 from .records import Backbone, Candidate, Ranked
 from .space import Choice, Float, Int, Space, Value
 
-SHARES = {"task": 0.2, "backbone": 0.15, "strategy": 0.15, "pair": 0.1, "hyperparameters": 0.5}
+SHARES = {"task": 0.1, "backbone": 0.15, "strategy": 0.15, "pair": 0.1, "hyperparameters": 0.5}
 """Of the variance of the ranking's error, before any trial: what all candidates of a task have in common, those of one backbone,
 of one strategy, of both, and (each hyperparameter its part) those of one strategy with like hyperparameters."""
 FACTORS = (0.25, 1.0, 4.0, 12.0)
 """By which a share may prove larger or smaller."""
 SURPRISE = math.log(4)
 """Standard deviation of the logarithm of a factor, before any trial: few hyperparameters matter much, most hardly."""
+FEWEST = 3
+"""Trials from which on shares are corrected."""
 LENGTH = 0.5
 """Of a hyperparameter's range: values so far apart are alike to 0.6."""
 LEAST_SPREAD, MOST_SPREAD = 0.3, 2.0
@@ -87,6 +89,8 @@ class Surrogate:
             factors = np.log(tried / self._likeness.shares) / SURPRISE
             return float(-(error @ np.linalg.solve(covariance, error)) - size - (factors**2).sum()) / 2
 
+        if len(error) < FEWEST:
+            return shares
         best = merit(shares)
         for component in range(len(shares)):
             for factor in FACTORS:
@@ -144,7 +148,7 @@ class _Likeness:
                 if name in space:
                     values[row, column] = _scaled(space[name], candidate.hyperparameters[name])
         shares = [SHARES[name] for name in ("task", "backbone", "strategy", "pair")]
-        shares += [SHARES["hyperparameters"] / len(hyperparameters)] * len(hyperparameters)
+        shares += [SHARES["hyperparameters"] / max(len(hyperparameters), 1)] * len(hyperparameters)
         return cls(
             np.array([names.index(candidate.backbone) for candidate in candidates], dtype=np.int64),
             kin.reshape(len(names), len(names)),
