@@ -1,10 +1,11 @@
 """The budgeted search: successive halving over a ranking, then whatever still fits.
 
 1. *Looks*: the best-ranked candidates that cost next to nothing (probes on cached features) are trained outright.
-2. *Halving*: the most promising candidates train for a third of their epochs; the better third goes on to the end
-   (Jamieson and Talwalkar, 2016).
-3. *The rest*: as long as the predicted seconds fit, the next candidate is trained to a third, and to the end if it stands among
-   the better third there.
+2. *A bracket*: the most promising candidates train for a third of their epochs, as in successive halving (Jamieson and
+   Talwalkar, 2016).
+3. *The rest*: whatever promises the largest improvement for its seconds comes next, as long as the predicted seconds fit: a
+   paused trial goes on to the end, or a new one is trained to a third. As in freeze-thaw optimisation (Swersky et al., 2014), a
+   paused trial is judged by what it may become, which the learning curves of the history tell.
 
 What is promising is told by the ranking, corrected by what the trials so far showed (see `surrogate`).
 
@@ -32,7 +33,7 @@ from .history import History
 from .home import write_text
 from .hookspecs import Tracker
 from .records import VALIDATION, Backbone, Candidate, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, trial_id
-from .surrogate import Observed, Surrogate
+from .surrogate import Growth, Observed, Surrogate, growth_of
 from .trials import Limits, judge_on_test, run_trial
 
 RULE = (
@@ -43,7 +44,9 @@ ETA = 3
 LOOK_SHARE, MOST_LOOKS = 0.03, 6
 BRACKET_SHARE, MOST_ENTRANTS = 0.75, 9
 MOST_FAILURES = 2
-"""Of a strategy, none of whose trials went well: from then on it comes last."""
+"""Of a strategy, none of whose trials went well: from then on it is not tried."""
+LEAST_PRICE = 0.03
+"""Of the time: what is added to a candidate's seconds, lest a search only ever tries what is cheap."""
 RESERVE = 0.02
 """Share of the time kept for the test images and the report."""
 
@@ -63,10 +66,14 @@ class _Search:
     command: str
     spent_before: float
     surrogate: Surrogate
+    growth: Mapping[str, Growth]
+    """Of each strategy, from a third of the epochs to the end."""
     started: float = field(default_factory=time.monotonic)
     trials: dict[str, Trial] = field(default_factory=dict)
     earlier: dict[str, Trial] = field(default_factory=dict)
     """Trials of an earlier start, until this one comes to them: it decides in the same order, so it decides the same."""
+    stuck: set[str] = field(default_factory=set)
+    """Paused trials that cannot go on in the time."""
     pace: list[float] = field(default_factory=list)
     """log(real / predicted seconds) of the finished trials."""
 
@@ -77,7 +84,7 @@ class _Search:
         return self.budget.seconds * (1 - RESERVE) - self.spent()
 
     def epochs_left(self) -> float:
-        trained = (*self.trials.values(), *self.earlier.values())
+        trained = {**self.trials, **self.earlier}.values()
         return self.budget.epochs - sum(trial.curve[-1].epoch for trial in trained if trial.curve)
 
     def trials_left(self) -> float:
@@ -115,7 +122,9 @@ def search(
     spaces = {name: strategy.space for name, strategy in registry.strategies().items()}
     surrogate = Surrogate(ranking.items, backbones, spaces, validation_images=len(task.part(VALIDATION)))
     before = _spent(folder) + spent
-    state = _Search(task, backbones, ranking, budget, folder, seed, history, trackers, command, before, surrogate)
+    grown = history.growths(1 / ETA, objective=task.objective)
+    growth = {name: growth_of(grown.get(name, ())) for name in spaces}
+    state = _Search(task, backbones, ranking, budget, folder, seed, history, trackers, command, before, surrogate, growth)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _recall(state)
     for tracker in trackers:
@@ -123,8 +132,9 @@ def search(
     interrupted = False
     try:
         _look(state)
-        _halve(state, _entrants(state))
-        _fill(state)
+        for item in _entrants(state):
+            _advance(state, item, _rung(item.candidate))
+        _go_on(state)
     except KeyboardInterrupt:
         interrupted = True
     state.trials |= state.earlier
@@ -182,49 +192,84 @@ def _price(state: _Search, item: Ranked) -> float:
     return state.expected_seconds(item) * (1 / ETA + (1 - 1 / ETA) / ETA)
 
 
-def _halve(state: _Search, entrants: list[Ranked]) -> None:
-    """All to the first rung, the better third to the end."""
-    for item in entrants:
-        _advance(state, item, _rung(item.candidate))
-    standing = sorted((item for item in entrants if _score(state, item) is not None), key=lambda item: _key(state, item))
-    for item in standing[-max(1, math.ceil(len(standing) / ETA)) :][::-1]:
-        _advance(state, item, math.inf)
-
-
-def _fill(state: _Search) -> None:
-    """Spend what is left on what still fits."""
-    while True:
-        order = sorted(_in_order(state), key=lambda item: _id(state, item) not in state.earlier)
-        fitting = [
-            item for item in order if _id(state, item) in state.earlier or state.expected_seconds(item) < state.time_left()
-        ]
-        if not fitting and not state.trials and order:
-            fitting = [min(order, key=state.expected_seconds)]  # better a cut-off model than none
-        if not fitting or state.trials_left() < 1 or state.epochs_left() <= 0 or state.time_left() <= 0:
+def _go_on(state: _Search) -> None:
+    """Spend what is left on what promises most for its seconds."""
+    while state.epochs_left() > 0 and state.time_left() > 0:
+        item = _next(state)
+        if item is None:
             return
-        item = fitting[0]
-        _advance(state, item, _rung(item.candidate))
-        scores = sorted(score for trial in state.trials.values() if (score := _at_rung(trial)) is not None)
-        own = _at_rung(state.trials[_id(state, item)])
-        if own is not None and own >= scores[-math.ceil(len(scores) / ETA)]:
-            _advance(state, item, math.inf)
+        id_ = _id(state, item)
+        begun = state.trials.get(id_)
+        _advance(state, item, _rung(item.candidate) if begun is None else math.inf)
+        if state.trials.get(id_) == begun:  # no further epoch fits
+            state.stuck.add(id_)
 
 
-def _in_order(state: _Search, believed: Sequence[Observed] = ()) -> Iterable[Ranked]:
-    """Untried candidates, the most promising first; those of a strategy that only ever failed here come last."""
+def _next(state: _Search) -> Ranked | None:
+    """A paused candidate to be taken to the end, or a new one to be begun; what an earlier start did comes first."""
+    promise = state.surrogate.improvement(_observed(state))
+    options = list(_options(state))
+    timed = math.isfinite(state.budget.seconds)
+    prices = {place: state.expected_seconds(state.ranking.items[place]) * share if timed else 0.0 for place, share in options}
+    items = state.ranking.items
+    done = {place for place in prices if _id(state, items[place]) in state.earlier}
+    fitting = [place for place in prices if place in done or prices[place] < state.time_left()]
+    if not fitting and prices and not state.trials:
+        return items[min(prices, key=lambda place: prices[place])]  # better a cut-off model than none
+    floor = LEAST_PRICE * state.budget.seconds if timed else 1.0
+    best = max(fitting, key=lambda place: (place in done, promise[place] / (prices[place] + floor)), default=None)
+    return None if best is None else items[best]
+
+
+def _options(state: _Search) -> Iterable[tuple[int, float]]:
+    """Places in the ranking of what can go on or be begun, and the share of its seconds that this takes to the end."""
+    hopeless, more = _hopeless(state), _may_finish_more(state)
+    for place, item in enumerate(state.ranking.items):
+        id_ = _id(state, item)
+        trial = state.trials.get(id_)
+        if id_ in state.stuck:
+            continue
+        if trial is None and state.trials_left() >= 1 and item.candidate.strategy not in hopeless:
+            yield place, 1.0
+        elif trial is not None and trial.status == "stopped" and more:
+            yield place, 1 - 1 / ETA
+
+
+def _may_finish_more(state: _Search) -> bool:
+    """Where time is no limit, only a third of what was begun is taken to the end."""
+    if math.isfinite(state.budget.seconds):
+        return True
+    begun = [trial for trial in state.trials.values() if math.isfinite(_rung(trial.candidate)) and trial.curve]
+    ended = sum(trial.status == "finished" for trial in begun)
+    return ended < math.ceil(len(begun) / ETA)
+
+
+def _in_order(state: _Search, believed: Sequence[Observed]) -> Iterable[Ranked]:
+    """Untried candidates, the most promising first; `believed` counts like trials."""
     promise = state.surrogate.improvement([*_observed(state), *believed])
+    hopeless = _hopeless(state)
+    for place in np.argsort(-promise, kind="stable"):
+        item = state.ranking.items[place]
+        if _id(state, item) not in state.trials and item.candidate.strategy not in hopeless:
+            yield item
+
+
+def _hopeless(state: _Search) -> set[str]:
+    """Strategies that only ever failed here."""
     statuses: dict[str, list[str]] = defaultdict(list)
     for trial in state.trials.values():
         statuses[trial.candidate.strategy].append(trial.status)
-    hopeless = {name for name, found in statuses.items() if len(found) >= MOST_FAILURES and set(found) == {"failed"}}
-    last = np.array([item.candidate.strategy in hopeless for item in state.ranking.items], dtype=bool)
-    return [item for i in np.lexsort((-promise, last)) if _id(state, item := state.ranking.items[i]) not in state.trials]
+    return {name for name, found in statuses.items() if len(found) >= MOST_FAILURES and set(found) == {"failed"}}
 
 
 def _observed(state: _Search) -> list[Observed]:
     """What the trials of this search showed."""
     return [
-        Observed(trial.candidate, trial.score, paused=trial.status == "stopped")
+        Observed(
+            trial.candidate,
+            trial.score,
+            state.growth.get(trial.candidate.strategy, Growth()) if trial.status == "stopped" else None,
+        )
         for trial in state.trials.values()
         if trial.score is not None
     ]
@@ -234,7 +279,10 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> None:
     """Train a candidate up to `epochs`, unless that was done before or the budget is used up."""
     id_ = _id(state, item)
     if id_ in state.earlier:
-        state.trials[id_] = state.earlier.pop(id_)
+        whole = state.earlier[id_]
+        state.trials[id_] = _as_of(whole, epochs)
+        if state.trials[id_] is whole:
+            del state.earlier[id_]
     before = state.trials.get(id_)
     if before is not None and (before.status != "stopped" or (before.curve and before.curve[-1].epoch >= epochs)):
         return
@@ -320,6 +368,15 @@ def read_trial(path: Path) -> Trial:
     return trial_of(json.loads(path.read_text(encoding="utf-8")))
 
 
+def _as_of(trial: Trial, epochs: float) -> Trial:
+    """A trial of an earlier start as it was when it had trained so far: decisions are repeated as they were made."""
+    curve = tuple(point for point in trial.curve if point.epoch <= epochs)
+    if len(curve) == len(trial.curve) or not curve or trial.status == "failed":
+        return trial
+    best = max(point.score for point in curve)
+    return replace(trial, status="stopped", curve=curve, validation={"accuracy": best, "score": best})
+
+
 def _spent(folder: Path) -> float:
     path = folder / "spent.json"
     return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
@@ -337,21 +394,6 @@ def _rung(candidate: Candidate) -> float:
     """A third of the epochs; strategies without epochs have no rungs."""
     epochs = candidate.hyperparameters.get("epochs")
     return math.ceil(float(epochs) / ETA) if isinstance(epochs, (int, float)) else math.inf
-
-
-def _at_rung(trial: Trial) -> float | None:
-    """Best validation score up to the first rung."""
-    scores = [point.score for point in trial.curve if point.epoch <= _rung(trial.candidate)]
-    return max(scores, default=None)
-
-
-def _score(state: _Search, item: Ranked) -> float | None:
-    trial = state.trials.get(_id(state, item))
-    return trial.score if trial is not None else None
-
-
-def _key(state: _Search, item: Ranked) -> tuple[float, float, float]:
-    return _standing(state.trials[_id(state, item)])
 
 
 def _standing(trial: Trial) -> tuple[float, float, float]:

@@ -180,6 +180,21 @@ class History:
         score, seconds, memory_mb, images, speed = numbers
         return Table(task, source_dataset, backbone, strategy, hyperparameters, score, seconds, memory_mb, images, speed)
 
+    def growths(self, share: float, *, objective: str = "accuracy", most: int = 5000) -> dict[str, list[tuple[float, float]]]:
+        """Strategy → (best score within the first `share` of the epochs, best score), of the `most` newest finished trials."""
+        rows = self._rows(
+            "SELECT t.strategy, max(CASE WHEN p.epoch <= max(1, round(t.epochs * ? + 0.499)) THEN p.score END), max(p.score)"
+            " FROM (SELECT t.id, t.strategy, json_extract(t.hyperparameters, '$.epochs') AS epochs FROM trials t"
+            " JOIN tasks k ON k.fingerprint = t.task WHERE t.status = 'finished' AND k.objective = ?"
+            " ORDER BY t.number DESC LIMIT ?) t JOIN points p ON p.trial = t.id WHERE t.epochs IS NOT NULL GROUP BY t.id",
+            [share, objective, most],
+        )
+        found: dict[str, list[tuple[float, float]]] = {}
+        for strategy, early, best in rows:
+            if early is not None:
+                found.setdefault(strategy, []).append((early, best))
+        return found
+
     def profiles(self) -> dict[str, Profile]:
         """By fingerprint of the task."""
         return {task: profile_of(json.loads(text)) for task, text in self._rows("SELECT task, facts FROM profiles", [])}

@@ -24,23 +24,32 @@ FACTORS = (0.25, 1.0, 4.0, 12.0)
 """By which a share may prove larger or smaller."""
 SURPRISE = math.log(4)
 """Standard deviation of the logarithm of a factor, before any trial: few hyperparameters matter much, most hardly."""
+_SURE = 3
+"""Trials that the growth assumed without any is worth."""
 FEWEST = 3
 """Trials from which on shares are corrected."""
 LENGTH = 0.5
 """Of a hyperparameter's range: values so far apart are alike to 0.6."""
 LEAST_SPREAD, MOST_SPREAD = 0.3, 2.0
 """Logits: of the ranking's error, whatever its intervals say."""
-GROWTH, GROWTH_SPREAD = 0.3, 0.4
-"""Logits that a paused trial may still gain, before it is known how much others did."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Logits that a paused trial gains on its way to the end."""
+
+    mean: float = 0.4
+    spread: float = 0.5
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One trial: what it scored, and whether it may get better yet."""
+    """One trial: what it scored, and how much better it may still get."""
 
     candidate: Candidate
     score: float
-    paused: bool = False
+    paused: Growth | None = None
+    """What is to be expected of it if it goes on; None: it has ended."""
 
 
 class Surrogate:
@@ -63,10 +72,10 @@ class Surrogate:
         if not known:
             return self._mean, np.full(len(self._mean), math.sqrt(self._variance))
         places = [self._place[one.candidate.id] for one in known]
-        paused = np.array([one.paused for one in known], dtype=np.float64)
+        growth = np.array([(one.paused.mean, one.paused.spread) if one.paused else (0.0, 0.0) for one in known])
         right = np.clip([one.score for one in known], 0.02, 0.98)
-        noise = np.diag(1 / (self._images * right * (1 - right)) + paused * GROWTH_SPREAD**2)
-        error = self._logit([one.score for one in known]) + paused * GROWTH - self._mean[places]
+        noise = np.diag(1 / (self._images * right * (1 - right)) + growth[:, 1] ** 2)
+        error = self._logit([one.score for one in known]) + growth[:, 0] - self._mean[places]
         across = np.stack([self._likeness.to(place) for place in places])
         shares = self._likelier_shares(across[:, :, places], error, noise)
         covariance = self._variance * np.einsum("c,kcn->nk", shares, across)
@@ -170,6 +179,18 @@ class _Likeness:
     def itself(self, shares: np.ndarray) -> np.ndarray:
         """n: how much each candidate is like itself, the components weighed by `shares`."""
         return np.asarray(shares[:4].sum() + np.isfinite(self.values) @ shares[4:])
+
+
+def growth_of(pairs: Sequence[tuple[float, float]]) -> Growth:
+    """From (score at the pause, score at the end) of earlier trials; as sure as their number allows."""
+    before = Growth()
+    scores = np.clip(np.array(pairs, dtype=np.float64).reshape(-1, 2), 0.005, 0.995)
+    logits = np.log(scores / (1 - scores))
+    gains = logits[:, 1] - logits[:, 0]
+    weight = len(gains) + _SURE
+    mean = (gains.sum() + _SURE * before.mean) / weight
+    variance = (((gains - mean) ** 2).sum() + _SURE * before.spread**2) / weight
+    return Growth(float(mean), float(np.sqrt(variance)))
 
 
 def _kin(one: Backbone, other: Backbone) -> float:

@@ -12,7 +12,7 @@ from automl_tl import Candidate, Ranked
 from automl_tl.backbones import catalogue
 from automl_tl.registry import strategies
 from automl_tl.space import defaults, draw
-from automl_tl.surrogate import GROWTH, Observed, Surrogate
+from automl_tl.surrogate import Growth, Observed, Surrogate, growth_of
 
 BIG = "resnet10t_40.tiny_imagenet_64"
 
@@ -64,9 +64,18 @@ def test_the_more_alike_the_more_a_trial_says() -> None:
 def test_a_paused_trial_may_still_grow() -> None:
     one = item("fine-tuning", BIG, 0.8)
     model = surrogate([one])
-    (done,), (paused,) = (model.believe([Observed(one.candidate, 0.7, paused=flag)])[0] for flag in (False, True))
-    assert done < paused
-    assert paused < logit(0.7) + GROWTH + 0.3
+    (done,), (paused,) = (model.believe([Observed(one.candidate, 0.7, paused=growth)])[0] for growth in (None, Growth(0.5, 0.1)))
+    assert done + 0.3 < paused < logit(0.7) + 0.5 + 0.05
+
+
+def test_growth_is_learnt_from_earlier_curves() -> None:
+    pairs = [(0.5, 0.6), (0.5, 0.7), (0.6, 0.8)] * 10
+    gains = [logit(end) - logit(third) for third, end in pairs]
+    growth = growth_of(pairs)
+    assert growth.mean == pytest.approx(np.mean(gains), rel=0.1)
+    assert growth.spread == pytest.approx(np.std(gains), rel=0.2)
+    nothing = growth_of([])
+    assert (nothing.mean, nothing.spread) == pytest.approx((Growth().mean, Growth().spread)), "nothing known, nothing learnt"
 
 
 def test_improvement_is_the_expectation_that_it_says() -> None:
