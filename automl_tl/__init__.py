@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from .api import evaluate, fit, load_task, predict, profile_task, recommend, search
+    from .api import evaluate, export, fit, load_task, predict, profile_task, recommend, search
     from .estimator import TransferClassifier
     from .records import Backbone, Candidate, Features, Listing, Outcome, Point, Profile, Ranked, Ranking, Task, Trial
     from .strategy import Batch, Classifier, Fitted, Job, Strategy
@@ -32,6 +32,7 @@ __all__ = [
     "TransferClassifier",
     "Trial",
     "evaluate",
+    "export",
     "fit",
     "hookimpl",
     "load_task",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("evaluate", "fit", "load_task", "predict", "profile_task", "recommend", "search"),
+    "api": ("evaluate", "export", "fit", "load_task", "predict", "profile_task", "recommend", "search"),
     "estimator": ("TransferClassifier",),
     "records": (
         *("Backbone", "Candidate", "Features", "Listing", "Outcome", "Point"),

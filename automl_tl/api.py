@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import data, model, processes, registry
+from . import data, processes, registry
 from .along import Along
 from .along import read_task as read_task
 from .backbones import catalogue
@@ -24,6 +24,8 @@ from .cost import CostModel
 from .errors import InputError
 from .evaluation.classification import judge
 from .experience import Experience
+from .exports import Exported, export_run
+from .exports.predictor import open_predictor
 from .facts import backbone_of, profile_of
 from .halving import follow
 from .halving import search as search
@@ -233,14 +235,14 @@ def fit(
 def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:
     """Classify images with the winner of a run: a folder of images, one image, or a list of paths, PIL images or arrays.
 
+    `run` may also be what `export` wrote: a timm folder, an ONNX file or a torch.export program, or the folder of one.
+
     Raises:
         InputError: no model in `run`, no image, or one that cannot be read (it is named).
     """
-    trained = model.load(model.model_folder(Path(run)))
+    trained = open_predictor(Path(run))
     listed, where = _unlabelled(images)
-    b = trained.backbone
-    pixels = data.decode_images(listed, where, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
-    return Predictions(tuple(where), trained.classes, trained.probabilities(pixels))
+    return Predictions(tuple(where), trained.classes, trained.probabilities(trained.decode(listed, where)))
 
 
 def evaluate(run: Path | str, location: Any) -> dict[str, float]:
@@ -249,7 +251,7 @@ def evaluate(run: Path | str, location: Any) -> dict[str, float]:
     Raises:
         InputError: a class that the model does not know.
     """
-    trained = model.load(model.model_folder(Path(run)))
+    trained = open_predictor(Path(run))
     listing = data.read_listing(location)
     keep = [i for i, split in enumerate(listing.splits) if split == "test"] if listing.splits is not None else []
     chosen = keep or range(len(listing.images))
@@ -259,16 +261,21 @@ def evaluate(run: Path | str, location: Any) -> dict[str, float]:
             f"{location} has classes that the model does not know: {', '.join(unknown[:5])}; "
             f"known: {', '.join(trained.classes[:20])}"
         )
-    b = trained.backbone
-    pixels = data.decode_images(
-        [listing.images[i] for i in chosen],
-        [listing.where[i] for i in chosen],
-        b.input_size,
-        interpolation=b.interpolation,
-        crop_pct=b.crop_pct,
-    )
+    pixels = trained.decode([listing.images[i] for i in chosen], [listing.where[i] for i in chosen])
     labels = np.array([trained.classes.index(listing.labels[i]) for i in chosen])
     return judge(trained.probabilities(pixels), labels)
+
+
+def export(run: Path | str, *, to: str, out: Path | str | None = None, dry_run: bool = False) -> Exported:
+    """The winner of a run for somebody else's program: `to` is "timm", "onnx", "torch" (torch.export) or "hub".
+
+    `out` is a folder (default: `exports/FORM` in the run's), or the hub's OWNER/NAME.
+
+    Raises:
+        InputError: the form, the run or `out` cannot be used, or the network does not fit the form.
+        PluginError: a package of the form's extra is missing.
+    """
+    return export_run(Path(run), to=to, out=out, dry_run=dry_run)
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:

@@ -176,7 +176,7 @@ def profile(images: Images, zoo: ZooName = None, seed: Seed = 0, json: AsJson = 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`, or what `export` wrote.")],
     images: Annotated[Path, typer.Argument(help="A folder of images (labels are not needed), or one image.")],
     out: Annotated[Path | None, typer.Option(help="Write a CSV: path, label, confidence, one column a class.")] = None,
     json: AsJson = False,
@@ -215,6 +215,29 @@ def evaluate(
         _print_json(scores)
     else:
         _table("", ("score", "value"), [(name, f"{value:.4f}") for name, value in scores.items()])
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    to: Annotated[str, typer.Option(help="timm, onnx, torch (torch.export) or hub.")],
+    out: Annotated[str | None, typer.Option(help="Folder (default: RUN/exports/FORM), or OWNER/NAME on the hub.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make and check all of it, but keep and send nothing.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Bring the winner of a run into a form that other programs use; `predict` takes it, too."""
+    from dataclasses import asdict
+
+    from . import api
+
+    exported = api.export(run, to=to, out=out, dry_run=dry_run)
+    if json:
+        _print_json(asdict(exported))
+        return
+    verb = ("sent to" if to == "hub" else "written to") if exported.written else "nothing kept or sent; would go to"
+    print(f"{verb} {exported.where}{' (private)' if to == 'hub' else ''}:")
+    _table("", ("file", "bytes"), [(name, f"{size:,}") for name, size in exported.files.items()])
+    print(f"Largest difference of a probability from the run's network: {exported.largest_difference:.2g}")
 
 
 @history_app.command("list")

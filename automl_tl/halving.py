@@ -32,7 +32,21 @@ from .facts import trial_of
 from .history import History
 from .home import write_text
 from .hookspecs import Tracker
-from .records import VALIDATION, Backbone, Candidate, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, trial_id
+from .records import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Backbone,
+    Candidate,
+    Outcome,
+    Point,
+    Profile,
+    Ranked,
+    Ranking,
+    Task,
+    Trial,
+    trial_id,
+)
 from .surrogate import Growth, Observed, Surrogate, growth_of
 from .trials import Limits, judge_on_test, run_trial
 
@@ -340,6 +354,7 @@ def _crown(state: _Search) -> Trial:
         winner = replace(winner, test=judge_on_test(state.task, trained.backbone, trained.net))
         _remember(state, winner)
     facts = {**trained.facts, "test": dict(winner.test), "trial": winner.id, "fingerprint": state.task.fingerprint}
+    facts["images"] = {split: len(state.task.part(split)) for split in (TRAIN, VALIDATION, TEST)}
     model.save(state.folder / "model", trained.net, trained.backbone, trained.candidate, trained.classes, facts)
     return winner
 

@@ -1,0 +1,103 @@
+"""A trained model in the form that somebody else's program wants it in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from automl_tl import model
+from automl_tl.errors import InputError
+from automl_tl.home import write_text
+
+FORMS = ("timm", "onnx", "torch", "hub")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export left, or would leave."""
+
+    form: str
+    where: str
+    """A folder, or the address of a repository."""
+    files: dict[str, int]
+    """Name → bytes."""
+    largest_difference: float
+    """Of a probability, from the run's network, on probe images."""
+    written: bool = True
+    """False: nothing left this machine, as it was a dry run."""
+
+
+def export_run(run: Path, *, to: str, out: str | Path | None = None, dry_run: bool = False) -> Exported:
+    """Bring the winner of `run` into the form `to`: in the folder `out` (default `run/exports/FORM`), or in a hub repository.
+
+    With `dry_run`, everything is made and checked, and nothing is kept or sent.
+
+    Raises:
+        InputError: no such form, no model, `out` cannot be used, or the network does not fit the form.
+        PluginError: a package of the form's extra is missing.
+    """
+    if to not in FORMS:
+        raise InputError(f"--to {to}: there is no such form; known: {', '.join(FORMS)}")
+    if to == "hub":
+        return _to_hub(run, out, dry_run=dry_run)
+    trained = model.load(model.model_folder(run))
+    folder = Path(out) if out is not None else run / "exports" / to
+    with _staged(folder, keep=not dry_run) as made:
+        difference = _write(made, run, trained, to)
+        files = _sizes(made)
+    return Exported(to, str(folder), files, difference, written=not dry_run)
+
+
+def _to_hub(run: Path, out: str | Path | None, *, dry_run: bool) -> Exported:
+    from . import hub
+
+    if out is None:
+        raise InputError("--to hub: say where with --out OWNER/NAME")
+    repository = hub.check_name(str(out))
+    trained = model.load(model.model_folder(run))
+    with tempfile.TemporaryDirectory(prefix="automl_tl_") as temporary:
+        folder = Path(temporary)
+        difference = _write(folder, run, trained, "timm", repository=repository)
+        files = _sizes(folder)
+        where = repository if dry_run else hub.push(folder, repository)
+    return Exported("hub", where, files, difference, written=not dry_run)
+
+
+def _write(folder: Path, run: Path, trained: model.Model, form: str, *, repository: str | None = None) -> float:
+    from . import onnx_file, timm_folder, torch_program
+    from .card import write_card
+
+    if form != "timm":
+        return (onnx_file if form == "onnx" else torch_program).write(folder, trained)
+    difference = timm_folder.write(folder, trained)
+    write_text(folder / "README.md", write_card(run, trained, repository=repository))
+    return difference
+
+
+@contextmanager
+def _staged(folder: Path, *, keep: bool) -> Iterator[Path]:
+    """A folder beside `folder`, whose files come to it once all are there."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
+    made = Path(tempfile.mkdtemp(prefix=".export-", suffix=".partial", dir=nearest))
+    try:
+        yield made
+        names = {path.name for path in made.iterdir()}
+        if folder.exists() and (others := sorted(path.name for path in folder.iterdir() if path != made and path.name not in names)):
+            raise InputError(f"{folder}: holds other things ({', '.join(others[:3])}); choose another --out")
+        if keep:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in sorted(names):
+                os.replace(made / name, folder / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

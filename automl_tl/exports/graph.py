@@ -1,0 +1,128 @@
+"""The classifier as one graph, and the JSON that lies beside a graph: what the ONNX and the torch.export form share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automl_tl.augment import normalise
+from automl_tl.cards import INTERPOLATIONS
+from automl_tl.errors import AutomlError, InputError
+from automl_tl.home import write_text
+from automl_tl.model import Model
+
+from .predictor import Predictor, batched
+
+TOLERANCE = 1e-4
+"""Of a probability: an exported graph that differs more from the run's network, both in fp32, is not written."""
+INPUT, OUTPUT = "images", "probabilities"
+PROBES = 6
+
+
+class Graph(nn.Module):
+    """uint8 N×S×S×3 RGB images to N×classes probabilities: normalisation and softmax are inside, so nobody can forget them."""
+
+    def __init__(self, trained: Model) -> None:
+        super().__init__()
+        self.net = trained.net
+        self.mean, self.std = trained.backbone.mean, trained.backbone.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.net(normalise(images.permute(0, 3, 1, 2), self.mean, self.std))
+        return F.softmax(logits, dim=1)
+
+
+def graph_of(trained: Model) -> Graph:
+    """On the CPU, in fp32, for evaluation: a graph that every machine can run. `trained` goes to the CPU with it."""
+    return Graph(trained).cpu().float().eval()
+
+
+def probes(size: int, count: int = PROBES) -> np.ndarray:
+    """uint8 count×size×size×3: coloured patches of different coarseness and contrast, the same at every call."""
+    random = np.random.default_rng(0)
+    images = []
+    for number in range(count):
+        patches = torch.from_numpy(random.uniform(0, 255, (1, 3, 2 + 2 * number, 2 + 2 * number)).astype(np.float32))
+        image = F.interpolate(patches, size=(size, size), mode="bilinear")[0].permute(1, 2, 0)
+        images.append(((image - 128) * (0.4 + 0.1 * number) + 128).clamp(0, 255).to(torch.uint8).numpy())
+    return np.stack(images)
+
+
+def largest_difference(graph: Graph, answer: Callable[[np.ndarray], np.ndarray], size: int, form: str) -> float:
+    """Between the probabilities of `graph` and of `answer` on probe images, one at a time and in a batch.
+
+    Raises:
+        AutomlError: it is above `TOLERANCE`.
+    """
+    images = probes(size)
+    with torch.inference_mode():
+        expected = graph(torch.from_numpy(images)).numpy()
+    found = max(float(np.abs(answer(batch) - want).max()) for batch, want in ((images, expected), (images[:1], expected[:1])))
+    if not found <= TOLERANCE:
+        raise AutomlError(f"the {form} form answers differently: by {found:.2g} where {TOLERANCE:g} is allowed; nothing is written")
+    return found
+
+
+def facts_of(trained: Model, form: str) -> dict[str, Any]:
+    """What a user of the graph must know, as JSON."""
+    b = trained.backbone
+    return {
+        "form": form,
+        "classes": list(trained.classes),
+        "input": {"name": INPUT, "type": "uint8", "shape": ["n", b.input_size, b.input_size, 3], "channels": "RGB, 0-255"},
+        "output": {"name": OUTPUT, "type": "float32", "shape": ["n", len(trained.classes)]},
+        "preparation": {
+            "resize": "shorter side to floor(input_size / crop_pct)",
+            "crop": "centre",
+            "input_size": b.input_size,
+            "interpolation": b.interpolation,
+            "crop_pct": b.crop_pct,
+        },
+        "normalisation": {"where": "inside the graph", "mean": list(b.mean), "std": list(b.std)},
+        "tolerance": TOLERANCE,
+        "precision": "float32",
+        "backbone": b.name,
+        "licence": b.licence,
+        "strategy": trained.candidate.strategy,
+        "trial": trained.facts.get("trial", ""),
+        "versions": {name: version(name) for name in ("automl_tl", "torch", "timm")},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def beside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
+
+
+def write_facts(file: Path, facts: Mapping[str, Any]) -> None:
+    write_text(beside(file), json.dumps(facts, indent=1, ensure_ascii=False))
+
+
+def predictor(file: Path, answer: Callable[[np.ndarray], np.ndarray]) -> Predictor:
+    """From the JSON beside `file`.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = beside(file)
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        classes, preparation = tuple(map(str, facts["classes"])), facts["preparation"]
+        size, interpolation = int(preparation["input_size"]), str(preparation["interpolation"])
+        crop_pct = float(preparation["crop_pct"])
+    except FileNotFoundError:
+        raise InputError(f"{file}: {path.name}, which says how images are prepared, is not beside it; copy both") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged: {type(error).__name__}: {error}; export the run again") from None
+    if interpolation not in INTERPOLATIONS or not 0 < crop_pct <= 1 or not 0 < size <= 4096 or not classes:
+        raise InputError(f"{path}: says how images are prepared, but not in a way that can be followed; export the run again")
+    return Predictor(classes, size, interpolation, crop_pct, lambda images: batched(answer, images, len(classes)))

@@ -1,0 +1,59 @@
+"""What classifies images, whichever form it is kept in: a run, a timm folder, an ONNX file, a torch.export program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automl_tl import data, model
+
+BATCH = 64
+"""Images that an exported graph is given at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A classifier, and how it wants its images."""
+
+    classes: tuple[str, ...]
+    input_size: int
+    interpolation: str
+    crop_pct: float
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    """uint8 n×size×size×3 to float32 n×classes."""
+
+    def decode(self, images: list[Any], where: list[str]) -> np.ndarray:
+        """The images as `probabilities` takes them."""
+        return data.decode_images(images, where, self.input_size, interpolation=self.interpolation, crop_pct=self.crop_pct)
+
+
+def open_predictor(path: Path) -> Predictor:
+    """Of a run's folder, a model's folder, or what `export` wrote (its folder or, for ONNX and torch.export, the file).
+
+    Raises:
+        InputError: there is none of these, or it is damaged.
+    """
+    from . import onnx_file, timm_folder, torch_program
+
+    for form in (onnx_file, torch_program):
+        file = path if path.is_file() else path / form.FILE
+        if file.suffix == Path(form.FILE).suffix and file.is_file():
+            return form.read(file)
+    if (path / timm_folder.CONFIG).is_file() and not (path / model.CARD).is_file() and not (path / "model").is_dir():
+        return timm_folder.read(path)
+    return of_model(model.load(model.model_folder(path)))
+
+
+def of_model(trained: model.Model) -> Predictor:
+    b = trained.backbone
+    return Predictor(trained.classes, b.input_size, b.interpolation, b.crop_pct, trained.probabilities)
+
+
+def batched(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, classes: int) -> np.ndarray:
+    """`answer` to all images, a batch at a time."""
+    parts = [answer(np.ascontiguousarray(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
+    return np.concatenate(parts) if parts else np.empty((0, classes), dtype=np.float32)
