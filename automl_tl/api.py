@@ -31,6 +31,7 @@ from .halving import follow
 from .halving import search as search
 from .history import History, open_history
 from .home import cache, write_text
+from .hookspecs import Tracker
 from .objectives import REQUIRED, brings
 from .profiling import profile_task as _profile_task
 from .ranker import Ranker, rank, ranker_for, shortlist
@@ -197,7 +198,7 @@ def fit(
         "backbones": list(backbones or ()),
     }
     _check_free(out, request)
-    chosen = [registry.lookup("tracker", name, registry.trackers()) for name in trackers]
+    chosen = [_tracker(name) for name in trackers]
     with open_history() as history:
         history.record_task(task)
         advice = _advice_of(out) if (out / "advice.json").exists() else None
@@ -230,6 +231,13 @@ def fit(
     report_outcome(task, outcome, advice.backbones)
     processes.tell(outcome)
     return outcome
+
+
+def _tracker(name: str) -> Tracker:
+    """Raises PluginError: there is none of that name, or something that it needs is missing."""
+    tracker = registry.lookup("tracker", name, registry.trackers())
+    getattr(tracker, "check", lambda: None)()
+    return tracker
 
 
 def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:

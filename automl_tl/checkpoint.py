@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import load as of_bytes
+from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +23,18 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """`tensors` as the bytes of a safetensors file."""
+    packed: bytes = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return packed
+
+
+def unpack(packed: bytes) -> dict[str, Tensor]:
+    """What `pack` gave, on the CPU."""
+    tensors: dict[str, Tensor] = of_bytes(packed)
+    return tensors
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

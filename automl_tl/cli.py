@@ -49,6 +49,7 @@ Clients = Annotated[
 Skew = Annotated[float, typer.Option(help="Of simulated clients: 1 is mild, 0.1 gives each few classes.")]
 Robust = Annotated[str | None, typer.Option(help="Stand changes of every pixel up to this, such as 8/255.")]
 Shots = Annotated[int, typer.Option(min=0, help="Use so many training images a class; 0: all.")]
+Trackers = Annotated[list[str] | None, typer.Option("--tracker", help="Also tell tensorboard, mlflow… (repeatable).")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Consider this backbone only (repeatable).")]
 
 
@@ -96,6 +97,7 @@ def fit(
     zoo: ZooName = None,
     strategy: Strategies = None,
     backbone: Backbones = None,
+    tracker: Trackers = None,
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
@@ -112,7 +114,7 @@ def fit(
             zoo=zoo,
             strategies=strategy,
             backbones=backbone,
-            trackers=() if json else ("console",),
+            trackers=list(dict.fromkeys([*(() if json else ("console",)), *(tracker or ())])),
             progress=progress,
             told=None if json else functools.partial(_tell, zoo=zoo),
         )

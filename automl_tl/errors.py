@@ -14,8 +14,8 @@ class AutomlError(Exception):
     """The message says what was wrong, where, and what to do."""
 
 
-class InputError(AutomlError):
-    """The input or an option cannot be used as it is."""
+class InputError(AutomlError, ValueError):
+    """The input or an option cannot be used as it is. A ValueError, too, which is what programs such as scikit-learn expect."""
 
 
 class ZooError(AutomlError):

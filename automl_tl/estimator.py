@@ -12,7 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d
 
 from . import api, data, model
 from .along import Along
@@ -46,6 +47,14 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ranking_ : `Ranking`, what was recommended and why.
     outcome_ : `Outcome`, every trial and the winner.
     report_ : path of the HTML report.
+
+    Notes
+    -----
+    It passes scikit-learn's estimator checks, with rows of numbers laid out as images, but for those that are about tables
+    (`tests/test_sklearn_checks.py` lists them, each with its reason), and works in `Pipeline`, `cross_val_score`, `clone` and
+    `GridSearchCV`. A pickle holds the model by value (the bytes of a safetensors file and a JSON card), so that it predicts the
+    same where the run's folder is not; the report, which is a file, stays behind. Unpickling runs what a pickle says, so take
+    pickles only from those you trust; `save` and `load` need no pickle.
 
     Examples
     --------
@@ -90,9 +99,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit on images (uint8 array N×H×W or N×H×W×3, or a sequence of PIL images, arrays or paths) with labels `y`."""
-        labels = np.asarray(y)
-        if labels.ndim != 1:
-            raise InputError(f"y must be one-dimensional, but has shape {labels.shape}")
+        labels = _labels(y)
         data.read_listing((X, labels))  # names an image without a label, while a label is not text yet
         classes = np.unique(labels)
         names = {str(label): label for label in classes}
@@ -113,6 +120,24 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.ranking_ = self.outcome_.ranking
         self.report_ = out / "report.html"
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # an image has two dimensions or three
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True  # paths
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """By value: no live network, and no place on this machine that will be gone."""
+        state: dict[str, Any] = {**super().__getstate__()}
+        state.pop("report_", None)
+        if "model_" in state:
+            state["model_"] = model.pack(state["model_"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "model_": model.unpack(state["model_"])} if "model_" in state else state)
 
     def _temporary(self) -> Path:
         """A folder that goes with the estimator."""
@@ -166,3 +191,17 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if (folder / "report.html").exists():
             estimator.report_ = folder / "report.html"
         return estimator
+
+
+def _labels(y: Any) -> np.ndarray:
+    """One an image. Raises ValueError: there are none, they are numbers that go on and on, or are not in a line."""
+    if y is None:
+        raise InputError("TransferClassifier requires y to be passed, but the target y is None")
+    labels = np.asarray(y)
+    if labels.ndim != 1 and not (labels.ndim == 2 and labels.shape[1] == 1):
+        raise InputError(f"y must be one-dimensional, but has shape {labels.shape}")
+    labels = column_or_1d(labels, warn=True)
+    if labels.dtype.kind == "f":
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
+    return labels

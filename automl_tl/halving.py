@@ -18,16 +18,18 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from . import model, processes, registry
 from .budget import Budget
-from .errors import BudgetError
+from .errors import BudgetError, PluginError
 from .facts import trial_of
 from .history import History
 from .home import write_text
@@ -76,7 +78,7 @@ class _Search:
     folder: Path
     seed: int
     history: History
-    trackers: Sequence[Tracker]
+    trackers: list[Tracker]
     command: str
     spent_before: float
     surrogate: Surrogate
@@ -138,11 +140,14 @@ def search(
     before = _spent(folder) + spent
     grown = history.growths(1 / ETA, objective=task.objective)
     growth = {name: growth_of(grown.get(name, ())) for name in spaces}
-    state = _Search(task, backbones, ranking, budget, folder, seed, history, trackers, command, before, surrogate, growth)
+    state = _Search(task, backbones, ranking, budget, folder, seed, history, list(trackers), command, before, surrogate, growth)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _recall(state)
     for tracker in trackers:
-        tracker.opened(task, budget.seconds - state.spent_before)
+        try:
+            tracker.opened(task, budget.seconds - state.spent_before, folder)
+        except Exception as error:  # somebody's plugin; nothing is trained yet, so that nothing is lost
+            raise PluginError(f"tracker {tracker.name!r} cannot begin: {type(error).__name__}: {error}") from error
     interrupted = False
     try:
         _look(state)
@@ -306,13 +311,11 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> None:
     limits = Limits(min(epochs, reached + state.epochs_left()), time.monotonic() + state.time_left())
     candidate = item.candidate
     planned = Trial(id_, state.task.fingerprint, candidate, state.seed, "running")
-    for tracker in state.trackers:
-        tracker.started(planned)
+    _tell(state, "started", planned)
 
     def report(point: Point) -> bool:
         _note_spent(state)
-        for tracker in state.trackers:
-            tracker.epoch(planned, point)
+        _tell(state, "epoch", planned, point)
         return False
 
     backbone = state.backbones[candidate.backbone]
@@ -337,8 +340,18 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> None:
     _remember(state, trial)
     if trial.status != "stopped":
         shutil.rmtree(state.folder / "trials" / id_ / "checkpoints", ignore_errors=True)
-    for tracker in state.trackers:
-        tracker.finished(trial)
+    _tell(state, "finished", trial)
+
+
+def _tell(state: _Search, event: str, *words: Any) -> None:
+    """The trackers hear of an event; one that stumbles hears no more, as a night's search must not end with its diary."""
+    for tracker in tuple(state.trackers):
+        try:
+            getattr(tracker, event)(*words)
+        except Exception as error:  # somebody's plugin, and often somebody's server
+            state.trackers.remove(tracker)
+            text = f"plugin: tracker {tracker.name!r} stumbled at {event!r} and is told no more: {type(error).__name__}: {error}"
+            warnings.warn(text, registry.PluginWarning, stacklevel=2)
 
 
 def _crown(state: _Search) -> Trial:

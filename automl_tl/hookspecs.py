@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
@@ -58,12 +59,16 @@ class Metric(Protocol):
 
 
 class Tracker(Protocol):
-    """Somebody who wants to know how a search goes."""
+    """Somebody who wants to know how a search goes. One that raises later than at `opened` is told no more; the search goes on.
+
+    A tracker may also have `check()`, which is called before anything else is done and raises PluginError where something that
+    the tracker needs is missing.
+    """
 
     name: str
 
-    def opened(self, task: Task, seconds: float) -> None:
-        """A search begins, with this much time (infinite where the budget is not time)."""
+    def opened(self, task: Task, seconds: float, folder: Path) -> None:
+        """A search begins in `folder`, with this much time (infinite where the budget is not time)."""
 
     def started(self, trial: Trial) -> None: ...
 

@@ -40,6 +40,8 @@ def read_image(source: Any, *, where: str = "", least: int | None = None) -> Ima
             if least is not None and image.format == "JPEG":
                 image.draft("RGB", (least, least))
             return _rgb(ImageOps.exif_transpose(image), where)
+    except InputError:
+        raise
     except Image.DecompressionBombError:
         raise InputError(f"{where}: has more than the {MOST_PIXELS:,} pixels that are read; scale it down") from None
     except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, OverflowError) as error:

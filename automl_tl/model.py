@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint
 from .backbones import build
@@ -49,14 +49,39 @@ def save(
     Raises:
         PluginError: the strategy left a network that is not the backbone with a linear head.
     """
-    if not isinstance(net, Classifier):
-        raise PluginError(f"strategy {candidate.strategy!r} left a {type(net).__name__}; expected an automl_tl.Classifier")
-    head = final_linear(net.head, candidate.strategy)
-    tensors = checkpoint.prefixed(net.backbone.state_dict(), "backbone") | checkpoint.prefixed(head.state_dict(), "head")
+    tensors = _tensors(net, candidate.strategy)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / WEIGHTS, tensors, {"backbone": backbone.name})
-    card = {"backbone": asdict(backbone), "candidate": asdict(candidate), "classes": list(classes), **facts}
-    write_text(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
+    write_text(folder / CARD, json.dumps(_card(backbone, candidate, classes, facts), indent=1, ensure_ascii=False))
+
+
+def pack(trained: Model) -> dict[str, Any]:
+    """The model as plain values: its card, and its weights as the bytes of a safetensors file."""
+    card = _card(trained.backbone, trained.candidate, trained.classes, trained.facts)
+    return {CARD: json.dumps(card), WEIGHTS: checkpoint.pack(_tensors(trained.net, trained.candidate.strategy))}
+
+
+def unpack(packed: Mapping[str, Any]) -> Model:
+    """What `pack` gave.
+
+    Raises:
+        InputError: it is damaged, or of another version.
+    """
+    try:
+        return _rebuild(json.loads(packed[CARD]), checkpoint.unpack(packed[WEIGHTS]), "the packed ")
+    except SafetensorError as error:
+        raise InputError(f"the packed model is damaged: {error}") from None
+
+
+def _tensors(net: nn.Module, strategy: str) -> dict[str, Tensor]:
+    if not isinstance(net, Classifier):
+        raise PluginError(f"strategy {strategy!r} left a {type(net).__name__}; expected an automl_tl.Classifier")
+    head = final_linear(net.head, strategy)
+    return checkpoint.prefixed(net.backbone.state_dict(), "backbone") | checkpoint.prefixed(head.state_dict(), "head")
+
+
+def _card(backbone: Backbone, candidate: Candidate, classes: tuple[str, ...], facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"backbone": asdict(backbone), "candidate": asdict(candidate), "classes": list(classes), **facts}
 
 
 def final_linear(head: nn.Module, strategy: str) -> nn.Linear:
@@ -89,19 +114,23 @@ def load(folder: Path) -> Model:
         raise InputError(f"{folder / CARD} is damaged: {error}") from None
     except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} is damaged: {error}; copy it anew, or run `automl-tl fit` again") from None
+    return _rebuild(card, tensors, f"{folder}/")
+
+
+def _rebuild(card: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Model:
     try:
         facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes")}
         backbone, candidate = backbone_of(card["backbone"]), Candidate(**card["candidate"])
         classes = tuple(card["classes"])
     except KeyError as error:
-        raise InputError(f"{folder / CARD} is damaged: it lacks {error}") from None
+        raise InputError(f"{where}{CARD} is damaged: it lacks {error}") from None
     except (TypeError, HistoryError) as error:
-        raise InputError(f"{folder / CARD} is damaged, or of another version: {error}") from None
+        raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
     net = Classifier(_architecture(backbone), nn.Linear(backbone.num_features, len(classes)))
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{folder / WEIGHTS} does not fit its card: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{where}{WEIGHTS} does not fit its card: {str(error).splitlines()[0]}") from None
     return Model(net.to(device()).eval(), backbone, candidate, classes, facts)
 
 

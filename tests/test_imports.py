@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "timm", "torchvision", "sklearn", "lightgbm", "scipy", "accelerate", "jinja2")
 LAYERS = (
     {"errors", "metadb"},
-    {"home", "space"},
+    {"home", "space", "extras"},
     {"records", "augment", "checkpoint", "budget"},
     {"hookspecs", "device", "facts", "images", "networks", "sources", "attacks"},
     {"registry", "strategy", "processes", "history", "inference"},
     {"data", "cards", "backbones", "experience", "objectives"},
     {"loop", "candidates", "record", "evaluation"},
     {"features", "pretraining", "encoding", "model"},
-    {"profiling", "learning", "along"},
+    {"profiling", "learning", "along", "exports"},
     {"cost"},
     {"explain", "trials", "surrogate"},
     {"ranker", "halving", "campaign"},

@@ -72,8 +72,10 @@ def _write(folder: Path, run: Path, trained: model.Model, form: str, *, reposito
     from . import onnx_file, timm_folder, torch_program
     from .card import write_card
 
-    if form != "timm":
-        return (onnx_file if form == "onnx" else torch_program).write(folder, trained)
+    if form == "onnx":
+        return onnx_file.write(folder, trained)
+    if form == "torch":
+        return torch_program.write(folder, trained)
     difference = timm_folder.write(folder, trained)
     write_text(folder / "README.md", write_card(run, trained, repository=repository))
     return difference
@@ -89,7 +91,8 @@ def _staged(folder: Path, *, keep: bool) -> Iterator[Path]:
     try:
         yield made
         names = {path.name for path in made.iterdir()}
-        if folder.exists() and (others := sorted(path.name for path in folder.iterdir() if path != made and path.name not in names)):
+        others = sorted(path.name for path in folder.iterdir() if path.name not in {*names, made.name}) if folder.exists() else []
+        if others:
             raise InputError(f"{folder}: holds other things ({', '.join(others[:3])}); choose another --out")
         if keep:
             folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from automl_tl.model import Model
 MOST_CLASSES = 100
 """Names that the card lists; config.json has all."""
 HUB_LICENCES = frozenset(
-    {"apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "gpl-3.0", "openrail"}
+    ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "gpl-3.0")
 )
 """Names that the hub's front matter takes as they are; others are given as `license_name`."""
 
@@ -55,7 +56,9 @@ def plain(text: object) -> str:
 
 def without_paths(command: str) -> str:
     """A command line with only the last part of every path: the rest says where somebody's files lie."""
-    return re.sub(r"(?<![^\s='\"])[^\s='\"]*/([^\s'\"/]*)/?(?=$|[\s'\"])", lambda found: found[1] or "FOLDER", command)
+    return shlex.join(
+        "=".join(part.rstrip("/").rpartition("/")[2] for part in word.split("=")) for word in shlex.split(command, posix=True)
+    )
 
 
 def _front(trained: Model) -> list[tuple[str, str]]:

@@ -68,7 +68,7 @@ def largest_difference(graph: Graph, answer: Callable[[np.ndarray], np.ndarray],
         expected = graph(torch.from_numpy(images)).numpy()
     found = max(float(np.abs(answer(batch) - want).max()) for batch, want in ((images, expected), (images[:1], expected[:1])))
     if not found <= TOLERANCE:
-        raise AutomlError(f"the {form} form answers differently: by {found:.2g} where {TOLERANCE:g} is allowed; nothing is written")
+        raise AutomlError(f"the {form} form answers differently: by {found:.2g} ({TOLERANCE:g} is allowed); nothing is written")
     return found
 
 

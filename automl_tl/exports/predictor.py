@@ -39,10 +39,10 @@ def open_predictor(path: Path) -> Predictor:
     """
     from . import onnx_file, timm_folder, torch_program
 
-    for form in (onnx_file, torch_program):
-        file = path if path.is_file() else path / form.FILE
-        if file.suffix == Path(form.FILE).suffix and file.is_file():
-            return form.read(file)
+    for name, read in ((onnx_file.FILE, onnx_file.read), (torch_program.FILE, torch_program.read)):
+        file = path if path.is_file() else path / name
+        if file.suffix == Path(name).suffix and file.is_file():
+            return read(file)
     if (path / timm_folder.CONFIG).is_file() and not (path / model.CARD).is_file() and not (path / "model").is_dir():
         return timm_folder.read(path)
     return of_model(model.load(model.model_folder(path)))

@@ -25,6 +25,7 @@ from .graph import probes
 from .predictor import Predictor
 
 CONFIG = "config.json"
+OTHER = "use --to onnx or --to torch, which take any network"
 TOLERANCE = 1e-4
 """Of a logit, relative to the largest."""
 
@@ -77,20 +78,20 @@ def whole_network(trained: Model) -> nn.Module:
             not, so that our head does not fit.
     """
     b, name = trained.backbone, trained.backbone.architecture
-    other = "use --to onnx or --to torch, which take any network"
     if not name:
-        raise InputError(f"{b.name} is not built by timm, so that no timm folder can hold it; {other}")
+        raise InputError(f"{b.name} is not built by timm, so that no timm folder can hold it; {OTHER}")
     net = create(name, b.kwargs, num_classes=len(trained.classes)).to(device()).eval()
     found = net.get_classifier() if hasattr(net, "get_classifier") else None  # type: ignore[operator]
-    layers = list(found) if isinstance(found, (tuple, list)) else [found]
+    layers: list[Any] = list(found) if isinstance(found, (tuple, list)) else [found]
     for layer in layers:
         if not _takes_a_matrix(layer, b.num_features):
-            raise InputError(f"{name}: timm's classifier is a {type(layer).__name__} that a linear head does not fit into; {other}")
+            raise InputError(f"{name}: timm's classifier is a {type(layer).__name__}, which a linear head does not fit; {OTHER}")
     own = {key for key, parameter in net.named_parameters() if any(parameter is one for one in _parameters(layers))}
     missing, unknown = net.load_state_dict(trained.net.backbone.state_dict(), strict=False)
     if unknown or set(missing) != own:
         more = ", ".join(sorted((set(missing) - own) | set(unknown))[:3])
-        raise InputError(f"{name}: with classes, timm's network has other layers than without ({more} …), so our head has no place; {other}")
+        text = f"{name}: with classes, timm's network has other layers than without ({more} …)"
+        raise InputError(f"{text}, so our head has no place; {OTHER}")
     head = trained.net.head
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
@@ -112,8 +113,6 @@ def _parameters(layers: list[Any]) -> list[nn.Parameter]:
     return [parameter for layer in layers for parameter in layer.parameters()]
 
 
-
-
 def _compare(trained: Model, net: nn.Module) -> float:
     """Largest difference of a probability on probe images.
 
@@ -125,10 +124,8 @@ def _compare(trained: Model, net: nn.Module) -> float:
         ours, theirs = trained.net(images).float(), net(images).float()
     apart = float((ours - theirs).abs().max())
     if not apart <= TOLERANCE * max(1.0, float(ours.abs().max())):
-        raise InputError(
-            f"{trained.backbone.architecture}: timm's own head computes something between features and classifier (logits differ by "
-            f"{apart:.2g}), so our head does not fit; use --to onnx or --to torch, which take any network"
-        )
+        text = f"timm's own head computes something between features and classifier (logits differ by {apart:.2g})"
+        raise InputError(f"{trained.backbone.architecture}: {text}, so our head does not fit; {OTHER}")
     return float((ours.softmax(1) - theirs.softmax(1)).abs().max())
 
 

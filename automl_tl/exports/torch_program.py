@@ -1,8 +1,8 @@
 """torch.export: a program that torch runs without our code or timm's.
 
-`torch.export.load` is made for files that one trusts: it unpickles what an archive says is a pickle, loads compiled code, resolves
-operators by name and evaluates the text of symbolic sizes. `write` leaves nothing of that in the archive (weights as raw bytes, no
-sample inputs, no guards), and `read` looks into an archive before torch does, and refuses what `write` would not have written.
+`torch.export.load` is made for files that one trusts: it unpickles what an archive says is a pickle, loads compiled code, finds
+operators by name and evaluates the text of symbolic sizes. `write` leaves nothing of that in the archive (weights as raw bytes,
+no sample inputs, no guards), and `read` looks into an archive before torch does, and refuses what `write` would not have written.
 """
 
 from __future__ import annotations

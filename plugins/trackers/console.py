@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from pathlib import Path
 
 from automl_tl import Point, Task, Trial, hookimpl
 
@@ -14,7 +15,7 @@ class Console:
 
     name = "console"
 
-    def opened(self, task: Task, seconds: float) -> None:
+    def opened(self, task: Task, seconds: float, folder: Path) -> None:
         self.end = time.monotonic() + seconds
         self.best = -1.0
         self.count = 0

@@ -1,0 +1,278 @@
+"""One run in every form: the same predictions, and nothing that runs a stranger's code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import QUICK, TINY, arrays
+
+import automl_tl
+from automl_tl import Candidate, Classifier, model
+from automl_tl.backbones import build, catalogue
+from automl_tl.errors import AutomlError, InputError
+from automl_tl.exports import timm_folder
+from automl_tl.exports.card import plain, without_paths
+from automl_tl.exports.torch_program import check_archive
+
+AGREES = 1e-5
+"""The largest difference of a probability from the run's that any form may show here; measured: 0 (timm, torch), 4e-7 (ONNX)."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real handwriting as PNGs of different sizes, with a hostile class name."""
+    folder = tmp_path_factory.mktemp("secret-photos")
+    for number, (image, label) in enumerate(zip(*arrays(120), strict=True)):
+        name = "a|b <i>`0`" if label == 0 else f"digit {label}"
+        place = folder / ("test" if number >= 90 else "train") / name
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((40 + number % 50, 90)).save(place / f"patient-{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
+        out = tmp_path_factory.mktemp("run")
+        patch.setattr("sys.argv", ["/opt/bin/automl-tl", "fit", str(photos), "--out", str(out)])
+        automl_tl.fit(photos, budget="1 trials", out=out, strategies=["linear-probe"], backbones=[QUICK])
+        yield out
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Each form is made once, when it is first asked for."""
+    folder = tmp_path_factory.mktemp("exported")
+    known: dict[str, Path] = {}
+
+    def make(form: str) -> Path:
+        if form == "onnx":
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                pytest.importorskip(package, reason="needs pip install 'automl_tl[onnx]'")
+        if form not in known:
+            found = automl_tl.export(run, to=form, out=folder / form)
+            assert found.largest_difference <= AGREES
+            assert set(found.files) == {path.name for path in (folder / form).iterdir()}
+            known[form] = folder / form
+        return known[form]
+
+    return make
+
+
+@pytest.mark.parametrize("form", ["timm", "onnx", "torch"])
+def test_every_form_predicts_the_same(form: str, run: Path, photos: Path, exported: Callable[[str], Path]) -> None:
+    expected = automl_tl.predict(run, photos / "test")
+    found = automl_tl.predict(exported(form), photos / "test")
+    assert len(found.where) == 30
+    assert (found.where, found.classes, found.labels) == (expected.where, expected.classes, expected.labels)
+    largest = np.abs(found.probabilities - expected.probabilities).max()
+    assert largest <= AGREES
+    assert automl_tl.evaluate(exported(form), photos) == pytest.approx(automl_tl.evaluate(run, photos), abs=1e-5)
+    print(f"{form}: largest difference {largest:.2g}")
+
+
+def test_timm_alone_predicts_the_same(run: Path, photos: Path, exported: Callable[[str], Path]) -> None:
+    """As a person does it who has never heard of us: create_model, create_transform."""
+    import timm
+
+    net = timm.create_model(f"local-dir:{exported('timm')}", pretrained=True).eval()
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+    expected = automl_tl.predict(run, photos / "test")
+    assert tuple(net.pretrained_cfg["label_names"]) == expected.classes
+    images = torch.stack([prepare(Image.open(photos / "test" / name).convert("RGB")) for name in expected.where])
+    with torch.inference_mode():
+        found = net(images).softmax(1).numpy()
+    assert np.abs(found - expected.probabilities).max() <= AGREES
+
+
+def test_onnx_says_how_images_are_prepared(run: Path, exported: Callable[[str], Path]) -> None:
+    """And onnxruntime alone, from what the metadata say, gives the same."""
+    folder = exported("onnx")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    facts = session.get_modelmeta().custom_metadata_map
+    beside = json.loads((folder / "model.onnx.json").read_text(encoding="utf-8"))
+    assert json.loads(facts["classes"]) == beside["classes"] == list(model.load(run / "model").classes)
+    assert json.loads(facts["preparation"]) == beside["preparation"]
+    assert beside["normalisation"]["where"] == "inside the graph"
+    assert float(facts["largest_difference"]) <= float(facts["tolerance"]) == 1e-4
+    (entry,) = session.get_inputs()
+    assert (entry.name, entry.type, entry.shape[1:]) == ("images", "tensor(uint8)", [64, 64, 3])
+    for count in (1, 5):
+        images = np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+        (chances,) = session.run(None, {"images": images})
+        assert np.abs(chances - model.load(run / "model").probabilities(images)).max() <= AGREES
+
+
+def test_a_program_holds_nothing_that_is_unpickled_or_evaluated(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    good = exported("torch") / "model.pt2"
+    check_archive(good)
+    with zipfile.ZipFile(good) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    root = next(iter(parts)).partition("/")[0]
+    graph, table = f"{root}/models/model.json", f"{root}/data/weights/model_weights_config.json"
+
+    def changed(name: str, change: Callable[[Any], Any]) -> dict[str, bytes]:
+        return {**parts, name: json.dumps(change(json.loads(parts[name]))).encode()}
+
+    def replaced(old: str, new: str) -> dict[str, bytes]:
+        assert old.encode() in parts[graph]
+        return {**parts, graph: parts[graph].replace(old.encode(), new.encode())}
+
+    symbol = parts[graph].decode().partition('"expr_str": "')[2].partition('"')[0]
+    hostile = {
+        "use_pickle": {**parts, table: parts[table].replace(b'"use_pickle": false', b'"use_pickle": true', 1)},
+        "pickled sample inputs": {**parts, f"{root}/data/sample_inputs/model.pt": b"\x80\x04."},
+        "data/aotinductor": {**parts, f"{root}/data/aotinductor/model/evil.so": b"\x7fELF"},
+        "data/weights/model.pt": {**parts, f"{root}/data/weights/model.pt": b"\x80\x04."},
+        "guards_code": changed(graph, lambda facts: {**facts, "guards_code": ["__import__('os').system('true')"]}),
+        "torch.hub.load": replaced("torch.ops.aten.softmax.int", "torch.hub.load"),
+        "has the size": replaced(symbol, "__import__('os').getpid()"),
+        "cannot be read": {},
+    }
+    for reason, contents in hostile.items():
+        bad = tmp_path / "model.pt2"
+        with zipfile.ZipFile(bad, "w") as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        if not contents:
+            bad.write_bytes(b"no archive")
+        with pytest.raises(InputError, match=reason):
+            check_archive(bad)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "content", "words"),
+    [
+        ("timm", "config.json", b"{", "is damaged"),
+        ("timm", "config.json", b'{"pretrained_cfg": {}}', "is damaged: KeyError"),
+        ("timm", "model.safetensors", b"1234567890", "does not hold this network"),
+        ("torch", "model.pt2", b"PK", "cannot be read as a torch.export program"),
+        ("torch", "model.pt2.json", b"[]", "is damaged"),
+    ],
+)
+def test_damage_is_named(
+    form: str, name: str, content: bytes, words: str, exported: Callable[[str], Path], photos: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(exported(form), tmp_path / "copy"))
+    (copy / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        automl_tl.predict(copy, photos / "test")
+
+
+def test_a_timm_folder_cannot_ask_for_a_pickle(exported: Callable[[str], Path], photos: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(exported("timm"), tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    config["model_args"]["checkpoint_path"] = "evil.pth"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AutomlError, match="checkpoint_path"):
+        automl_tl.predict(copy, photos / "test")
+
+
+def test_the_card_says_what_matters_and_nothing_else(run: Path, photos: Path, exported: Callable[[str], Path]) -> None:
+    card = (exported("timm") / "README.md").read_text(encoding="utf-8")
+    front = card.split("---")[1]
+    for line in ('library_name: "timm"', 'pipeline_tag: "image-classification"', 'license: "mit"'):
+        assert line in front
+    test = model.load(run / "model").facts["test"]
+    assert f"| accuracy | {test['accuracy']:.3f} | 0." in card, "with its interval"
+    assert "on 30 test images" in card
+    for heading in ("Data", "Training", "Scores", "Intended use and limits", "Licence", "How to reproduce it"):
+        assert f"\n## {heading}\n" in card
+    assert "a\\|b &lt;i&gt;\\`0\\`" in card
+    assert f"fit {photos.name} --out" in card
+    for private in (str(photos.parent), str(run.parent), "patient-", "/opt/bin"):
+        assert private not in card
+        assert private not in (exported("timm") / "config.json").read_text(encoding="utf-8")
+
+
+def test_words_of_others_are_made_harmless() -> None:
+    assert plain("a\n# b | <script>*x*`") == "a \\# b \\| &lt;script&gt;\\*x\\*\\`"
+    assert without_paths("automl-tl fit '/home/ann/my photos/' --out=/tmp/runs/x --budget 10m digits") == (
+        "automl-tl fit 'my photos' --out=x --budget 10m digits"
+    )
+
+
+def test_what_cannot_be_used_is_said(run: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="known: timm, onnx, torch, hub"):
+        automl_tl.export(run, to="pickle")
+    with pytest.raises(InputError, match="holds no trained model"):
+        automl_tl.export(photos, to="timm")
+    with pytest.raises(InputError, match="holds other things"):
+        automl_tl.export(run, to="timm", out=photos)
+    with pytest.raises(InputError, match="OWNER/NAME"):
+        automl_tl.export(run, to="hub")
+    with pytest.raises(InputError, match="OWNER/NAME"):
+        automl_tl.export(run, to="hub", out="alone", dry_run=True)
+    assert not list(photos.glob(".export-*"))
+    dry = automl_tl.export(run, to="timm", out=tmp_path / "dry", dry_run=True)
+    assert dry.files["model.safetensors"] > 1e6
+    assert not dry.written
+    assert not (tmp_path / "dry").exists()
+
+
+def trained(backbone: automl_tl.Backbone, net: torch.nn.Module, classes: int = 3) -> model.Model:
+    """As if trained: a head of random weights."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(backbone.num_features, classes)
+    names = tuple(f"class {number}" for number in range(classes))
+    return model.Model(Classifier(net, head).eval(), backbone, Candidate(backbone.name, "none"), names, {})
+
+
+ARCHITECTURES = (
+    *("convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224", "regnetx_002", "efficientnet_b0", "test_vit"),
+    *("ghostnet_050", "densenet121", "vgg11", "mobileone_s0", "xcit_nano_12_p16_224", "poolformer_s12", "edgenext_xx_small"),
+)
+
+
+@pytest.mark.parametrize(
+    "architecture", [*ARCHITECTURES[:2], *(pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES[2:])]
+)
+def test_heads_of_timm_with_more_layers(architecture: str, tmp_path: Path) -> None:
+    """ConvNeXt has a norm, MobileNetV3 a convolution between pooling and classifier: they are in the headless network, too."""
+
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model(architecture, num_classes=0).eval()
+    size = net.pretrained_cfg["input_size"][1]
+    facts = replace(
+        catalogue()[TINY], name=architecture, architecture=architecture, num_features=net.num_features, input_size=size
+    )
+    with torch.inference_mode():
+        features = net(torch.zeros(1, 3, size, size)).shape[1]
+    ours = trained(replace(facts, num_features=features), net)
+    assert timm_folder.write(tmp_path, ours) <= 1e-5
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    np.testing.assert_allclose(timm_folder.read(tmp_path).probabilities(images), ours.probabilities(images), atol=1e-5)
+
+
+def test_a_head_that_does_not_fit_is_said(tmp_path: Path) -> None:
+    """LeViT normalises between features and classifier, and only where there is a classifier."""
+
+    import timm
+
+    net = timm.create_model("levit_128s", num_classes=0).eval()
+    facts = replace(catalogue()[TINY], name="levit", architecture="levit_128s", num_features=net.num_features, input_size=224)
+    with pytest.raises(InputError, match="a linear head does not fit; use --to onnx"):
+        timm_folder.write(tmp_path, trained(facts, net))
+    with pytest.raises(InputError, match="is not built by timm"):
+        timm_folder.write(tmp_path, trained(replace(facts, architecture=""), net))
+
+
+def test_embedded_networks_map_one_to_one(tmp_path: Path) -> None:
+    for backbone in catalogue().values():
+        if backbone.zoo == "embedded":
+            assert timm_folder.write(tmp_path, trained(backbone, build(backbone))) <= 1e-6
