@@ -237,7 +237,7 @@ def export(
         _print_json(asdict(exported))
         return
     verb = ("sent to" if to == "hub" else "written to") if exported.written else "nothing kept or sent; would go to"
-    print(f"{verb} {exported.where}{' (private)' if to == 'hub' else ''}:")
+    print(f"{verb} {exported.where}:")
     _table("", ("file", "bytes"), [(name, f"{size:,}") for name, size in exported.files.items()])
     print(f"Largest difference of a probability from the run's network: {exported.largest_difference:.2g}")
 

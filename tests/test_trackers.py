@@ -1,0 +1,173 @@
+"""What trackers keep is read back from their files."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import QUICK, digits
+
+from automl_tl import Candidate, Point, Task, Trial, fit, registry
+from automl_tl.errors import PluginError
+from automl_tl.records import trial_id
+
+CANDIDATE = Candidate(QUICK, "fine-tuning", {"rate": 0.002, "epochs": 3, "augmentation": "light", "flip": False})
+CURVE = tuple(Point(epoch, float(epoch), 1.0 / epoch, 0.5 + epoch / 10) for epoch in (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
+        return digits(120)
+
+
+def trial(task: Task, candidate: Candidate = CANDIDATE) -> Trial:
+    return Trial(trial_id(task.fingerprint, candidate, 0), task.fingerprint, candidate, 0, "running")
+
+
+def tell_of(tracker: Any, task: Task, folder: Path) -> None:
+    """A trial paused after its first epoch that goes on in another start, one that reports only in the end, one that fails."""
+    probe = trial(task, Candidate(QUICK, "linear-probe"))
+    broken = trial(task, Candidate(QUICK, "broken"))
+    scores = {"accuracy": 0.75, "log_loss": 0.5}
+    tracker.opened(task, math.inf, folder)
+    tracker.started(trial(task))
+    tracker.epoch(trial(task), CURVE[0])
+    tracker.finished(replace(trial(task), status="stopped", curve=CURVE[:1], validation=scores, seconds=1.0))
+    tracker.opened(task, math.inf, folder)
+    tracker.started(trial(task))
+    for point in CURVE[1:]:
+        tracker.epoch(trial(task), point)
+    final = {"accuracy": 0.8, "log_loss": 0.4}
+    tracker.finished(replace(trial(task), status="finished", curve=CURVE, validation=final, seconds=3.0))
+    tracker.started(probe)
+    tracker.finished(replace(probe, status="finished", curve=CURVE[:1], validation=scores, seconds=1.0))
+    tracker.started(broken)
+    tracker.finished(replace(broken, status="failed", error="broken: it broke"))
+
+
+def events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return found
+
+
+def test_tensorboard_has_curves_hyperparameters_and_scores(task: Task, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs pip install 'automl_tl[tensorboard]'")
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    tell_of(registry.trackers()["tensorboard"], task, tmp_path)
+    tuned, probe, broken = (
+        next((tmp_path / "tensorboard").glob(f"{name} on {QUICK} *")) for name in ("fine-tuning", "linear-probe", "broken")
+    )
+    found = events(tuned)
+    curve = [(event.step, event.value) for event in found.Scalars("validation/score")]
+    assert curve == pytest.approx([(1, 0.6), (2, 0.7), (3, 0.8)])
+    assert [event.value for event in found.Scalars("training/loss")] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert found.Scalars("final/accuracy")[-1].value == pytest.approx(0.8)
+    content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    kept = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert kept["rate"].number_value == 0.002
+    assert kept["strategy"].string_value == "fine-tuning"
+    assert kept["augmentation"].string_value == "light"
+    assert kept["flip"].bool_value is False
+    assert [event.step for event in events(probe).Scalars("validation/score")] == [1]
+    assert "final/accuracy" not in events(broken).Tags()["scalars"]
+    assert b"it broke" in events(broken).Tensors("trial/text_summary")[0].tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("environment", [{}, {"MLFLOW_EXPERIMENT_NAME": "mine"}])
+def test_mlflow_has_curves_parameters_and_scores(
+    environment: dict[str, str], task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = registry.trackers()["mlflow"]
+    try:
+        tracker.check()  # type: ignore[attr-defined]
+    except PluginError as error:
+        pytest.skip(str(error))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tell_of(tracker, task, tmp_path)
+    client = tracker.client  # type: ignore[attr-defined]
+    experiment = client.get_experiment_by_name(environment.get("MLFLOW_EXPERIMENT_NAME", f"automl_tl {task.name}"))
+    runs = {run.data.params["strategy"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"fine-tuning", "linear-probe", "broken"}, "the paused trial went on in its run"
+    tuned = runs["fine-tuning"]
+    assert tuned.data.params["rate"] == "0.002"
+    assert tuned.data.metrics["final_accuracy"] == 0.8
+    assert (tuned.info.status, runs["broken"].info.status) == ("FINISHED", "FAILED")
+    curve = client.get_metric_history(tuned.info.run_id, "validation_score")
+    assert sorted((one.step, one.value) for one in curve) == pytest.approx([(1, 0.6), (2, 0.7), (3, 0.8)])
+    assert "it broke" in runs["broken"].data.tags["error"]
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])
+def test_a_missing_package_is_said_before_anything_is_done(
+    name: str, package: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # what Python itself takes for "not there"
+    with pytest.raises(PluginError, match=rf"needs the package {package}.*pip install 'automl_tl\[{name}\]'"):
+        fit(task, budget="1 trials", out=tmp_path / "run", trackers=[name])
+    assert not (tmp_path / "run").exists()
+
+
+class Stumbling:
+    """A tracker whose server goes away after the first trial has begun."""
+
+    name = "stumbling"
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self.heard: list[str] = []
+
+    def __getattr__(self, event: str) -> Any:
+        if event not in ("opened", "started", "epoch", "finished"):
+            raise AttributeError(event)
+
+        def hear(*_: object) -> None:
+            self.heard.append(event)
+            if event == self.at:
+                raise ConnectionError("the server is gone")
+
+        return hear
+
+
+@pytest.mark.parametrize("at", ["opened", "started"])
+def test_a_tracker_that_stumbles_does_not_end_a_search(
+    at: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Stumbling(at)
+    monkeypatch.setattr(registry, "trackers", lambda: {"stumbling": tracker})
+    only = {
+        "budget": "2 trials",
+        "out": tmp_path,
+        "strategies": ["linear-probe"],
+        "backbones": [QUICK],
+        "trackers": ["stumbling"],
+    }
+    if at == "opened":
+        with pytest.raises(PluginError, match="'stumbling' cannot begin: ConnectionError: the server is gone"):
+            fit(task, **only)
+        return
+    with pytest.warns(registry.PluginWarning, match="'stumbling' stumbled at 'started' and is told no more"):
+        outcome = fit(task, **only)
+    assert outcome.winner.status == "finished"
+    assert tracker.heard == ["opened", "started"]
+
+
+def test_fit_tells_tensorboard(task: Task, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs pip install 'automl_tl[tensorboard]'")
+    only = {"budget": "1 trials", "strategies": ["linear-probe"], "backbones": [QUICK]}
+    outcome = fit(task, out=tmp_path, trackers=["tensorboard"], **only)
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    assert folder.name.endswith(outcome.winner.id[:6])
+    final = events(folder).Scalars("final/accuracy")[-1].value
+    assert final == pytest.approx(outcome.winner.validation["accuracy"])
