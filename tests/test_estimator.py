@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from small import QUICK as SMALL
 from small import TINY, arrays
 
 from automl_tl import TransferClassifier
@@ -93,3 +102,45 @@ def test_save_and_load(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) ->
 def test_cross_validation(digits: tuple[np.ndarray, np.ndarray]) -> None:
     scores = cross_val_score(TransferClassifier(**QUICK), *digits, cv=2)
     assert scores.min() > 0.5
+
+
+def test_a_pickle_holds_the_model_by_value(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    """In a fresh process, where neither the run's folder nor the home of its caches is."""
+    images, labels = digits
+    classifier = TransferClassifier(**QUICK, out=tmp_path / "run").fit(images[:120], labels[:120])
+    state = classifier.__getstate__()
+    assert set(state["model_"]) == {"model.json", "model.safetensors"}
+    assert isinstance(state["model_"]["model.safetensors"], bytes)
+    assert json.loads(state["model_"]["model.json"])["classes"] == [str(number) for number in range(10)]
+    assert "report_" not in state
+    (tmp_path / "classifier.pickle").write_bytes(pickle.dumps(classifier))
+    np.save(tmp_path / "images.npy", images[120:140])
+    expected = classifier.predict_proba(images[120:140])
+    shutil.rmtree(tmp_path / "run")
+    code = "import pickle, sys, numpy as np; clf = pickle.load(open('classifier.pickle', 'rb'));"
+    code += "np.save('found.npy', clf.predict_proba(np.load('images.npy'))); print(clf.classes_.tolist(), len(clf.ranking_.items) > 0)"
+    environment = {**os.environ, "AUTOML_TL_HOME": str(tmp_path / "elsewhere")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{list(range(10))} True"
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), expected)
+
+
+def test_before_it_is_fitted_it_pickles_too() -> None:
+    copy = pickle.loads(pickle.dumps(TransferClassifier(budget="3 trials")))
+    assert copy.get_params() == TransferClassifier(budget="3 trials").get_params()
+    with pytest.raises(NotFittedError):
+        copy.predict(np.zeros((1, 8, 8), np.uint8))
+
+
+@pytest.mark.slow
+def test_in_a_pipeline_and_a_search_over_budgets(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    images, labels = digits
+    darker = FunctionTransformer(lambda batch: batch // 2, check_inverse=False)
+    pipeline = make_pipeline(darker, TransferClassifier(**{**QUICK, "backbones": [TINY, SMALL]}))
+    search = GridSearchCV(pipeline, {"transferclassifier__budget": ["1 trials", "2 trials"]}, cv=2).fit(images, labels)
+    assert search.best_params_["transferclassifier__budget"] in ("1 trials", "2 trials")
+    assert search.cv_results_["mean_test_score"].min() > 0.5
+    assert search.predict(images[:5]).shape == (5,)
