@@ -43,7 +43,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes
     ----------
-    classes_ : the class labels, as in `y`.
+    classes_ : the class labels, as in `y`, sorted.
     ranking_ : `Ranking`, what was recommended and why.
     outcome_ : `Outcome`, every trial and the winner.
     report_ : path of the HTML report.
@@ -102,8 +102,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels = _labels(y)
         data.read_listing((X, labels))  # names an image without a label, while a label is not text yet
         classes = np.unique(labels)
-        names = {str(label): label for label in classes}
-        if len(names) != len(classes):
+        if len({str(label) for label in classes}) != len(classes):
             raise InputError("two labels of y look the same as text; make them all strings or all numbers")
         out = self._temporary() if self.out is None else Path(self.out)
         self.outcome_ = api.fit(
@@ -116,7 +115,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             strategies=self.strategies,
             backbones=self.backbones,
         )
-        self._use(model.load(out / "model"), names)
+        self._use(model.load(out / "model"), classes)
         self.ranking_ = self.outcome_.ranking
         self.report_ = out / "report.html"
         return self
@@ -145,9 +144,9 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _use(self, trained: model.Model, names: dict[str, Any]) -> None:
+    def _use(self, trained: model.Model, classes: np.ndarray) -> None:
         self.model_ = trained
-        self.classes_ = np.array([names[name] for name in trained.classes])
+        self.classes_ = classes
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """n×classes, in the order of `classes_`."""
@@ -155,7 +154,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         b = self.model_.backbone
         where = [f"image {i}" for i in range(len(X))]
         pixels = data.decode_images(list(X), where, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
-        return self.model_.probabilities(pixels)
+        columns = [self.model_.classes.index(str(label)) for label in self.classes_]  # which a run has in an order for people
+        return self.model_.probabilities(pixels)[:, columns]
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each image."""
@@ -187,7 +187,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         except FileNotFoundError:
             raise InputError(f"{folder} holds no saved TransferClassifier ({ESTIMATOR} is missing)") from None
         estimator = cls(**facts["parameters"])
-        estimator._use(model.load(folder), {str(label): label for label in facts["classes"]})
+        estimator._use(model.load(folder), np.array(facts["classes"]))
         if (folder / "report.html").exists():
             estimator.report_ = folder / "report.html"
         return estimator

@@ -50,7 +50,7 @@ SAMPLE = {
 
 
 class OfRows(TransferClassifier):
-    """Row of d numbers → grey image 4×d: each number squashed to 0–255."""
+    """Row of d numbers → grey square of d stripes: each number squashed to 0–255."""
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -70,7 +70,8 @@ class OfRows(TransferClassifier):
 
 def _images(rows: np.ndarray) -> np.ndarray:
     grey = np.uint8(255 / (1 + np.exp(-np.asarray(rows, dtype=np.float64).clip(-30, 30))))
-    return np.repeat(grey[:, None, :], 4, axis=1)
+    stripes = np.repeat(grey, 4, axis=1)
+    return np.repeat(stripes[:, None, :], stripes.shape[1], axis=1)
 
 
 def _name(check: Any) -> str:
