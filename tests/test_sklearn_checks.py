@@ -7,10 +7,11 @@ a table is looked at would be answered by `OfRows`, so it is left out, with its 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import validate_data
 from small import QUICK
 
@@ -74,12 +75,18 @@ def _images(rows: np.ndarray) -> np.ndarray:
     return np.repeat(stripes[:, None, :], stripes.shape[1], axis=1)
 
 
-def _name(check: Any) -> str:
-    return getattr(check, "func", check).__name__
+def checks() -> Iterator[Any]:
+    """Each check that scikit-learn has for such an estimator, with the marks that say when it runs."""
+    estimator = OfRows("1 trials", strategies=["linear-probe"], backbones=[QUICK])
+    for _, check in estimator_checks_generator(estimator):
+        name, options = getattr(check, "func", check).__name__, getattr(check, "keywords", {})
+        if name in LEFT_OUT:
+            marks = [pytest.mark.skip(reason=LEFT_OUT[name])]
+        else:
+            marks = [] if name in SAMPLE else [pytest.mark.slow]
+        yield pytest.param(estimator, check, marks=marks, id="-".join([name, *map(str, options.values())]))
 
 
-@parametrize_with_checks(
-    [OfRows("1 trials", strategies=["linear-probe"], backbones=[QUICK])], expected_failed_checks=lambda estimator: LEFT_OUT
-)
-def test_every_check_that_makes_sense(estimator: OfRows, check: Any) -> None:
+@pytest.mark.parametrize(("estimator", "check"), checks())
+def test_every_check_that_makes_sense(estimator: OfRows, check: Callable[[OfRows], None]) -> None:
     check(estimator)
