@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
+import pytest
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import validate_data
 from small import QUICK
@@ -80,10 +81,8 @@ def checks() -> Iterator[Any]:
     estimator = OfRows("1 trials", strategies=["linear-probe"], backbones=[QUICK])
     for _, check in estimator_checks_generator(estimator):
         name, options = getattr(check, "func", check).__name__, getattr(check, "keywords", {})
-        if name in LEFT_OUT:
-            marks = [pytest.mark.skip(reason=LEFT_OUT[name])]
-        else:
-            marks = [] if name in SAMPLE else [pytest.mark.slow]
+        left_out = [pytest.mark.skip(reason=LEFT_OUT[name])] if name in LEFT_OUT else []
+        marks = left_out or ([] if name in SAMPLE else [pytest.mark.slow])
         yield pytest.param(estimator, check, marks=marks, id="-".join([name, *map(str, options.values())]))
 
 
