@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .experience import Rows
-from .record import KINDS, SHRINK
+from .record import FORMS, KINDS
 from .records import Backbone, Profile
 
 
@@ -45,7 +45,7 @@ class Encoder:
         columns += [Column("source" if name.startswith("source") else "network", name) for name in _NETWORK]
         columns += [Column("distance", name, form) for name in distances for form in _RELATIVE]
         columns += [Column("transferability", name, form) for name in looks for form in _RELATIVE]
-        columns += [Column("record", kind, form) for kind in KINDS for form in SHRINK]
+        columns += [Column("record", kind, _form(*form)) for kind in KINDS for form in FORMS]
         columns.append(Column("strategy", "strategy", "option"))
         for name in names:
             found = {values[name] for values in rows.hyperparameters if name in values}
@@ -107,6 +107,10 @@ class Encoder:
                 forms[about, name] = dict(zip(_RELATIVE, np.array(found).reshape(-1, 3).T, strict=True))
             table[:, position] = forms[about, name][form]
         return table
+
+
+def _form(measure: str, form: str) -> str:
+    return form if measure == "standing" else f"{measure} {form}"
 
 
 _RELATIVE = ("value", "lead", "place")

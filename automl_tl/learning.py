@@ -28,6 +28,8 @@ MANY = 20_000
 """Rows from which on a second thread pays."""
 LEVELS = 31
 """Of the standing that LambdaRank is taught."""
+SMALLEST_SPREAD = 0.01
+"""Of the scores of a task: a hundredth of a point is no difference."""
 COVERAGE = 0.9
 ORDER_SAY = 0.5
 """Of the LambdaRank, to 1 of the regression: alone it does better at the top of large tables and worse on small ones."""
@@ -122,7 +124,7 @@ def learn_stages(experience: Experience, *, seed: int) -> Learnt:
     experience = experience.take(_sample(len(experience.trials), MOST_ROWS, seed))
     rows, lessons = rows_of(experience), _lessons(experience)
     encoder = Encoder.of(rows)
-    record = Record.of(rows, lessons.standing, lessons.task_groups, seed=seed)
+    record = Record.of(rows, lessons.measured, lessons.task_groups, seed=seed)
     table = encoder.encode(rows, record.standings(rows, lessons.task_groups))
     left_out = _leave_out(experience, encoder, table, seed)
     stages = {}
@@ -148,11 +150,18 @@ class _Lessons:
     """0…LEVELS-1: standing by score, from the task's 10 % point to its best."""
     standing: np.ndarray
     """-½…½: standing by rank."""
+    effect: np.ndarray
+    """Standard deviations of the task's scores above their mean."""
     weight: np.ndarray
     """A task counts the same however often it was tried."""
 
+    @property
+    def measured(self) -> np.ndarray:
+        """What the record keeps, measures × n."""
+        return np.array([self.standing, self.effect])
+
     def take(self, rows: np.ndarray) -> _Lessons:
-        columns = ("task", "group", "logit", "level", "standing", "weight")
+        columns = ("task", "group", "logit", "level", "standing", "effect", "weight")
         return _Lessons(task_groups=self.task_groups, **{name: getattr(self, name)[rows] for name in columns})
 
 
@@ -164,7 +173,7 @@ def _lessons(experience: Experience) -> _Lessons:
     by_source = len(set(source)) > 1
     task_groups = [str(group) for group in (source if by_source else names)]
     group = np.unique(task_groups, return_inverse=True)[1][task]
-    level, standing = np.zeros(len(task), dtype=np.int64), np.zeros(len(task))
+    level, standing, effect = np.zeros(len(task), dtype=np.int64), np.zeros(len(task)), np.zeros(len(task))
     order = np.argsort(task, kind="stable")
     for own in np.split(order, np.searchsorted(task[order], np.arange(1, len(names)))):
         scores = trials.score[own]
@@ -173,8 +182,9 @@ def _lessons(experience: Experience) -> _Lessons:
         ordered = np.sort(scores)
         below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
         standing[own] = (below + upto) / (2 * len(scores)) - 0.5
+        effect[own] = (scores - scores.mean()) / max(scores.std(), SMALLEST_SPREAD)
     weight = len(task) / len(names) / np.bincount(task)[task]
-    return _Lessons(task, group, task_groups, _logit(trials.score), level, standing, weight)
+    return _Lessons(task, group, task_groups, _logit(trials.score), level, standing, effect, weight)
 
 
 def _columns(encoder: Encoder, stage: int) -> tuple[int, ...]:
@@ -250,7 +260,7 @@ def _leave_out(experience: Experience, encoder: Encoder, table: np.ndarray, seed
         inside, outside = np.flatnonzero(~out), np.flatnonzero(out)
         training = experience.take(inside)
         known, own = rows_of(training), _lessons(training)
-        record = Record.of(known, own.standing, own.task_groups, seed=seed)
+        record = Record.of(known, own.measured, own.task_groups, seed=seed)
         table[:, records] = record.standings(rows, lessons.task_groups)
         for stage in STAGES:
             columns = _columns(encoder, stage)
