@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .experience import Rows
-from .record import FORMS, KINDS
+from .record import FORMS, KINDS, MEASURES
 from .records import Backbone, Profile
 
 
@@ -46,6 +46,7 @@ class Encoder:
         columns += [Column("distance", name, form) for name in distances for form in _RELATIVE]
         columns += [Column("transferability", name, form) for name in looks for form in _RELATIVE]
         columns += [Column("record", kind, _form(*form)) for kind in KINDS for form in FORMS]
+        columns += [Column("expected", measure) for measure in MEASURES]
         columns.append(Column("strategy", "strategy", "option"))
         for name in names:
             found = {values[name] for values in rows.hyperparameters if name in values}
@@ -60,6 +61,11 @@ class Encoder:
     def find(self, *about: str) -> list[int]:
         """Positions of the columns about these things."""
         return [index for index, column in enumerate(self.columns) if column.about in about]
+
+    def find_effects(self) -> list[int]:
+        """Positions of the columns that already say the effect of a candidate: by kriging, and by its record on like tasks."""
+        said = (Column("expected", "effect"), Column("record", KINDS[0], "effect near"))
+        return [index for index, column in enumerate(self.columns) if column in said]
 
     def encode(self, rows: Rows, records: np.ndarray) -> np.ndarray:
         """n × columns, float32; `records` (n × record columns) are `Record.standings` of the same rows."""
@@ -76,7 +82,7 @@ class Encoder:
         for profile, first, last in zip(rows.profiles, bounds[:-1], bounds[1:], strict=True):
             own = order[first:last]
             table[own[:, None], pairs] = self._between(profile, rows.backbones, pairs)[rows.backbone[own]]
-        table[:, self.find("record")] = records
+        table[:, self.find("record", "expected")] = records
         for index in self.find("hyperparameter"):
             name = columns[index].name
             table[:, index] = self._values([values.get(name) for values in rows.hyperparameters], columns[index])

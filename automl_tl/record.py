@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .experience import Rows
+from .kriging import Kriging, Pairs
 from .records import Backbone, Profile
 
 REFERENCES = 1000
@@ -16,8 +17,8 @@ REFERENCES = 1000
 SHRINK = {"all": 4.0, "near": 1.0}
 """A mean is shrunk towards nothing as by so many further trials of average standing."""
 MEASURES = ("standing", "effect")
-"""What is remembered of a trial: its place by rank, and how many standard deviations of its task's scores it lies above their
-mean. Ranks are the same for every task; only scores tell a failure from a second place."""
+"""What is remembered of a trial: its place by rank, and how far it lies above the mean on a scale that tasks share. Ranks are the
+same for every task; only scores tell a failure from a second place."""
 FORMS = tuple((measure, form) for measure in MEASURES for form in SHRINK)
 TRUST_SHRINK = 10.0
 """A task's agreement with others is shrunk as by so many further backbones."""
@@ -55,6 +56,7 @@ class Record:
     sums: Mapping[str, np.ndarray]
     """kind → measures × references × keys: added up."""
     counts: Mapping[str, np.ndarray]
+    kriging: Kriging
 
     @classmethod
     def of(cls, rows: Rows, measured: np.ndarray, source_datasets: Sequence[str], *, seed: int = 0) -> Record:
@@ -84,7 +86,15 @@ class Record:
             sums[kind] = np.array([np.bincount(where, values[inside], cells).reshape(shape) for values in measured])
             counts[kind] = np.bincount(where, minlength=cells).astype(np.float64).reshape(shape)
         trust = _trust(sums["backbone"][MEASURES.index("effect")], counts["backbone"], sources)
-        return cls(tuple(sources.tolist()), grid, coordinates, max(width, 1e-3), trust, keys, sums, counts)
+        width = max(width, 1e-3)
+        pairs, pair = _pairs(rows)
+        cells = np.unique((reference[rows.task] * len(pairs.names) + pair)[inside], return_inverse=True)
+        count = np.bincount(cells[1]).astype(np.float64)
+        values = np.array([np.bincount(cells[1], own[inside]) / count / max(own.std(), 1e-6) for own in measured])
+        where = (cells[0] % len(pairs.names), cells[0] // len(pairs.names))
+        near = np.exp(-((_apart(coordinates, coordinates) / width) ** 2) / 2)
+        kriging = Kriging.of(pairs, where, values, count, near, trust, sources.tolist(), seed=seed)
+        return cls(tuple(sources.tolist()), grid, coordinates, width, trust, keys, sums, counts, kriging)
 
     def standings(self, rows: Rows, source_datasets: Sequence[str] | None = None) -> np.ndarray:
         """n × (kinds × forms): the mean standing of what the row is made of, shrunk towards 0 where there is little.
@@ -93,7 +103,7 @@ class Record:
         predict itself nor its siblings.
         """
         weights = self._weights(rows.profiles, source_datasets)
-        result = np.zeros((len(rows.task), len(KINDS) * len(FORMS)))
+        result = np.zeros((len(rows.task), len(KINDS) * len(FORMS) + len(MEASURES)))
         for block, kind in enumerate(KINDS):
             _, codes = _codes(kind, rows, self.keys[kind])
             seen = codes >= 0
@@ -101,12 +111,17 @@ class Record:
             for offset, (measure, form) in enumerate(FORMS):
                 means = (weights[form] @ self.sums[kind][MEASURES.index(measure)]) / counts[form]
                 result[seen, len(FORMS) * block + offset] = means[rows.task[seen], codes[seen]]
+        near = np.exp(-((self._apart(rows.profiles) / self.width) ** 2) / 2)
+        result[:, -len(MEASURES) :] = self.kriging.expected(*_pairs(rows), rows.task, near, source_datasets).T
         return result
+
+    def _apart(self, profiles: Sequence[Profile]) -> np.ndarray:
+        """Profiles × references."""
+        return _apart(_places(self.grid, [profile_numbers(profile) for profile in profiles]), self.coordinates)
 
     def _weights(self, profiles: Sequence[Profile], source_datasets: Sequence[str] | None) -> dict[str, np.ndarray]:
         """tasks × references: by trust, and by closeness, too."""
-        coordinates = _places(self.grid, [profile_numbers(profile) for profile in profiles])
-        near = np.exp(-((_apart(coordinates, self.coordinates) / self.width) ** 2) / 2)
+        near = np.exp(-((self._apart(profiles) / self.width) ** 2) / 2)
         near = near * self.trust
         every = np.ones_like(near) * self.trust
         if source_datasets is not None:
@@ -128,6 +143,7 @@ class Record:
             "cells": {kind: cells.tolist() for kind, cells in filled.items()},
             "sums": {kind: self.sums[kind].reshape(len(MEASURES), -1)[:, cells].tolist() for kind, cells in filled.items()},
             "counts": {kind: self.counts[kind].ravel()[cells].tolist() for kind, cells in filled.items()},
+            "kriging": self.kriging.facts(),
         }
 
     @classmethod
@@ -148,6 +164,7 @@ class Record:
             {kind: {key: position for position, key in enumerate(keys)} for kind, keys in facts["keys"].items()},
             sums,
             counts,
+            Kriging.read(facts["kriging"]),
         )
 
 
@@ -187,6 +204,15 @@ def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Root mean square difference of the coordinates, len(a) × len(b)."""
     square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
     return np.asarray(np.sqrt(np.maximum(square, 0) / max(a.shape[1], 1)))
+
+
+def _pairs(rows: Rows) -> tuple[Pairs, np.ndarray]:
+    """The pairs that occur, and the index of each row's."""
+    strategies = {name: code for code, name in enumerate(dict.fromkeys(rows.strategy))}
+    codes = np.array([strategies[name] for name in rows.strategy], dtype=np.int64)
+    names = list(strategies)
+    used, pair = np.unique(rows.backbone * len(names) + codes, return_inverse=True)
+    return Pairs.of([rows.backbones[i // len(names)] for i in used], [names[i % len(names)] for i in used]), pair
 
 
 def _codes(kind: str, rows: Rows, known: Mapping[str, int] | None = None) -> tuple[Mapping[str, int], np.ndarray]:
