@@ -18,11 +18,12 @@ class Column:
     """One number about a candidate: what it is about, what it is called, and in which form it comes."""
 
     about: str
-    """task, network, source, distance, transferability, record, strategy or hyperparameter."""
+    """task, network, source, distance, transferability, record, expected, strategy or hyperparameter."""
     name: str
     form: str = "value"
     """`value`; `lead` (over the best of the others looked at, or the closest source) and `place` (0: best) among the
-    alternatives; `all` and `near` (over all earlier tasks, over those like this one); `option` (code of a text)."""
+    alternatives; `all` and `near` (over all earlier tasks, over those like this one; of the effect instead of the standing
+    where it says so); `option` (code of a text)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Encoder:
         return [index for index, column in enumerate(self.columns) if column in said]
 
     def encode(self, rows: Rows, records: np.ndarray) -> np.ndarray:
-        """n × columns, float32; `records` (n × record columns) are `Record.standings` of the same rows."""
+        """n × columns, float32; `records` (n × columns of the record and what is expected) are `Record.standings` of the same rows."""
         table = np.full((len(rows.task), len(self.columns)), np.nan, dtype=np.float32)
         columns = self.columns
         task = self.find("task")

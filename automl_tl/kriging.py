@@ -24,10 +24,38 @@ SHARED = 0.5
 """Of what is known of a backbone holds for it with any strategy."""
 FACTS = ("params", "macs", "num_features", "num_classes")
 SETTINGS = (
-    {"backbone": (0.1, 0.3), "family": (0.2, 0.2), "source": (0.05, 0.1), "facts": (0.05, 0.1), "strategy": (0.2, 0.2), "noise": 0.3},
-    {"backbone": (0.1, 0.5), "family": (0.1, 0.1), "source": (0.05, 0.1), "facts": (0.05, 0.3), "strategy": (0.2, 0.2), "noise": 0.2},
-    {"backbone": (0.1, 0.2), "family": (0.1, 0.1), "source": (0.02, 0.05), "facts": (0.02, 0.1), "strategy": (0.1, 0.1), "noise": 0.6},
-    {"backbone": (0.05, 0.2), "family": (0.2, 0.2), "source": (0.1, 0.2), "facts": (0.1, 0.3), "strategy": (0.3, 0.3), "noise": 1.0},
+    {
+        "backbone": (0.1, 0.3),
+        "family": (0.2, 0.2),
+        "source": (0.05, 0.1),
+        "facts": (0.05, 0.1),
+        "strategy": (0.2, 0.2),
+        "noise": 0.3,
+    },
+    {
+        "backbone": (0.1, 0.5),
+        "family": (0.1, 0.1),
+        "source": (0.05, 0.1),
+        "facts": (0.05, 0.3),
+        "strategy": (0.2, 0.2),
+        "noise": 0.2,
+    },
+    {
+        "backbone": (0.1, 0.2),
+        "family": (0.1, 0.1),
+        "source": (0.02, 0.05),
+        "facts": (0.02, 0.1),
+        "strategy": (0.1, 0.1),
+        "noise": 0.6,
+    },
+    {
+        "backbone": (0.05, 0.2),
+        "family": (0.2, 0.2),
+        "source": (0.1, 0.2),
+        "facts": (0.1, 0.3),
+        "strategy": (0.3, 0.3),
+        "noise": 1.0,
+    },
 )
 """Variance of what each likeness explains: on all tasks, and on tasks that are alike. `facts`: of one family and about the same
 size; `noise`: of a trial on a task that is trusted fully."""

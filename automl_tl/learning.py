@@ -1,9 +1,9 @@
 """How well candidates do, learnt from the history.
 
 Three LightGBM models of the same numbers: a regression of how high scores are on a task as a whole, and, within a task, a
-regression of a candidate's distance from the mean and a LambdaRank (Burges, 2010). How far apart the blend of these two puts
-candidates is fitted on source datasets that were left out, and so are the intervals (conformal, over the left-out residuals;
-Vovk et al., 2018).
+regression of a candidate's effect, which starts from what kriging and the record say and learns what they miss, and a LambdaRank
+(Burges, 2010). How far apart the blend of these two puts candidates is fitted on source datasets that were left out, and so are
+the intervals (conformal, over the left-out residuals; Vovk et al., 2018).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Boosters:
         return predict_by(self.level, data)
 
     def predict_blend(self, data: np.ndarray, task: np.ndarray | None = None) -> np.ndarray:
-        """Effects, moved by the place that `order` gives among the rows of the task; only differences within one mean something."""
+        """Effects, moved by the place that `order` gives among a task's rows; only differences within a task mean something."""
         effect = _weighted(data, self.start) + predict_by(self.effect, data)
         place = _place_in_task(predict_by(self.order, data), np.zeros(len(data), dtype=np.int64) if task is None else task)
         return np.asarray(effect / self.effect_spread + ORDER_SAY * np.sqrt(12) * place)
@@ -235,9 +235,7 @@ def _fit(table: np.ndarray, lessons: _Lessons, encoder: Encoder, columns: tuple[
         "monotone_constraints": [_direction(encoder.columns[index]) for index in columns],
     }
 
-    def train(
-        target: np.ndarray, objective: dict[str, Any], *, weight: Any = None, group: Any = None, start: Any = None
-    ) -> Any:
+    def train(target: np.ndarray, objective: dict[str, Any], *, weight: Any = None, group: Any = None, start: Any = None) -> Any:
         lesson = lightgbm.Dataset(data, target, weight=weight, group=group, init_score=start, categorical_feature=options)
         return lightgbm.train(learning | objective, lesson, num_boost_round=_ROUNDS)
 

@@ -97,7 +97,7 @@ class Record:
         return cls(tuple(sources.tolist()), grid, coordinates, width, trust, keys, sums, counts, kriging)
 
     def standings(self, rows: Rows, source_datasets: Sequence[str] | None = None) -> np.ndarray:
-        """n × (kinds × forms): the mean standing of what the row is made of, shrunk towards 0 where there is little.
+        """n × (kinds × forms, measures): means of what the row is made of, shrunk to 0 where there is little; and by kriging.
 
         `source_datasets`, one a task of `rows`: reference tasks of the same one are left out, so that a trial does not
         predict itself nor its siblings.
