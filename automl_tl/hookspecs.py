@@ -24,6 +24,8 @@ class Zoo(Protocol):
     A zoo may also have `reference` (the name of one of its backbones) and `sources()` (source dataset → Features: statistics
     of the source's images under that backbone); then tasks are measured against those sources.
     A zoo with `on_request = True` is only listed when it is asked for by name.
+    A zoo with a `prefix` adds single networks whose name starts with it: `add(name) -> Backbone` (facts only) and `remove(name)`;
+    it may look for them: `search(words, domain=…, limit=…) -> Iterable[Offer]`.
     """
 
     name: str
@@ -48,14 +50,14 @@ class Format(Protocol):
 
 
 class Metric(Protocol):
-    """A number that compares a target with a source, or says how well features suit labels."""
+    """A number that compares a target with a source, or says how well a network suits a target."""
 
     name: str
     kind: str
-    """"distance" (target and source) or "transferability" (target with labels)."""
+    """"distance" (target and source), "transferability" (target with labels) or "familiarity" (target with `norms`)."""
 
     def score(self, target: Features, source: Features | None) -> float:
-        """One float; for transferability, higher is better."""
+        """One float; for transferability and familiarity, higher is better."""
 
 
 class Tracker(Protocol):

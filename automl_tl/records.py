@@ -110,6 +110,32 @@ class Backbone:
     download_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Offer:
+    """A network that a search found and that a zoo can add by its name: only what is known before its config is read."""
+
+    name: str
+    zoo: str
+    params: int | None
+    """With the source head."""
+    licence: str
+    source_dataset: str
+    source_domain: str
+    downloads: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """What a network's batch norms see of a task's images, beside what they saw of the source's; one entry a channel."""
+
+    layer: np.ndarray
+    """Number of the batch norm that the channel belongs to."""
+    mean: np.ndarray
+    variance: np.ndarray
+    source_mean: np.ndarray
+    source_variance: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """Frozen features of a set of images, or stored statistics of a source."""
@@ -124,6 +150,8 @@ class Features:
     """d: mean over all images of a source of which `values` are only a sample."""
     factor: np.ndarray | None = None
     """d×r: covariance of the whole source is factor @ factor.T."""
+    norms: Norms | None = None
+    """Of a network with batch norms."""
 
 
 @dataclass(frozen=True)
