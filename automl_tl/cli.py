@@ -341,8 +341,11 @@ def zoo_add(folder: Annotated[Path, typer.Argument(help="Cards (JSON) with their
 @zoo_app.command("pretrain")
 def zoo_pretrain(
     recipe: Annotated[Path, typer.Argument(help="A recipe (JSON).")],
-    data: Annotated[Path, typer.Option(help="The source's images: train/CLASS/FILE and test/CLASS/FILE.")],
     out: Annotated[Path, typer.Option(help="Folder for the card and the safetensors file.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The source's images: train/CLASS/FILE and test/CLASS/FILE. Not for images made by formula."),
+    ] = None,
 ) -> None:
     """Train a network of the embedded zoo anew, from its recipe."""
     from .pretraining import pretrain_recipe
@@ -383,8 +386,8 @@ def plugins_list(json: AsJson = False) -> None:
 
 
 def _location(text: str) -> Any:
-    """Paths as paths; names that a reader knows ("digits", "hf:…") as they are."""
-    return text if text == "digits" or text.startswith("hf:") else Path(text)
+    """Paths as paths; names that a reader knows ("digits", "hf:…", "formula:…") as they are."""
+    return text if text == "digits" or text.startswith(("hf:", "formula:")) else Path(text)
 
 
 def _along(

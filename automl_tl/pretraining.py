@@ -1,7 +1,8 @@
 """Train a backbone from scratch on a source dataset: how the networks of the embedded zoo came to be.
 
-A recipe (JSON: architecture, source, rates, epochs, seed) and a folder of images become a folder with a card and a
-safetensors file, in the form that `automl-tl zoo add` reads. Training goes on from its last finished epoch.
+A recipe (JSON: architecture, source, method, rates, epochs, seed) and a folder of images become a folder with a card and a
+safetensors file, in the form that `automl-tl zoo add` reads. Training goes on from its last finished epoch. With the method
+"supervised" a network learns the labels of its source; the other methods are those of `pretexts`, which see no label.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .augment import Augmentation, augment, normalise
@@ -26,8 +27,10 @@ from .device import channels_last
 from .device import device as this_device
 from .errors import InputError
 from .home import home
+from .pretexts import PRETEXTS, neighbour_accuracy, projector, recolour
 from .records import TEST, TRAIN
 
+SUPERVISED = "supervised"
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -54,24 +57,39 @@ class Recipe:
     """Side in pixels of the first half of the epochs: small images teach coarse features for less."""
     precision: str
     seed: int
+    method: str = SUPERVISED
+    location: str = ""
+    """Where the source's images are, if a reader makes them itself; empty: in a folder that has to be named."""
 
 
 def read_recipe(path: Path) -> Recipe:
     """Raises InputError if `path` is not a recipe."""
     try:
-        return Recipe(**json.loads(path.read_text(encoding="utf-8")))
+        recipe = Recipe(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"cannot read the recipe {path}: {error}") from None
+    if recipe.method not in (methods := (SUPERVISED, *PRETEXTS)):
+        raise InputError(f"cannot read the recipe {path}: method: {recipe.method!r} is none of {', '.join(methods)}")
+    return recipe
 
 
-def pretrain_recipe(path: Path, data: Path, out: Path, *, say: Callable[[str], None]) -> Path:
-    """Train the network of a recipe on the images in `data` (train/CLASS, test/CLASS); the path of its card in `out`."""
+def pretrain_recipe(path: Path, data: Path | None, out: Path, *, say: Callable[[str], None]) -> Path:
+    """Train the network of a recipe on the images in `data` (train/CLASS, test/CLASS); the path of its card in `out`.
+
+    `data` is not needed where the recipe says where its images come from.
+
+    Raises:
+        InputError: no recipe, or no images to train and judge the network on.
+    """
     recipe = read_recipe(path)
-    task = load_task(data, name=recipe.source_dataset, validation=0.0)
+    source = data or recipe.location
+    if not source:
+        raise InputError(f"{path.name} is trained on the images of {recipe.source_dataset}; say where they are with --data")
+    task = load_task(source, name=recipe.source_dataset, validation=0.0)
     pixels = decode(task, recipe.input_size, interpolation="bicubic", crop_pct=1.0)
     parts = [(pixels.array[task.part(split)], task.labels[task.part(split)]) for split in (TRAIN, TEST)]
     if not len(parts[1][1]):
-        raise InputError(f"{data} has no test images; a card needs a measured accuracy")
+        raise InputError(f"{source} has no test images; a card needs a measured accuracy")
     checkpoint = home() / "pretraining" / f"{recipe.name}.pt"
     checkpoint.parent.mkdir(exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +98,9 @@ def pretrain_recipe(path: Path, data: Path, out: Path, *, say: Callable[[str], N
 
 
 def card(recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
-    """What is told of a pretrained network."""
+    """What is told of a pretrained network. Without a source head there is no `source_accuracy`, but still a measured one."""
+    top1 = round(facts["accuracy"], 4)
+    judged = "" if recipe.method == SUPERVISED else ", named by their 20 nearest training images"
     return {
         "build": recipe.build,
         "num_classes": facts["num_classes"],
@@ -91,9 +111,9 @@ def card(recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:
         "std": list(STD),
         "crop_pct": 1.0,
         "interpolation": "bicubic",
-        "source_accuracy": round(facts["accuracy"], 4),
+        **({"source_accuracy": top1} if facts["num_classes"] else {}),
         "licence": "MIT",
-        "validation": {"what": f"test images of {recipe.source_dataset}", "top1": round(facts["accuracy"], 4)},
+        "validation": {"what": f"test images of {recipe.source_dataset}{judged}", "top1": top1},
         "training": {"images": facts["images"], "seconds": facts["seconds"]},
         "recipe": asdict(recipe),
     }
@@ -115,51 +135,70 @@ def pretrain(
 
     torch.manual_seed(recipe.seed)
     device = this_device()
-    classes = int(train[1].max()) + 1
+    supervised = recipe.method == SUPERVISED
+    classes = int(train[1].max()) + 1 if supervised else 0
     net = timm.create_model(recipe.build["timm"], num_classes=classes, **recipe.build["kwargs"])
-    net = channels_last(net)
-    optimiser = torch.optim.AdamW(_groups(net, recipe.weight_decay), lr=recipe.rate, betas=(0.9, 0.98))
+    head = nn.Identity() if supervised else projector(net.num_features)
+    net, learner = channels_last(net), nn.ModuleList([net, head.to(device)])
+    optimiser = torch.optim.AdamW(_groups(learner, recipe.weight_decay), lr=recipe.rate, betas=(0.9, 0.98))
     first, seconds = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
-        net.load_state_dict(state["net"])
+        learner.load_state_dict(state["learner"])
         optimiser.load_state_dict(state["optimiser"])
         first, seconds = state["epoch"], state["seconds"]
     images, labels = train
     steps = len(labels) // recipe.batch_size
-    how = Augmentation(recipe.scale, recipe.flip, recipe.rotate, recipe.jitter)
-    bf16 = recipe.precision == "bf16"
     for epoch in range(first, recipe.epochs):
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
         order = torch.randperm(len(labels), generator=generator).numpy()
-        size = recipe.start_size if epoch < recipe.epochs / 2 else recipe.input_size
         total = 0.0
-        net.train()
+        learner.train()
         for step in range(steps):
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate * _one_cycle((epoch + step / steps) / recipe.epochs)
             index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             batch = torch.from_numpy(images[index]).to(device).permute(0, 3, 1, 2)
             target = torch.from_numpy(labels[index]).to(device)
-            views = normalise(augment(batch, how, size=size, generator=generator), MEAN, STD)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                logits = net(views.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
+            loss = _loss(recipe, net, head, batch, target, early=epoch < recipe.epochs / 2, generator=generator)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+            nn.utils.clip_grad_norm_(learner.parameters(), 5.0)
             optimiser.step()
             total += loss.item()
         seconds += time.perf_counter() - start
-        state = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1, "seconds": seconds}
+        state = {"learner": learner.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1, "seconds": seconds}
         partial = checkpoint.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(checkpoint)
-        score = accuracy(net, *test, device=device)
-        say(f"{recipe.name} epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.3f} test {score:.4f} {seconds:.0f} s")
-    facts = {"accuracy": accuracy(net, *test, device=device), "images": len(labels), "seconds": round(seconds)}
-    return net.eval(), {"num_classes": classes, **facts}
+        score = f" test {accuracy(net, *test, device=device):.4f}" if supervised else ""
+        say(f"{recipe.name} epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.3f}{score} {seconds:.0f} s")
+    if supervised:
+        top1 = accuracy(net, *test, device=device)
+    else:
+        known, new = ((_outputs(net, part[0], device), torch.from_numpy(part[1]).to(device)) for part in (train, test))
+        top1 = neighbour_accuracy(known, new)
+    return net.eval(), {"num_classes": classes, "accuracy": top1, "images": len(labels), "seconds": round(seconds)}
+
+
+def _loss(
+    recipe: Recipe, net: nn.Module, head: nn.Module, batch: Tensor, target: Tensor, *, early: bool, generator: torch.Generator
+) -> Tensor:
+    """Of one batch of uint8 N×3×H×W images: of the labels, or of two views."""
+    how = Augmentation(recipe.scale, recipe.flip, recipe.rotate, recipe.jitter)
+    size = recipe.start_size if early else recipe.input_size
+    outputs = []
+    for _ in range(1 if recipe.method == SUPERVISED else 2):
+        view = augment(batch, how, size=size, generator=generator)
+        if recipe.method != SUPERVISED:
+            view = recolour(view, generator)
+        inputs = normalise(view, MEAN, STD).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            outputs.append(head(net(inputs)).float())
+    if recipe.method == SUPERVISED:
+        return F.cross_entropy(outputs[0], target, label_smoothing=recipe.label_smoothing)
+    return PRETEXTS[recipe.method](*outputs)
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -176,12 +215,17 @@ def _one_cycle(done: float, warm_up: float = 0.15) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
 
 
-@torch.inference_mode()
 def accuracy(net: nn.Module, images: np.ndarray, labels: np.ndarray, *, device: torch.device) -> float:
+    said = _outputs(net, images, device).argmax(1).cpu().numpy()
+    return float((said == labels).mean())
+
+
+@torch.inference_mode()
+def _outputs(net: nn.Module, images: np.ndarray, device: torch.device) -> Tensor:
+    """N×outputs, in evaluation mode."""
     net.eval()
-    right = 0
-    for start in range(0, len(labels), 256):
+    parts = []
+    for start in range(0, len(images), 256):
         batch = torch.from_numpy(images[start : start + 256]).to(device).permute(0, 3, 1, 2)
-        logits = net(normalise(batch, MEAN, STD).contiguous(memory_format=torch.channels_last))
-        right += int((logits.argmax(1).cpu().numpy() == labels[start : start + 256]).sum())
-    return right / len(labels)
+        parts.append(net(normalise(batch, MEAN, STD).contiguous(memory_format=torch.channels_last)))
+    return torch.cat(parts)
