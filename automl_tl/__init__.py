@@ -9,7 +9,7 @@ from .hookspecs import hookimpl
 if TYPE_CHECKING:
     from .api import evaluate, fit, load_task, predict, profile_task, recommend, search
     from .estimator import TransferClassifier
-    from .records import Backbone, Candidate, Features, Listing, Outcome, Point, Profile, Ranked, Ranking, Task, Trial
+    from .records import Backbone, Candidate, Features, Listing, Offer, Outcome, Point, Profile, Ranked, Ranking, Task, Trial
     from .strategy import Batch, Classifier, Fitted, Job, Strategy
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "Fitted",
     "Job",
     "Listing",
+    "Offer",
     "Outcome",
     "Point",
     "Profile",
@@ -45,8 +46,8 @@ _HOMES = {
     "api": ("evaluate", "fit", "load_task", "predict", "profile_task", "recommend", "search"),
     "estimator": ("TransferClassifier",),
     "records": (
-        *("Backbone", "Candidate", "Features", "Listing", "Outcome", "Point"),
-        *("Profile", "Ranked", "Ranking", "Task", "Trial"),
+        *("Backbone", "Candidate", "Features", "Listing", "Offer", "Outcome"),
+        *("Point", "Profile", "Ranked", "Ranking", "Task", "Trial"),
     ),
     "strategy": ("Batch", "Classifier", "Fitted", "Job", "Strategy"),
 }

@@ -17,7 +17,7 @@ import numpy as np
 from . import data, model, processes, registry
 from .along import Along
 from .along import read_task as read_task
-from .backbones import catalogue
+from .backbones import adopt, catalogue
 from .budget import Budget, parse_budget
 from .candidates import propose
 from .cost import CostModel
@@ -108,6 +108,7 @@ def recommend(
     known = registry.strategies()
     for name in strategies or ():
         registry.lookup("strategy", name, known)
+    adopt(backbones or ())
     at_hand = catalogue(zoo=zoo)
     for name in backbones or ():
         registry.lookup("backbone", name, at_hand)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from . import registry
-from .errors import ZooError
-from .records import Backbone
+from .errors import InputError, ZooError
+from .records import Backbone, Offer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import nn
 
     from .hookspecs import Zoo
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}
 
 
 def catalogue(*, zoo: str | None = None) -> dict[str, Backbone]:
@@ -63,3 +66,89 @@ def build(backbone: Backbone, *, head: bool = False) -> nn.Module:
         ZooError: the weights cannot be had.
     """
     return registry.lookup("zoo", backbone.zoo, registry.zoos()).build(backbone, head=head)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which networks are wanted; what is None or empty does not matter."""
+
+    max_params: float | None = None
+    licences: Sequence[str] = ()
+    """One of these, as the card has it."""
+    source: str | None = None
+    """In the name of the source dataset."""
+    domain: str | None = None
+    """In the words of the source domain."""
+
+    def suits(self, network: Backbone | Offer) -> bool:
+        """Small and capital letters are the same; what a network does not say does not suit."""
+        if self.max_params is not None and (network.params is None or network.params > self.max_params):
+            return False
+        if self.licences and network.licence.lower() not in {licence.lower() for licence in self.licences}:
+            return False
+        texts = ((self.source, network.source_dataset), (self.domain, network.source_domain))
+        return all(wanted is None or wanted.lower() in text.lower() for wanted, text in texts)
+
+
+def narrowed(backbones: Mapping[str, Backbone], wanted: Wanted) -> dict[str, Backbone]:
+    """Those that suit."""
+    return {name: backbone for name, backbone in backbones.items() if wanted.suits(backbone)}
+
+
+def parse_count(text: str) -> float:
+    """A number of parameters.
+
+    >>> [parse_count(text) for text in ("5M", "300k", "1.2B", "1000")]
+    [5000000.0, 300000.0, 1200000000.0, 1000.0]
+
+    Raises:
+        InputError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", text.strip().lower())
+    if found is None:
+        raise InputError(f"{text!r} is no number of parameters; write 5M, 300k or 1.2B")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def add(name: str) -> Backbone | None:
+    """Make a network known by its name, such as hf-hub:OWNER/NAME; None where no zoo has names of this form.
+
+    Raises:
+        ZooError: there is no such network, or it cannot be used.
+    """
+    zoo = _owner(name)
+    return None if zoo is None else zoo.add(name)
+
+
+def remove(name: str) -> bool:
+    """Forget a network that was added by name; False where no zoo has names of this form."""
+    zoo = _owner(name)
+    if zoo is not None:
+        zoo.remove(name)
+    return zoo is not None
+
+
+def _owner(name: str) -> Any:
+    return next((zoo for zoo in registry.zoos().values() if name.startswith(getattr(zoo, "prefix", name + " "))), None)
+
+
+def adopt(names: Sequence[str]) -> None:
+    """`add` those of `names` that a zoo can look up and that are not at hand yet."""
+    unknown = [name for name in names if _owner(name) is not None]
+    at_hand = catalogue() if unknown else {}
+    for name in unknown:
+        if name not in at_hand:
+            add(name)
+
+
+def search(words: str, wanted: Wanted, *, limit: int = 20) -> list[Offer]:
+    """Networks beyond the catalogue that suit, from every zoo that can look for some.
+
+    Raises:
+        ZooError: a zoo cannot be asked.
+    """
+    found: list[Offer] = []
+    for zoo in registry.zoos().values():
+        if (ask := getattr(zoo, "search", None)) is not None:
+            found += filter(wanted.suits, ask(words, domain=wanted.domain, limit=limit))
+    return found

@@ -15,6 +15,7 @@ from .errors import AutomlError
 if TYPE_CHECKING:
     from .along import Along
     from .api import Advice, Progress
+    from .backbones import Wanted
     from .records import Outcome, Profile, Ranked, Ranking, Task
 
 EXPLAINED = 3
@@ -50,6 +51,10 @@ Skew = Annotated[float, typer.Option(help="Of simulated clients: 1 is mild, 0.1 
 Robust = Annotated[str | None, typer.Option(help="Stand changes of every pixel up to this, such as 8/255.")]
 Shots = Annotated[int, typer.Option(min=0, help="Use so many training images a class; 0: all.")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Consider this backbone only (repeatable).")]
+MaxParams = Annotated[str | None, typer.Option(help="Networks with at most so many parameters, such as 5M.")]
+Licences = Annotated[list[str] | None, typer.Option(help="Networks under this licence, such as apache-2.0 (repeatable).")]
+SourceName = Annotated[str | None, typer.Option("--source", help="Networks whose source dataset has this in its name.")]
+Domain = Annotated[str | None, typer.Option(help="Networks whose source shows this, such as medical.")]
 
 
 def main() -> None:
@@ -298,13 +303,20 @@ def history_build(
 
 
 @zoo_app.command("list")
-def zoo_list(zoo: ZooName = None, json: AsJson = False) -> None:
-    """The pretrained networks at hand."""
+def zoo_list(
+    zoo: ZooName = None,
+    max_params: MaxParams = None,
+    licence: Licences = None,
+    source: SourceName = None,
+    domain: Domain = None,
+    json: AsJson = False,
+) -> None:
+    """The pretrained networks at hand; --zoo timm lists all of timm's, too."""
     from dataclasses import asdict
 
-    from .backbones import catalogue
+    from .backbones import catalogue, narrowed
 
-    found = catalogue(zoo=zoo)
+    found = narrowed(catalogue(zoo=zoo), _wanted(max_params, licence, source, domain))
     if json:
         _print_json([asdict(backbone) for backbone in found.values()])
         return
@@ -313,6 +325,39 @@ def zoo_list(zoo: ZooName = None, json: AsJson = False) -> None:
         for b in found.values()
     ]
     _table("", ("backbone", "zoo", "source", "pixels", "M params", "M multiply-adds", "licence"), rows)
+
+
+@zoo_app.command("search")
+def zoo_search(
+    words: Annotated[str, typer.Argument(help="Looked for in the names on the hub; may be empty.")] = "",
+    max_params: MaxParams = None,
+    licence: Licences = None,
+    source: SourceName = None,
+    domain: Domain = None,
+    limit: Annotated[int, typer.Option(min=1, help="Ask for so many, the most downloaded first, before they are narrowed.")] = 50,
+    json: AsJson = False,
+) -> None:
+    """Look for networks on the hub; `zoo add NAME` makes one of them known."""
+    from dataclasses import asdict
+
+    from .backbones import search
+
+    found = search(words, _wanted(max_params, licence, source, domain), limit=limit)
+    if json:
+        _print_json([asdict(offer) for offer in found])
+        return
+    rows = [
+        (
+            o.name,
+            o.source_dataset,
+            o.source_domain,
+            "" if o.params is None else f"{o.params / 1e6:.2f}",
+            o.licence,
+            f"{o.downloads or 0}",
+        )
+        for o in found
+    ]
+    _table("", ("backbone", "source", "domain", "M params", "licence", "downloads"), rows)
 
 
 @zoo_app.command("show")
@@ -327,11 +372,20 @@ def zoo_show(name: str, zoo: ZooName = None) -> None:
 
 
 @zoo_app.command("add")
-def zoo_add(folder: Annotated[Path, typer.Argument(help="Cards (JSON) with their safetensors.")]) -> None:
-    """Add a folder of networks; it stays where it is."""
+def zoo_add(
+    what: Annotated[
+        str, typer.Argument(help="A folder of cards (JSON) with their safetensors, or hf-hub:OWNER/NAME[@REVISION].")
+    ],
+) -> None:
+    """Add a folder of networks, which stays where it is, or one network of the hub."""
+    from .backbones import add
     from .cards import add_folder
 
-    added = add_folder(folder)
+    network = add(what)
+    if network is not None:
+        print(f"added {network.name}")
+        return
+    added = add_folder(Path(what))
     for name in added.names:
         print(f"added {name}")
     for name, reason in added.skipped.items():
@@ -414,6 +468,12 @@ def _along(
         robust=0.0 if robust is None else fraction(robust, "--robust"),
         shots=shots,
     )
+
+
+def _wanted(max_params: str | None, licences: list[str] | None, source: str | None, domain: str | None) -> Wanted:
+    from .backbones import Wanted, parse_count
+
+    return Wanted(None if max_params is None else parse_count(max_params), licences or (), source, domain)
 
 
 def _say(text: str) -> None:

@@ -110,6 +110,20 @@ class Backbone:
     download_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Offer:
+    """A network that a search found and that a zoo can add by its name: only what is known before its config is read."""
+
+    name: str
+    zoo: str
+    params: int | None
+    """With the source head."""
+    licence: str
+    source_dataset: str
+    source_domain: str
+    downloads: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """Frozen features of a set of images, or stored statistics of a source."""

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -37,11 +38,29 @@ class PluginWarning(UserWarning):
     """A plugin could not be loaded; the others work."""
 
 
+KINDS = {
+    "register_strategies": "strategies",
+    "register_backbones": "zoos",
+    "register_formats": "formats",
+    "register_metrics": "metrics",
+    "register_trackers": "trackers",
+}
+"""Hook → how the entry points begin (`zoos.mine`) that bring nothing else: they are loaded when that is asked for."""
+
+
 @cache
-def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
+def _loaded(hook: str) -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
+    """Every plugin that may have `hook`; with "", all. Listing networks, say, need not wait for strategies to import torch."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
-    plugins = [_load(manager, point) for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)]
+    others = {kind for kind in KINDS.values() if hook and kind != KINDS[hook]}
+    plugins = []
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        if point.name.partition(".")[0] not in others:
+            module, plugin = _load(point)
+            plugins.append(plugin)
+            if module is not None:
+                manager.register(module, name=point.name)
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -49,18 +68,19 @@ def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
     return manager, tuple(plugins)
 
 
-def _load(manager: pluggy.PluginManager, point: EntryPoint) -> Plugin:
+@cache
+def _load(point: EntryPoint) -> tuple[ModuleType | None, Plugin]:
+    """The module, and what to tell of it; a failure is warned of once."""
     distribution = point.dist.name if point.dist else "unknown"
     version = point.dist.version if point.dist else ""
     try:
         module = point.load()
-        manager.register(module, name=point.name)
     except Exception as error:  # somebody else's import may raise anything; it is named and the rest go on
         text = f"{type(error).__name__}: {error}"
         warnings.warn(f"plugin {point.name!r} of {distribution} {version} is left out: {text}", PluginWarning, stacklevel=4)
-        return Plugin(point.name, distribution, version, error=text)
+        return None, Plugin(point.name, distribution, version, error=text)
     hooks = tuple(hook for hook in _hook_names() if hasattr(module, hook))
-    return Plugin(point.name, distribution, version, hooks)
+    return module, Plugin(point.name, distribution, version, hooks)
 
 
 def _hook_names() -> list[str]:
@@ -69,12 +89,12 @@ def _hook_names() -> list[str]:
 
 def plugins() -> tuple[Plugin, ...]:
     """Every entry point of the group, also those that failed to load."""
-    return _loaded()[1]
+    return _loaded("")[1]
 
 
 @cache
 def _collect(hook: str) -> dict[str, Any]:
-    manager, _ = _loaded()
+    manager, _ = _loaded(hook)
     found: dict[str, Any] = {}
     owners: dict[str, str] = {}
     for implementation in getattr(manager.hook, hook).get_hookimpls():
@@ -131,4 +151,5 @@ def lookup(kind: str, name: str, known: dict[str, T]) -> T:
 def forget() -> None:
     """Load the plugins anew at the next use (after an installation, in tests)."""
     _loaded.cache_clear()
+    _load.cache_clear()
     _collect.cache_clear()

@@ -45,7 +45,7 @@ def _system(rng: np.random.Generator, side: int) -> np.ndarray:
 
 def _points(systems: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """n×(chains·steps)×2 points of the attractors of `systems` (n×k×2×3), by the chaos game (Barnsley, 1988)."""
-    n, maps = systems.shape[:2]
+    n = len(systems)
     weight = np.abs(np.linalg.det(systems[..., :2])) + 0.02
     bounds = np.cumsum(weight / weight.sum(axis=1, keepdims=True), axis=1)[:, None, :-1]
     rows = np.arange(n)[:, None]
@@ -82,9 +82,6 @@ def _densities(points: np.ndarray, side: int) -> np.ndarray:
 
 
 def _coloured(density: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ink on paper, both of a random colour, but never alike: a class is its shape."""
-    n = len(density)
-    paper, ink = rng.uniform(0, 255, (2, n, 1, 1, 3))
-    alike = np.abs(paper - ink).mean(axis=3, keepdims=True) < 60
-    ink = np.where(alike, (paper + 128) % 256, ink)
-    return np.asarray(paper + (ink - paper) * (0.25 * (density > 0) + 0.75 * density)[..., None]).astype(np.uint8)
+    """Ink of a random colour on black: a class is its shape."""
+    ink = rng.uniform(90, 255, (len(density), 1, 1, 3))
+    return np.asarray(ink * (0.25 * (density > 0) + 0.75 * density)[..., None]).astype(np.uint8)

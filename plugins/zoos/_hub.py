@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -10,16 +12,20 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from automl_tl.cards import sha256
 from automl_tl.errors import ZooError
+from automl_tl.networks import first_line
 
 WEIGHTS = "model.safetensors"
 PROBE_SECONDS = 5.0
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def cached_repositories() -> set[str]:
@@ -29,33 +35,54 @@ def cached_repositories() -> set[str]:
     return {repository for repository in repositories if cached(repository) is not None}
 
 
-def cached(repository: str) -> Path | None:
-    found = try_to_load_from_cache(repository, WEIGHTS)
+def cached(repository: str, *, file: str = WEIGHTS, revision: str | None = None) -> Path | None:
+    found = try_to_load_from_cache(repository, file, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 
-def fetch(repository: str) -> Path:
-    """The weights of a repository: from the cache, or downloaded into it (going on where an earlier download broke off).
+def fetch(repository: str, *, file: str = WEIGHTS, revision: str | None = None) -> Path:
+    """A file of a repository, at a branch, tag or commit (None: main): from the cache, or downloaded into it.
 
-    The client itself would retry for most of a minute where there is no hub, so it is asked once, shortly, beforehand.
+    A download goes on where an earlier one broke off. The client itself would retry for most of a minute where there is no
+    hub, so it is asked once, shortly, beforehand.
 
     Raises:
         ZooError: says plainly what is missing.
     """
-    here = cached(repository)
+    here = cached(repository, file=file, revision=revision)
     if here is not None:
         return here
+    with plainly(repository, file):
+        facts = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=PROBE_SECONDS)
+        path = Path(hf_hub_download(repository, file, revision=revision, etag_timeout=PROBE_SECONDS))
+    _check(path, facts.etag, repository)
+    return path
+
+
+def announced(repository: str, *, revision: str | None = None) -> tuple[str, int]:
+    """sha256 (empty: not told) and size in bytes of the weights, as the hub tells them before anything is downloaded."""
+    with plainly(repository, WEIGHTS):
+        facts = get_hf_file_metadata(hf_hub_url(repository, WEIGHTS, revision=revision), timeout=PROBE_SECONDS)
+    told = facts.etag or ""
+    return told if _SHA256.fullmatch(told) else "", facts.size or 0
+
+
+@contextmanager
+def plainly(repository: str, file: str = "") -> Iterator[None]:
+    """The client's errors as ours, in a sentence. Offline it is not even asked."""
     if is_offline_mode():
         raise ZooError(f"{repository}: not in the local hub cache, and HF_HUB_OFFLINE is set; unset it to download it once")
     try:
-        facts = get_hf_file_metadata(hf_hub_url(repository, WEIGHTS), timeout=PROBE_SECONDS)
-        path = Path(hf_hub_download(repository, WEIGHTS, etag_timeout=PROBE_SECONDS))
+        yield
     except GatedRepoError:
         raise ZooError(f"{repository}: is gated; accept its terms on the hub and log in with `hf auth login`") from None
+    except RevisionNotFoundError:
+        raise ZooError(f"{repository}: the hub at {constants.ENDPOINT} has no such revision of it") from None
     except RepositoryNotFoundError:
         raise ZooError(f"{repository}: the hub at {constants.ENDPOINT} has no such repository, or it is private") from None
     except RemoteEntryNotFoundError:
-        raise ZooError(f"{repository}: has no {WEIGHTS}, and other forms of weights (pickle) are refused") from None
+        why = "other forms of weights (pickle) are refused" if file == WEIGHTS else "so it is no network of timm's form"
+        raise ZooError(f"{repository}: has no {file}, and {why}") from None
     except HfHubHTTPError as error:
         raise ZooError(
             f"{repository}: the hub at {constants.ENDPOINT} answered {error.response.status_code}; try later"
@@ -63,15 +90,15 @@ def fetch(repository: str) -> Path:
     except (httpx2.HTTPError, LocalEntryNotFoundError) as error:
         text = f"not in the local hub cache, and the hub at {constants.ENDPOINT} cannot be reached or broke off"
         raise ZooError(f"{repository}: {text} ({type(error).__name__}); try again when it answers") from None
+    except HFValidationError as error:
+        raise ZooError(f"{repository}: is no name of a repository: {first_line(error)}") from None
     except OSError as error:
-        raise ZooError(f"{repository}: cannot be downloaded: {str(error).splitlines()[0]}") from None
-    _check(path, facts.etag, repository)
-    return path
+        raise ZooError(f"{repository}: cannot be downloaded: {first_line(error)}") from None
 
 
 def _check(path: Path, etag: str | None, repository: str) -> None:
     """For large files the hub's etag is their sha256, which the client does not compare."""
-    if etag and re.fullmatch("[0-9a-f]{64}", etag) and sha256(path) != etag:
+    if etag and _SHA256.fullmatch(etag) and sha256(path) != etag:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
-        raise ZooError(f"{repository}: {WEIGHTS} arrived damaged (other sha256 than announced) and was deleted; try again")
+        raise ZooError(f"{repository}: {path.name} arrived damaged (other sha256 than announced) and was deleted; try again")

@@ -48,6 +48,26 @@ DATASETS = {
     "sat493m": "sat-493m",
     "sa1b": "sa-1b",
 }
+# Words in the name or tags of a repository → what its network's images show; at the start of a word there.
+_DOMAIN_WORDS = {
+    "medical": (
+        *(
+            "medical",
+            "medicine",
+            "patholog",
+            "histolog",
+            "histopatholog",
+            "radiolog",
+            "dermatolog",
+            "ophthalm",
+            "retina",
+            "fundus",
+        ),
+        *("xray", "x-ray", "chest", "mri", "ct-scan", "tumor", "tumour", "cancer", "lunit", "biomed", "ultrasound", "endoscop"),
+    ),
+    "satellite images": ("satellite", "remote-sensing", "aerial", "sentinel", "bigearthnet", "earth-observation"),
+    "plants and animals": ("inat", "plant", "bird", "insect", "species", "animal"),
+}
 _NATURAL = {"imagenet-1k", "imagenet-12k", "imagenet-21k", "bamboo"}
 _PARTS = re.compile(rf"(?<![^_])(?:{'|'.join(sorted(DATASETS, key=len, reverse=True))})(?![^_])")
 
@@ -77,3 +97,15 @@ def source_domain(dataset: str) -> str:
     if dataset == "sat-493m":
         return "satellite images"
     return "natural objects" if dataset in _NATURAL else "web images"
+
+
+def domain_of_words(text: str) -> str:
+    """What the images show, by the words that somebody named a network with.
+
+    >>> domain_of_words("1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms")
+    'medical'
+    """
+    for domain, words in _DOMAIN_WORDS.items():
+        if re.search(rf"(?<![a-z])(?:{'|'.join(words)})", text.lower()):
+            return domain
+    return UNKNOWN
