@@ -9,7 +9,21 @@ from .hookspecs import hookimpl
 if TYPE_CHECKING:
     from .api import evaluate, fit, load_task, predict, profile_task, recommend, search
     from .estimator import TransferClassifier
-    from .records import Backbone, Candidate, Features, Listing, Offer, Outcome, Point, Profile, Ranked, Ranking, Task, Trial
+    from .records import (
+        Backbone,
+        Candidate,
+        Features,
+        Listing,
+        Norms,
+        Offer,
+        Outcome,
+        Point,
+        Profile,
+        Ranked,
+        Ranking,
+        Task,
+        Trial,
+    )
     from .strategy import Batch, Classifier, Fitted, Job, Strategy
 
 __version__ = "0.1.0"
@@ -22,6 +36,7 @@ __all__ = [
     "Fitted",
     "Job",
     "Listing",
+    "Norms",
     "Offer",
     "Outcome",
     "Point",
@@ -46,7 +61,7 @@ _HOMES = {
     "api": ("evaluate", "fit", "load_task", "predict", "profile_task", "recommend", "search"),
     "estimator": ("TransferClassifier",),
     "records": (
-        *("Backbone", "Candidate", "Features", "Listing", "Offer", "Outcome"),
+        *("Backbone", "Candidate", "Features", "Listing", "Norms", "Offer", "Outcome"),
         *("Point", "Profile", "Ranked", "Ranking", "Task", "Trial"),
     ),
     "strategy": ("Batch", "Classifier", "Fitted", "Job", "Strategy"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def extract(
         ZooError: the network gives numbers that are not finite.
     """
     index = np.arange(len(task.labels)) if index is None else index
-    path = cache() / "features" / f"{_key(task, backbone, index)}.safetensors"
+    path = cached_at("features", task, backbone, index)
     if path.exists():
         tensors, _ = checkpoint.load(path)
     else:
@@ -56,12 +57,13 @@ def extract(
     )
 
 
-def _key(task: Task, backbone: Backbone, index: np.ndarray) -> str:
+def cached_at(kind: str, task: Task, backbone: Backbone, index: np.ndarray) -> Path:
+    """The file for what `backbone` gives on the images at `index`: the same images wherever they lie, and the same weights."""
     digest = hashlib.sha256(task.hashes[index].tobytes())
     b = backbone
     preparation = (b.input_size, b.interpolation, b.crop_pct, b.mean, b.std)
     digest.update(f"{b.zoo}/{b.name}/{b.digest}/{preparation}/{device().type}".encode())
-    return digest.hexdigest()[:32]
+    return cache() / kind / f"{digest.hexdigest()[:32]}.safetensors"
 
 
 @torch.inference_mode()

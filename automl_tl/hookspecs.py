@@ -49,14 +49,14 @@ class Format(Protocol):
 
 
 class Metric(Protocol):
-    """A number that compares a target with a source, or says how well features suit labels."""
+    """A number that compares a target with a source, or says how well a network suits a target."""
 
     name: str
     kind: str
-    """"distance" (target and source) or "transferability" (target with labels)."""
+    """"distance" (target and source), "transferability" (target with labels) or "familiarity" (target with `norms`)."""
 
     def score(self, target: Features, source: Features | None) -> float:
-        """One float; for transferability, higher is better."""
+        """One float; for transferability and familiarity, higher is better."""
 
 
 class Tracker(Protocol):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from . import data, features, registry
 from .backbones import build
 from .errors import InputError
-from .records import TRAIN, Backbone, Features, Profile, Task
+from .norms import norm_statistics
+from .records import TRAIN, Backbone, Features, Norms, Profile, Task
 
 LOOK = 1000
 """Training images that backbones are looked at through."""
@@ -28,7 +30,7 @@ def profile_task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Profile:
-    """Profile `task`. Transferability is measured for the backbones named in `look`.
+    """Profile `task`. Transferability, and how familiar the images are, is measured for the backbones named in `look`.
 
     Distances are taken between the task's training images and every source whose statistics a zoo holds, on the features of
     that zoo's reference encoder. Test images are never looked at.
@@ -47,6 +49,8 @@ def profile_task(
     for name in look:
         target = _look(task, backbones[name], sample, progress)
         transferability[name] = _scores("transferability", target, None, notes)
+        if (norms := _norms(task, backbones[name], sample)) is not None:
+            transferability[name] |= _scores("familiarity", replace(target, norms=norms), None, notes)
     seconds = time.perf_counter() - start
     warnings = task.warnings + tuple(dict.fromkeys(notes))
     return Profile(task.name, task.fingerprint, meta, distances, transferability, seconds, warnings)
@@ -70,6 +74,12 @@ def _look(task: Task, backbone: Backbone, sample: np.ndarray, progress: Progress
     seen = task_features(task, backbone, progress=progress)
     probabilities = None if seen.probabilities is None else seen.probabilities[sample]
     return Features(seen.values[sample], task.labels[sample], probabilities)
+
+
+def _norms(task: Task, backbone: Backbone, sample: np.ndarray) -> Norms | None:
+    """What the batch norms of a backbone see of the images at `sample`."""
+    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    return norm_statistics(task, backbone, pixels, lambda: build(backbone), index=sample)
 
 
 def look_sample(task: Task, seed: int) -> np.ndarray:

@@ -125,6 +125,18 @@ class Offer:
 
 
 @dataclass(frozen=True, eq=False)
+class Norms:
+    """What a network's batch norms see of a task's images, beside what they saw of the source's; one entry a channel."""
+
+    layer: np.ndarray
+    """Number of the batch norm that the channel belongs to."""
+    mean: np.ndarray
+    variance: np.ndarray
+    source_mean: np.ndarray
+    source_variance: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Features:
     """Frozen features of a set of images, or stored statistics of a source."""
 
@@ -138,6 +150,8 @@ class Features:
     """d: mean over all images of a source of which `values` are only a sample."""
     factor: np.ndarray | None = None
     """d×r: covariance of the whole source is factor @ factor.T."""
+    norms: Norms | None = None
+    """Of a network with batch norms."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from . import model
 from .backbones import build, catalogue
 from .data import load_task
 from .hookspecs import Metric
-from .records import TEST, Backbone, Candidate, Features, Task
+from .records import TEST, Backbone, Candidate, Features, Norms, Task
 from .registry import forget, strategies
 from .space import Value, check, defaults, draw
 from .strategy import Fitted, Strategy
@@ -78,11 +78,16 @@ def check_metric(metric: Metric) -> None:
     Raises:
         AssertionError: says what is wrong.
     """
-    assert metric.kind in ("distance", "transferability"), f"kind is {metric.kind!r}; write distance or transferability"
+    kinds = ("distance", "transferability", "familiarity")
+    assert metric.kind in kinds, f"kind is {metric.kind!r}; write {', '.join(kinds[:-1])} or {kinds[-1]}"
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 30)
     near = rng.normal(size=(120, 16)).astype(np.float32)
     shuffled = rng.permutation(120)
+    if metric.kind == "familiarity":
+        same, other = (_familiarity(metric, near + shift) for shift in (0, 3))
+        assert same > other, f"images like the source's are not more familiar: {same} against {other} for others"
+        return
     if metric.kind == "distance":
         itself, away = _score(metric, near, near), _score(metric, near + 3, near)
         assert away > itself, f"features moved away are not farther: {away} against {itself}"
@@ -98,6 +103,14 @@ def check_metric(metric: Metric) -> None:
 
 def _score(metric: Metric, target: np.ndarray, source: np.ndarray) -> float:
     value = float(metric.score(Features(target), Features(source)))
+    assert math.isfinite(value), f"{metric.name} gave {value}"
+    return value
+
+
+def _familiarity(metric: Metric, values: np.ndarray) -> float:
+    """Of 16 channels whose source had mean 0 and variance 1."""
+    norms = Norms(np.repeat((0, 1), 8), values.mean(axis=0), values.var(axis=0), np.zeros(16), np.ones(16))
+    value = float(metric.score(Features(values, norms=norms), None))
     assert math.isfinite(value), f"{metric.name} gave {value}"
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -31,6 +34,9 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     break_off: int = 0
     """So many downloads end in the middle."""
+    revisions: set[str] = field(default_factory=lambda: {"main", COMMIT})
+    models: list[dict[str, Any]] = field(default_factory=list)
+    """What a search may find, as the hub's own API tells it."""
     asked: list[str] = field(default_factory=list)
 
     def downloads(self) -> list[str]:
@@ -49,16 +55,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         self.hub.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
-        parts = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path)
-        repository, name = parts.groups() if parts else ("", "")
+        if self.path.startswith("/api/models?"):
+            self._found(parse_qs(urlsplit(self.path).query))
+            return
+        parts = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        repository, revision, name = parts.groups() if parts else ("", "main", "")
         if repository in self.hub.gated:
             self._refuse(403, "GatedRepo")
         elif not any(file.startswith(f"{repository}/") for file in self.hub.files):
             self._refuse(404, "RepoNotFound")
+        elif revision not in self.hub.revisions:
+            self._refuse(404, "RevisionNotFound")
         elif f"{repository}/{name}" not in self.hub.files:
             self._refuse(404, "EntryNotFound")
         else:
             self._send(f"{repository}/{name}", body=body)
+
+    def _found(self, query: dict[str, list[str]]) -> None:
+        words, tags = query.get("search", [""])[0], set(query.get("filter", []))
+        fitting = [model for model in self.hub.models if words in model["id"] and tags <= set(model["tags"])]
+        body = json.dumps(fitting[: int(query["limit"][0])]).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -100,12 +121,15 @@ class Client:
     hub: Hub
     server: ThreadingHTTPServer
 
-    def run(self, code: str, **more: str) -> str:
+    def _environment(self, **more: str) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         ours = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.folder), "AUTOML_TL_HOME": str(self.folder / "home")}
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+        return clean | ours | quiet | more
+
+    def run(self, code: str, **more: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", code], env=clean | ours | quiet | more, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", code], env=self._environment(**more), capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -119,6 +143,12 @@ class Client:
             "except ZooError as error: print('ZooError', error)",
             **more,
         )
+
+    def words(self, *words: str) -> tuple[int, str]:
+        """Exit code and what the command line says."""
+        code = f"import sys; from automl_tl.cli import main; sys.argv[1:] = {list(words)!r}; main()"
+        done = subprocess.run([sys.executable, "-c", code], env=self._environment(), capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout + done.stderr
 
     def stop(self) -> None:
         self.server.shutdown()
@@ -224,3 +254,162 @@ def test_unknown_and_gated_repositories(client: Client) -> None:
     assert "has no such repository" in client.fetch("timm/nothing")
     client.hub.gated.add("timm/secret")
     assert "is gated" in client.fetch("timm/secret")
+
+
+# Single networks by name
+
+SLIDES = "lab/small.pathology"
+CONFIG: dict[str, Any] = {
+    "architecture": "test_resnet",
+    "num_classes": 0,
+    "num_features": 128,
+    "pretrained_cfg": {
+        "tag": "dinov2_in1k",
+        "input_size": [3, 96, 96],
+        "interpolation": "bilinear",
+        "crop_pct": 0.9,
+        "mean": [0.7, 0.6, 0.7],
+        "std": [0.2, 0.2, 0.2],
+        "num_classes": 0,
+        "license": "mit",
+        "custom_load": "somebody.code",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def headless_weights() -> bytes:
+    import timm
+    import torch
+    from safetensors.torch import save
+
+    torch.manual_seed(1)
+    return save(timm.create_model("test_resnet", num_classes=0).state_dict())
+
+
+def publish(hub: Hub, repository: str, config: Any, weights: bytes | None) -> None:
+    hub.files[f"{repository}/config.json"] = json.dumps(config).encode()
+    if weights is not None:
+        hub.files[f"{repository}/model.safetensors"] = weights
+
+
+def test_a_network_of_the_hub_is_added_by_name_and_revision(client: Client, headless_weights: bytes) -> None:
+    """Its facts are read from its config, its weights come when it is built; then neither needs the hub."""
+    import timm
+    import torch
+    from safetensors.torch import load
+
+    publish(client.hub, SLIDES, CONFIG, headless_weights)
+    client.hub.revisions.add("v1")
+    name = f"hf-hub:{SLIDES}@v1"
+    said = client.run(f"""
+from automl_tl.backbones import add, build, catalogue
+import torch
+added = add({name!r})
+assert catalogue()[{name!r}] == added and added.digest == {hashlib.sha256(headless_weights).hexdigest()!r}
+assert (added.architecture, added.input_size, added.interpolation, added.crop_pct) == ("test_resnet", 96, "bilinear", 0.9)
+assert (added.mean, added.licence, added.source_domain, added.num_classes) == ((0.7, 0.6, 0.7), "mit", "medical", 0)
+assert added.download_bytes == {len(headless_weights)}
+with torch.inference_mode():
+    output = build(added)(torch.linspace(-1, 1, 3 * 96 * 96).reshape(1, 3, 96, 96))
+assert output.shape == (1, added.num_features) and sum(p.numel() for p in build(added).parameters()) == added.params
+print(output.sum().item())
+""")
+    net = timm.create_model("test_resnet", num_classes=0).eval()
+    net.load_state_dict(load(headless_weights))
+    with torch.inference_mode():
+        expected = net(torch.linspace(-1, 1, 3 * 96 * 96).reshape(1, 3, 96, 96)).sum().item()
+    assert float(said) == pytest.approx(expected, rel=1e-5)
+    assert {line.split()[1] for line in client.hub.downloads()} == {
+        f"/{SLIDES}/resolve/v1/{file}" for file in ("config.json", "model.safetensors")
+    }
+    client.stop()
+    code, listed = client.words("zoo", "list", "--domain", "medical", "--max-params", "1M", "--json")
+    assert (code, [facts["name"] for facts in json.loads(listed)]) == (0, [name])
+    client.run(f"from automl_tl.backbones import build, catalogue; build(catalogue()[{name!r}])")
+
+
+def test_networks_of_the_hub_that_cannot_be_added(client: Client, headless_weights: bytes) -> None:
+    """Every reason is a sentence with the name in it, and nothing is remembered."""
+    publish(client.hub, "lab/pickled", CONFIG, None)
+    client.hub.files["lab/pickled/pytorch_model.bin"] = b"\x80\x04."
+    publish(client.hub, "lab/unknown", CONFIG | {"architecture": "resnet_of_nobody"}, headless_weights)
+    publish(client.hub, "lab/language", {"model_type": "bert"}, headless_weights)
+    publish(client.hub, "lab/reaching", CONFIG | {"model_args": {"checkpoint_path": "x.pth"}}, headless_weights)
+    publish(client.hub, "lab/wide", CONFIG | {"pretrained_cfg": {"input_size": [3, 96, 64]}}, headless_weights)
+    publish(client.hub, "lab/broken", [], headless_weights)
+    client.hub.files["lab/bare/model.safetensors"] = headless_weights
+    names = ["pickled", "unknown", "language", "reaching", "wide", "broken", "bare", "small@v9", "nothing", "a/b/c"]
+    publish(client.hub, "lab/small", CONFIG, headless_weights)
+    said = client.run(f"""
+from automl_tl.backbones import add, catalogue
+from automl_tl.errors import ZooError
+for name in {names!r}:
+    try: add("hf-hub:lab/" + name)
+    except ZooError as error: print(error)
+    else: print("added", name)
+assert not [name for name in catalogue() if name.startswith("hf-hub:")]
+""").splitlines()
+    expected = [
+        "lab/pickled: has no model.safetensors, and other forms of weights (pickle) are refused",
+        "hf-hub:lab/unknown: timm",
+        "hf-hub:lab/language: its config.json names no architecture",
+        "hf-hub:lab/reaching: build: kwargs: 'checkpoint_path' is not for a card to say",
+        "hf-hub:lab/wide: input_size: expected [3, SIDE, SIDE]",
+        "hf-hub:lab/broken: its config.json cannot be read",
+        "lab/bare: has no config.json, and so it is no network of timm's form",
+        f"lab/small: the hub at {client.endpoint} has no such revision",
+        f"lab/nothing: the hub at {client.endpoint} has no such repository",
+        "lab/a/b/c: is no name of a repository",
+    ]
+    assert len(said) == len(expected), said
+    for line, start in zip(said, expected, strict=True):
+        assert line.startswith(start)
+    assert not any("pytorch_model.bin" in line for line in client.hub.asked)
+
+
+def test_weights_that_are_another_networks(client: Client, headless_weights: bytes, weights: bytes) -> None:
+    """A config that does not fit its weights, and weights that are cut off although the hub says they are whole."""
+    publish(client.hub, "lab/mixed", CONFIG | {"architecture": "test_vit"}, headless_weights)
+    publish(client.hub, "lab/cut", CONFIG, headless_weights[:-100])
+    said = client.run("""
+from automl_tl.backbones import add, build
+from automl_tl.errors import ZooError
+for name in ("hf-hub:lab/mixed", "hf-hub:lab/cut"):
+    try: build(add(name))
+    except ZooError as error: print(error)
+    else: print("built", name)
+""").splitlines()
+    assert [line.startswith(f"hf-hub:lab/{name}: ") for line, name in zip(said, ("mixed", "cut"), strict=True)] == [True] * 2, (
+        said
+    )
+    assert "does not hold test_vit" in said[0]
+    assert "does not hold test_resnet" in said[1]
+
+
+def test_search_on_the_hub_is_narrowed(client: Client) -> None:
+    client.hub.models = [
+        {
+            "id": "lab/vit_small.pathology",
+            "tags": ["timm", "safetensors", "medical", "license:mit", "dataset:lab/slides"],
+            "downloads": 70,
+            "safetensors": {"parameters": {"F32": 22_000_000}, "total": 22_000_000},
+        },
+        {"id": "lab/vit_giant.pathology", "tags": ["timm", "safetensors", "medical", "license:cc-by-nc-4.0"], "downloads": 9},
+        {"id": "timm/resnet10t.c3_in1k", "tags": ["timm", "safetensors", "license:apache-2.0"], "downloads": 5},
+        {"id": "lab/vit_pickled", "tags": ["timm", "medical", "license:mit"], "downloads": 1},
+    ]
+    code, found = client.words("zoo", "search", "vit", "--domain", "medical", "--json")
+    assert code == 0, found
+    assert [offer["name"] for offer in json.loads(found)] == ["hf-hub:lab/vit_small.pathology", "hf-hub:lab/vit_giant.pathology"]
+    first = json.loads(found)[0]
+    assert (first["params"], first["licence"], first["source_dataset"]) == (22_000_000, "mit", "lab/slides")
+    assert (first["source_domain"], first["downloads"]) == ("medical", 70)
+    narrow = ("--max-params", "30M", "--licence", "MIT", "--source", "slides", "--json")
+    code, found = client.words("zoo", "search", "", *narrow)
+    assert [offer["name"] for offer in json.loads(found)] == ["hf-hub:lab/vit_small.pathology"]
+    client.stop()
+    code, said = client.words("zoo", "search", "vit")
+    assert code == 2
+    assert f"the hub at {client.endpoint} cannot be reached" in said
+    assert "Traceback" not in said

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import scipy.linalg
+from automl_tl_plugins.metrics.batch_norm import BatchNorm, divergence, frechet
 from automl_tl_plugins.metrics.coral import Coral, coral_distance
 from automl_tl_plugins.metrics.frechet import Frechet, frechet_distance
 from automl_tl_plugins.metrics.h_score import HScore, h_score
@@ -24,7 +25,7 @@ from scipy.stats import multivariate_normal
 from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_digits
 
-from automl_tl import Features, registry
+from automl_tl import Features, Norms, registry
 from automl_tl.errors import InputError
 
 DISTANCES = [Frechet(), MMD(), Coral()]
@@ -571,3 +572,42 @@ def test_mmd_of_a_sample_with_itself_counts_every_pair_between_the_two() -> None
     """Equation 3 has no exception for two samples that happen to be one object."""
     x = np.random.default_rng(0).normal(size=(40, 8))
     assert mmd2(x, x) == pytest.approx(mmd2(x, x.copy()), abs=1e-12)
+
+
+# Familiarity
+
+
+def norms(mean: list[float], variance: list[float], source_mean: list[float], source_variance: list[float]) -> Norms:
+    """Two channels in the first layer, the others in the second."""
+    layer = np.array([0, 0, *[1] * (len(mean) - 2)])
+    return Norms(layer, *(np.array(values) for values in (mean, variance, source_mean, source_variance)))
+
+
+def test_batch_norm_distances_by_hand() -> None:
+    """Layer 0: a channel that is the same and one moved by 3 of its standard deviations; layer 1: one of twice the deviation."""
+    seen = norms([5, 6, 0], [4, 4, 4], [5, 0, 0], [4, 4, 1])
+    assert frechet(seen) == pytest.approx(((0 + 9) / 2 + 1) / 2, rel=1e-4)
+    moved = (2 * (4 + 36) / 4 - 2) / 4
+    wider = (4 / 1 + 1 / 4 - 2) / 4
+    assert divergence(seen) == pytest.approx((moved / 2 + wider) / 2, rel=1e-4)
+    assert BatchNorm().score(Features(np.zeros((1, 1)), norms=seen), None) == pytest.approx(-math.log1p(2.75), rel=1e-4)
+
+
+def test_divergence_of_batch_norms_is_the_mean_of_both_directions() -> None:
+    """Against the Kullback-Leibler divergence of torch."""
+    import torch
+    from torch.distributions import Normal, kl_divergence
+
+    seen = norms([0.3, -1.0, 2.0, 0.0], [0.5, 2.0, 1.0, 3.0], [0.1, 1.0, 2.0, -1.0], [1.0, 1.5, 0.7, 2.0])
+    here = Normal(torch.tensor(seen.mean), torch.tensor(seen.variance).sqrt())
+    there = Normal(torch.tensor(seen.source_mean), torch.tensor(seen.source_variance).sqrt())
+    both = ((kl_divergence(here, there) + kl_divergence(there, here)) / 2).numpy()
+    assert divergence(seen) == pytest.approx((both[:2].mean() + both[2:].mean()) / 2, rel=1e-4)
+
+
+def test_a_channel_that_is_silent_on_the_target_stays_finite() -> None:
+    silent = norms([0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1])
+    assert frechet(silent) == pytest.approx(1, rel=1e-2)
+    assert math.isfinite(divergence(silent))
+    with pytest.raises(InputError, match="has no batch norms"):
+        BatchNorm().score(Features(np.zeros((1, 1))), None)

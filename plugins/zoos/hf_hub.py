@@ -112,8 +112,8 @@ def _read_config(path: Path, name: str) -> Backbone:
     """The facts of a config.json of timm, checked as the card of a stranger is."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        facts: dict[str, Any] = {**config, **config.get("pretrained_cfg", {})}
-    except (OSError, ValueError, AttributeError) as error:
+        facts: dict[str, Any] = {**config, **(config.get("pretrained_cfg") or {})}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ZooError(f"{name}: its config.json cannot be read: {first_line(error)}") from None
     if not isinstance(config.get("architecture"), str):
         raise ZooError(f"{name}: its config.json names no architecture of timm; only networks in timm's form can be used")

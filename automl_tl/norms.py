@@ -1,0 +1,77 @@
+"""What batch norms saw: of a task's images now, and of the source's while the network was trained.
+
+A network with batch norms carries statistics of its source along: the running mean and variance of every channel. They tell
+how far a task's images are from the source without one image of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import checkpoint
+from .data import Pixels
+from .device import channels_last
+from .features import cached_at
+from .loop import prepare
+from .records import Backbone, Norms, Task
+
+BATCH = 64
+MOST = 128
+"""Images that are looked at: a mean and a variance of a channel over as many images and all their pixels are exact enough."""
+
+
+def norm_statistics(
+    task: Task, backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module], *, index: np.ndarray, seed: int = 0
+) -> Norms | None:
+    """Of at most `MOST` of the images at `index`; None for a network without batch norms. Kept on disk."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(index)[:MOST])
+    path = cached_at("norms", task, backbone, chosen)
+    if path.exists():
+        tensors, _ = checkpoint.load(path)
+    else:
+        tensors = _measure(backbone, pixels, build, chosen)
+        path.parent.mkdir(exist_ok=True)
+        checkpoint.save(path, tensors, {"backbone": backbone.name, "task": task.name})
+    if not len(tensors["layer"]):
+        return None
+    return Norms(**{name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+@torch.inference_mode()
+def _measure(backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module], index: np.ndarray) -> dict[str, Tensor]:
+    """What enters each batch norm that keeps statistics, under the network as it evaluates: mean and variance of a channel."""
+    net = channels_last(build().eval())
+    layers = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+    sums = [torch.zeros(2, layer.num_features, dtype=torch.float64) for layer in layers]
+    counts = [0] * len(layers)
+
+    def watch(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            values = inputs[0].transpose(0, 1).flatten(1).double()
+            sums[number] += torch.stack([values.sum(dim=1), values.square().sum(dim=1)]).cpu()
+            counts[number] += values.shape[1]
+
+        return see
+
+    for number, layer in enumerate(layers):
+        layer.register_forward_pre_hook(watch(number))
+    for start in range(0, len(index) if layers else 0, BATCH):
+        net(prepare(pixels.array[index[start : start + BATCH]], backbone))
+    means = [total[0] / count for total, count in zip(sums, counts, strict=True)]
+    variances = [total[1] / count - mean**2 for total, count, mean in zip(sums, counts, means, strict=True)]
+    return {
+        "layer": torch.tensor([number for number, layer in enumerate(layers) for _ in range(layer.num_features)]),
+        "mean": _joined(means),
+        "variance": _joined(variances).clamp(min=0),
+        "source_mean": _joined([layer.running_mean for layer in layers if layer.running_mean is not None]),
+        "source_variance": _joined([layer.running_var for layer in layers if layer.running_var is not None]),
+    }
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.float().cpu() for part in parts]) if parts else torch.empty(0)

@@ -1,0 +1,68 @@
+"""What batch norms see, against torch's own running statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small import QUICK, TINY, digits
+from torch import nn
+
+from automl_tl.backbones import build, catalogue
+from automl_tl.data import decode
+from automl_tl.loop import prepare
+from automl_tl.norms import norm_statistics
+from automl_tl.profiling import profile_task
+from automl_tl.records import TRAIN, Norms, Task
+
+
+def seen_by(name: str, task: Task, index: np.ndarray) -> Norms | None:
+    backbone = catalogue()[name]
+    pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    return norm_statistics(task, backbone, pixels, lambda: build(backbone), index=index)
+
+
+def test_statistics_are_those_that_torch_would_keep() -> None:
+    """One pass in training mode with momentum 1 leaves the first batch norm with the statistics of just these images."""
+    task, backbone = digits(40), catalogue()[QUICK]
+    index = task.part(TRAIN)
+    norms = seen_by(QUICK, task, index)
+    assert norms is not None
+    net = build(backbone)
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(norms.layer) == sum(layer.num_features for layer in layers)
+    kept = np.concatenate([layer.running_mean.numpy() for layer in layers])
+    np.testing.assert_allclose(norms.source_mean, kept)
+    first = layers[0]
+    first.train().momentum = 1.0
+    pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    with torch.inference_mode():
+        net(prepare(pixels.array[index], backbone))
+    here = norms.layer == 0
+    np.testing.assert_allclose(norms.mean[here], first.running_mean.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norms.variance[here], first.running_var.numpy(), rtol=1e-3, atol=1e-6)
+
+
+def test_networks_without_batch_norms_have_none() -> None:
+    without = [b.name for b in catalogue().values() if b.family in ("vit", "convnext")]
+    assert without
+    task = digits(40)
+    assert [seen_by(name, task, task.part(TRAIN)) for name in without[:2]] == [None] * len(without[:2])
+
+
+def test_handwriting_is_more_familiar_to_the_network_of_handwriting() -> None:
+    """And the profile says so, from training images alone."""
+    profile = profile_task(digits(120), catalogue(), look=(QUICK, TINY))
+    scores = {name: found["batch-norm"] for name, found in profile.transferability.items()}
+    assert scores[TINY] < scores[QUICK] < 0
+
+
+def test_statistics_are_kept() -> None:
+    """The second time no network is built."""
+    task, backbone = digits(40), catalogue()[QUICK]
+    first = seen_by(QUICK, task, task.part(TRAIN))
+    pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    again = norm_statistics(task, backbone, pixels, lambda: pytest.fail("built again"), index=task.part(TRAIN))
+    assert first is not None
+    assert again is not None
+    np.testing.assert_array_equal(first.mean, again.mean)
