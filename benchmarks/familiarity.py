@@ -26,14 +26,14 @@ from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode
 from automl_tl.features import source_statistics
 from automl_tl.norms import norm_statistics
-from automl_tl.profiling import look_sample, task_features
+from automl_tl.profiling import task_features
 
 SETS = (
     *("brain_tumor", "caltech101", "cifar10", "covid_ct", "imagenet_samples", "magnetic_tile", "omniglot_b", "rsscn7"),
     *("sign_digits", "smiles", "traffic_signs", "pacs/art_painting", "pacs/cartoon", "pacs/photo", "pacs/sketch"),
 )
 WAYS = {"frechet": frechet, "divergence": divergence}
-SOURCE_IMAGES = 2000
+SOURCE_IMAGES, SET_IMAGES = 2000, 300
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ def unpacked_source(name: str, folder: Path) -> Path:
     return unpacked(name, folder)
 
 
+def some(task: Task, most: int) -> np.ndarray:
+    """Training images, the same for every network."""
+    return np.sort(np.random.default_rng(0).permutation(task.part("train"))[:most])
+
+
 def look(task: Task, backbone: Backbone, index: np.ndarray) -> Features:
     return task_features(task, backbone, index=index)
 
@@ -68,11 +73,10 @@ def look(task: Task, backbone: Backbone, index: np.ndarray) -> Features:
 def measure(backbone: Backbone, encoder: Backbone, tasks: dict[str, Task], source: Task, statistics: Features) -> Row:
     """One network."""
     metric = registry.metrics("distance")["frechet"]
-    some = np.sort(np.random.default_rng(0).permutation(source.part("train"))[:SOURCE_IMAGES])
-    own_source = source_statistics(look(source, backbone, some).values)
+    own_source = source_statistics(look(source, backbone, some(source, SOURCE_IMAGES)).values)
     encoded, own, ways = [], [], {way: [] for way in WAYS}
     for task in tasks.values():
-        index = look_sample(task, 0)
+        index = some(task, SET_IMAGES)
         pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
         norms = norm_statistics(task, backbone, pixels, lambda: build(backbone), index=index)
         assert norms is not None

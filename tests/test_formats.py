@@ -44,6 +44,7 @@ def test_each_location_has_one_reader(pictures: Path) -> None:
     places: dict[str, Any] = {
         "arrays": (np.zeros((2, 4, 4), dtype=np.uint8), ["a", "b"]),
         "digits": "digits",
+        "formula": "formula:fractals",
         "huggingface": "hf:somebody/something",
         "image-folder": pictures / "pictures",
         "manifest": pictures / "list.csv",

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from small import arrays
 
+from automl_tl import registry
 from automl_tl.backbones import build, catalogue
 from automl_tl.cards import add_folder
 from automl_tl.errors import InputError
+from automl_tl.pretexts import PRETEXTS
 from automl_tl.pretraining import Recipe, pretrain, pretrain_recipe, read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,9 +87,46 @@ def test_interrupted_and_gone_on_is_the_same_network(tmp_path: Path) -> None:
     assert accuracy == [value for key, value in again.items() if "accuracy" in key]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_embedded_network_has_its_recipe(path: Path) -> None:
+@pytest.mark.parametrize("method", sorted(PRETEXTS))
+def test_a_network_that_saw_no_label(method: str, data: Path, tmp_path: Path) -> None:
+    """It has no source head; its accuracy is that of its nearest neighbours, well above chance, and its card says so."""
+    recipe = replace(SMALL, name=f"resnet10t_8_{method}.digits_32", method=method, epochs=6)
+    (tmp_path / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    card = json.loads(pretrain_recipe(tmp_path / "recipe.json", data, tmp_path / "out", say=lambda text: None).read_text())
+    assert card["num_classes"] == 0
+    assert "source_accuracy" not in card
+    assert card["validation"]["what"] == "test images of digits, named by their 20 nearest training images"
+    assert card["validation"]["top1"] > 0.4
+    add_folder(tmp_path / "out")
+    backbone = catalogue()[recipe.name]
+    assert build(backbone)(torch.zeros(2, 3, 32, 32)).shape == (2, backbone.num_features)
+
+
+def test_embedded_networks_are_of_several_kinds() -> None:
+    """What the zoo promises: families, sources, and networks that saw no label; and every network has its recipe."""
+    embedded = [backbone for backbone in catalogue().values() if backbone.zoo == "embedded"]
+    assert len(embedded) >= 10
+    assert {backbone.family for backbone in embedded} >= {"resnet", "mobilenet", "vit", "convnext"}
+    sources = {backbone.source_dataset for backbone in embedded}
+    assert sources >= {"tiny_imagenet", "omniglot_a", "fractals", "dead_leaves"}
+    assert sources <= registry.zoos()["embedded"].sources().keys()  # type: ignore[attr-defined]
+    recipes = {path.stem: read_recipe(path) for path in RECIPES}
+    assert {backbone.name for backbone in embedded} <= recipes.keys()
+    assert sum(recipes[backbone.name].method != "supervised" for backbone in embedded) >= 2
+    folder = ROOT / "plugins" / "zoos" / "networks"
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 25e6
+
+
+def trained(path: Path) -> bool:
+    """A recipe may wait for somebody with a GPU."""
+    return (ROOT / "plugins" / "zoos" / "networks" / path.name).exists()
+
+
+@pytest.mark.parametrize("path", filter(trained, RECIPES), ids=lambda path: path.stem)
+def test_every_embedded_network_is_that_of_its_recipe(path: Path) -> None:
     recipe, backbone = read_recipe(path), catalogue()[path.stem]
+    card = json.loads((ROOT / "plugins" / "zoos" / "networks" / path.name).read_text())
+    assert card["recipe"].items() <= asdict(recipe).items()
     assert backbone.source_dataset == recipe.source_dataset
     assert backbone.input_size == recipe.input_size
     assert (backbone.architecture, dict(backbone.kwargs)) == (recipe.build["timm"], recipe.build["kwargs"])
@@ -101,3 +140,8 @@ def test_a_recipe_that_is_none_and_a_source_without_test_images(data: Path, tmp_
     recipe.write_text(json.dumps(asdict(replace(SMALL, name="other"))))
     with pytest.raises(InputError, match="no test images; a card needs a measured accuracy"):
         pretrain_recipe(recipe, data / "train", tmp_path / "out", say=lambda text: None)
+    with pytest.raises(InputError, match="is trained on the images of digits; say where they are with --data"):
+        pretrain_recipe(recipe, None, tmp_path / "out", say=lambda text: None)
+    recipe.write_text(json.dumps(asdict(replace(SMALL, method="telepathy"))))
+    with pytest.raises(InputError, match="'telepathy' is none of supervised, barlow-twins, vicreg"):
+        read_recipe(recipe)

@@ -23,7 +23,8 @@ def dead_leaves(each: int, *, side: int, seed: int) -> tuple[np.ndarray, np.ndar
     images = []
     for label, name in enumerate(CLASSES):
         rng = np.random.default_rng((seed, label))
-        images.append(_image_class(*name.split("-"), each, side, rng))
+        shape, sizes, fill = name.split("-")
+        images.append(_image_class(shape, sizes, fill, each, side, rng))
     return np.concatenate(images), np.repeat(np.arange(len(CLASSES)), each)
 
 

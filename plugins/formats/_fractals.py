@@ -62,7 +62,7 @@ def _points(systems: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _turned(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     angle = rng.normal(0, 0.25, len(points))
-    return points @ _rotation(angle)
+    return np.asarray(points @ _rotation(angle))
 
 
 def _rotation(angle: np.ndarray) -> np.ndarray:
