@@ -1,6 +1,6 @@
 """How well a network's own batch norms stand in for its source's images.
 
-For every embedded network with batch norms and every set of ../shared/data that is no source: the distance by the batch norms
+For every network at hand with batch norms whose source has statistics, and every set of ../shared/data that is no source: the distance by the batch norms
 (from the network's file alone), and two true Fréchet distances, which need the source's images or statistics of them: on the
 features of the zoo's reference encoder, as profiles have them, and on the network's own features. Spearman's correlations:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from _report import arguments, table, unpacked, write
 from automl_tl_plugins.metrics.batch_norm import divergence, frechet
 from scipy.stats import spearmanr
 
-from automl_tl import Backbone, Features, Task, load_task, registry
+from automl_tl import Backbone, Features, Task, registry
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import decode
+from automl_tl.data import decode, load_task, read_listing
 from automl_tl.features import source_statistics
 from automl_tl.norms import norm_statistics
 from automl_tl.profiling import task_features
@@ -33,7 +34,7 @@ SETS = (
     *("sign_digits", "smiles", "traffic_signs", "pacs/art_painting", "pacs/cartoon", "pacs/photo", "pacs/sketch"),
 )
 WAYS = {"frechet": frechet, "divergence": divergence}
-SOURCE_IMAGES, SET_IMAGES = 2000, 300
+SOURCE_IMAGES, SET_IMAGES = 1000, 160
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,19 @@ class Row:
     ways: dict[str, np.ndarray]
 
 
+def sample(location: Path | str, name: str, most: int) -> Task:
+    """At most `most` of the training images of a set; no others are read."""
+    listing = read_listing(location)
+    train = [i for i in range(len(listing.images)) if listing.splits is None or listing.splits[i] == "train"]
+    chosen = np.sort(np.random.default_rng(0).permutation(train)[:most])
+    return load_task(([listing.images[i] for i in chosen], [listing.labels[i] for i in chosen]), name=name, validation=0.0)
+
+
 def source_task(backbone: Backbone, folder: Path) -> Task:
-    """The images that a network was trained on."""
-    if backbone.source_domain.endswith("made by formula"):
-        return load_task(f"formula:{backbone.source_dataset}", validation=0.0)
-    return load_task(unpacked_source(backbone.source_dataset, folder), name=backbone.source_dataset, validation=0.0)
+    """Images that a network was trained on."""
+    name = backbone.source_dataset
+    formula = backbone.source_domain.endswith("made by formula")
+    return sample(f"formula:{name}" if formula else unpacked_source(name, folder), name, SOURCE_IMAGES)
 
 
 def unpacked_source(name: str, folder: Path) -> Path:
@@ -61,27 +70,17 @@ def unpacked_source(name: str, folder: Path) -> Path:
     return unpacked(name, folder)
 
 
-def some(task: Task, most: int) -> np.ndarray:
-    """Training images, the same for every network."""
-    return np.sort(np.random.default_rng(0).permutation(task.part("train"))[:most])
-
-
-def look(task: Task, backbone: Backbone, index: np.ndarray) -> Features:
-    return task_features(task, backbone, index=index)
-
-
 def measure(backbone: Backbone, encoder: Backbone, tasks: dict[str, Task], source: Task, statistics: Features) -> Row:
     """One network."""
     metric = registry.metrics("distance")["frechet"]
-    own_source = source_statistics(look(source, backbone, some(source, SOURCE_IMAGES)).values)
+    own_source = source_statistics(task_features(source, backbone).values)
     encoded, own, ways = [], [], {way: [] for way in WAYS}
     for task in tasks.values():
-        index = some(task, SET_IMAGES)
         pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
-        norms = norm_statistics(task, backbone, pixels, lambda: build(backbone), index=index)
+        norms = norm_statistics(task, backbone, pixels, partial(build, backbone), index=task.part("train"))
         assert norms is not None
-        encoded.append(metric.score(look(task, encoder, index), statistics))
-        own.append(metric.score(look(task, backbone, index), own_source))
+        encoded.append(metric.score(task_features(task, encoder), statistics))
+        own.append(metric.score(task_features(task, backbone), own_source))
         for way, function in WAYS.items():
             ways[way].append(function(norms))
     return Row(np.array(encoded), np.array(own), {way: np.array(values) for way, values in ways.items()})
@@ -102,21 +101,22 @@ def main() -> None:
         names = ("cifar10", "omniglot_b", "brain_tumor", "smiles") if options.quick else SETS
         for name in names:
             unpacked(name.partition("/")[0], folder)
-        tasks = {name: load_task(folder / name, name=name, validation=0.0) for name in names}
+        tasks = {name: sample(folder / name, name, SET_IMAGES) for name in names}
         sources: dict[str, Task] = {}
         rows: dict[str, Row] = {}
-        with_norms = [b for b in catalogue().values() if b.zoo == "embedded" and b.family in ("resnet", "mobilenet")]
+        known = embedded.sources()
+        with_norms = [b for b in catalogue().values() if b.source_dataset in known and b.family in ("resnet", "mobilenet")]
         for backbone in with_norms[: 2 if options.quick else None]:
             name = backbone.source_dataset
             sources[name] = sources.get(name) or source_task(backbone, folder)
-            rows[backbone.name] = measure(backbone, encoder, tasks, sources[name], embedded.sources()[name])
+            rows[backbone.name] = measure(backbone, encoder, tasks, sources[name], known[name])
             print(backbone.name, flush=True)
-    figures = {f"{way}_{truth}": float(np.mean([correlation(r.ways[way], getattr(r, truth)) for r in rows.values()]))
-               for way in WAYS for truth in ("encoder", "own")}  # fmt: skip
+    figures = {}
     for way in WAYS:
-        pairs = [(np.array([r.ways[way][i] for r in rows.values()]), np.array([r.encoder[i] for r in rows.values()]))
-                 for i in range(len(names))]  # fmt: skip
-        figures[f"{way}_networks"] = float(np.mean([correlation(one, other) for one, other in pairs]))
+        for truth in ("encoder", "own"):
+            figures[f"{way}_{truth}"] = float(np.mean([correlation(r.ways[way], getattr(r, truth)) for r in rows.values()]))
+        columns = [(np.array([(r.ways[way][i], r.encoder[i]) for r in rows.values()])) for i in range(len(names))]
+        figures[f"{way}_networks"] = float(np.mean([correlation(*pairs.T) for pairs in columns]))
     shown = [
         (name, *(f"{correlation(row.ways[way], getattr(row, truth)):.2f}" for way in WAYS for truth in ("encoder", "own")))
         for name, row in rows.items()

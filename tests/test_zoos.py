@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from automl_tl_plugins.zoos._tags import source_dataset, source_domain, training_sets
+from automl_tl_plugins.zoos._tags import domain_of_words, source_dataset, source_domain, training_sets
 from automl_tl_plugins.zoos.embedded import Embedded
 
 from automl_tl import Features
-from automl_tl.backbones import build, catalogue
+from automl_tl.backbones import Wanted, build, catalogue, narrowed, parse_count
 from automl_tl.cards import add_folder, folders, read_card, remove_folder, write_network
-from automl_tl.errors import PluginError, ZooError
+from automl_tl.errors import InputError, PluginError, ZooError
 from automl_tl.networks import count, family
 from automl_tl.sources import read_sources, write_source
 
@@ -430,3 +431,59 @@ def test_domains() -> None:
 )
 def test_family(architecture: str, kind: str) -> None:
     assert family(architecture) == kind
+
+
+# Narrowing
+
+
+def test_networks_are_narrowed_by_what_is_known_of_them() -> None:
+    """Of timm's: as many as a plain count over the catalogue says, and none of them unfit."""
+    listed = catalogue(zoo="timm")
+    wanted = Wanted(max_params=5e6, licences=("Apache-2.0", "mit"), source="imagenet-1k", domain="natural")
+    found = narrowed(listed, wanted)
+    assert 100 < len(found) < len(listed)
+    for backbone in found.values():
+        assert backbone.params <= 5e6
+        assert backbone.licence in ("apache-2.0", "mit")
+        assert backbone.source_dataset == "imagenet-1k"
+        assert backbone.source_domain == "natural objects"
+    assert narrowed(listed, Wanted()) == listed
+    assert narrowed(listed, Wanted(domain="satellite"))
+    assert not narrowed(listed, Wanted(domain="medical"))
+
+
+@pytest.mark.parametrize("text", ["", "five", "5MB", "-3", "1e6"])
+def test_numbers_of_parameters_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match=r"write 5M, 300k or 1\.2B"):
+        parse_count(text)
+
+
+def test_listing_timm_takes_no_torch_and_less_than_two_seconds(own_home: Path) -> None:
+    """After the first time; filters included, as a person types it."""
+    code = (
+        "import sys; from automl_tl.cli import main\n"
+        "sys.argv[1:] = ['zoo', 'list', '--zoo', 'timm', '--max-params', '2M', '--json']\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    )
+    catalogue(zoo="timm")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert max(facts["params"] for facts in json.loads(done.stdout)) <= 2e6
+    assert after.ru_utime - before.ru_utime < 2  # of computing: other processes may hold the machine
+
+
+@pytest.mark.parametrize(
+    ("words", "domain"),
+    [
+        ("1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms", "medical"),
+        ("lab/resnet50.chest_xrays medical", "medical"),
+        ("timm/hiera_base_224.mae", "unknown"),
+        ("timm/vit_large_patch14_clip_336.datacompxl", "unknown"),
+        ("lab/vit_base.bigearthnet-s2", "satellite images"),
+        ("bryanzhou008/vit-base-patch16-224-in21k-finetuned-inaturalist", "plants and animals"),
+    ],
+)
+def test_domain_of_the_words_of_a_repository(words: str, domain: str) -> None:
+    assert domain_of_words(words) == domain
