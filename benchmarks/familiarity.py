@@ -1,8 +1,9 @@
 """How well a network's own batch norms stand in for its source's images.
 
-For every network at hand with batch norms whose source has statistics, and every set of ../shared/data that is no source: the distance by the batch norms
-(from the network's file alone), and two true Fréchet distances, which need the source's images or statistics of them: on the
-features of the zoo's reference encoder, as profiles have them, and on the network's own features. Spearman's correlations:
+For every network at hand that has batch norms and whose source has statistics, and every set of ../shared/data that is no
+source: the distance by the batch norms (from the network's file alone), and two true Fréchet distances, which need the source's
+images or statistics of them: on the features of the zoo's reference encoder, as profiles have them, and on the network's own
+features. Spearman's correlations:
 
 - *encoder*, *own*: over the sets, of the stand-in with either true distance; one row a network;
 - *networks*: over the networks, of the stand-in with the reference encoder's distances of their sources; mean over the sets.
