@@ -147,39 +147,55 @@ def pretrain(
         learner.load_state_dict(state["learner"])
         optimiser.load_state_dict(state["optimiser"])
         first, seconds = state["epoch"], state["seconds"]
-    images, labels = train
-    steps = len(labels) // recipe.batch_size
     for epoch in range(first, recipe.epochs):
         start = time.perf_counter()
-        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-        order = torch.randperm(len(labels), generator=generator).numpy()
-        total = 0.0
-        learner.train()
-        for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.rate * _one_cycle((epoch + step / steps) / recipe.epochs)
-            index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            batch = torch.from_numpy(images[index]).to(device).permute(0, 3, 1, 2)
-            target = torch.from_numpy(labels[index]).to(device)
-            loss = _loss(recipe, net, head, batch, target, early=epoch < recipe.epochs / 2, generator=generator)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(learner.parameters(), 5.0)
-            optimiser.step()
-            total += loss.item()
+        loss = _epoch(recipe, net, head, optimiser, train, epoch)
         seconds += time.perf_counter() - start
         state = {"learner": learner.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1, "seconds": seconds}
         partial = checkpoint.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(checkpoint)
         score = f" test {accuracy(net, *test, device=device):.4f}" if supervised else ""
-        say(f"{recipe.name} epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.3f}{score} {seconds:.0f} s")
+        say(f"{recipe.name} epoch {epoch + 1}/{recipe.epochs} loss {loss:.3f}{score} {seconds:.0f} s")
     if supervised:
         top1 = accuracy(net, *test, device=device)
     else:
         known, new = ((_outputs(net, part[0], device), torch.from_numpy(part[1]).to(device)) for part in (train, test))
         top1 = neighbour_accuracy(known, new)
-    return net.eval(), {"num_classes": classes, "accuracy": top1, "images": len(labels), "seconds": round(seconds)}
+    return net.eval(), {"num_classes": classes, "accuracy": top1, "images": len(train[1]), "seconds": round(seconds)}
+
+
+def _epoch(
+    recipe: Recipe,
+    net: nn.Module,
+    head: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    train: tuple[np.ndarray, np.ndarray],
+    epoch: int,
+) -> float:
+    """One pass over the training images, in an order of this epoch's own; the mean loss."""
+    images, labels = train
+    device = this_device()
+    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+    order = torch.randperm(len(labels), generator=generator).numpy()
+    steps = len(labels) // recipe.batch_size
+    parameters = [*net.parameters(), *head.parameters()]
+    total = 0.0
+    net.train()
+    head.train()
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate * _one_cycle((epoch + step / steps) / recipe.epochs)
+        index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        batch = torch.from_numpy(images[index]).to(device).permute(0, 3, 1, 2)
+        target = torch.from_numpy(labels[index]).to(device)
+        loss = _loss(recipe, net, head, batch, target, early=epoch < recipe.epochs / 2, generator=generator)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimiser.step()
+        total += loss.item()
+    return total / steps
 
 
 def _loss(
