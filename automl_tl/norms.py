@@ -17,7 +17,7 @@ from . import checkpoint
 from .data import Pixels
 from .device import channels_last
 from .features import cached_at
-from .loop import prepare
+from .inference import prepare
 from .records import Backbone, Norms, Task
 
 BATCH = 64

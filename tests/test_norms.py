@@ -10,7 +10,7 @@ from torch import nn
 
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode, load_task
-from automl_tl.loop import prepare
+from automl_tl.inference import prepare
 from automl_tl.norms import norm_statistics
 from automl_tl.profiling import profile_task
 from automl_tl.records import TRAIN, Norms, Task
