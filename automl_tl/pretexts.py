@@ -80,7 +80,8 @@ def neighbour_accuracy(
     """
     known, labels = F.normalize(train[0], dim=1), train[1]
     right = 0
-    for features, truth in zip(F.normalize(test[0], dim=1).split(256), test[1].split(256), strict=True):
+    for start in range(0, len(test[1]), 256):
+        features, truth = F.normalize(test[0][start : start + 256], dim=1), test[1][start : start + 256]
         likeness, nearest = (features @ known.T).topk(min(neighbours, len(known)), dim=1)
         votes = torch.zeros(len(features), int(labels.max()) + 1, device=features.device)
         votes.scatter_add_(1, labels[nearest], (likeness / temperature).exp())

@@ -137,9 +137,10 @@ def pretrain(
     device = this_device()
     supervised = recipe.method == SUPERVISED
     classes = int(train[1].max()) + 1 if supervised else 0
-    net = timm.create_model(recipe.build["timm"], num_classes=classes, **recipe.build["kwargs"])
-    head = nn.Identity() if supervised else projector(net.num_features)
-    net, learner = channels_last(net), nn.ModuleList([net, head.to(device)])
+    made = timm.create_model(recipe.build["timm"], num_classes=classes, **recipe.build["kwargs"])
+    head = (nn.Identity() if supervised else projector(made.num_features)).to(device)
+    net = channels_last(made)
+    learner = nn.ModuleList([net, head])
     optimiser = torch.optim.AdamW(_groups(learner, recipe.weight_decay), lr=recipe.rate, betas=(0.9, 0.98))
     first, seconds = 0, 0.0
     if checkpoint.exists():

@@ -122,7 +122,7 @@ def trained(path: Path) -> bool:
     return (ROOT / "plugins" / "zoos" / "networks" / path.name).exists()
 
 
-@pytest.mark.parametrize("path", filter(trained, RECIPES), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", list(filter(trained, RECIPES)), ids=lambda path: path.stem)
 def test_every_embedded_network_is_that_of_its_recipe(path: Path) -> None:
     recipe, backbone = read_recipe(path), catalogue()[path.stem]
     card = json.loads((ROOT / "plugins" / "zoos" / "networks" / path.name).read_text())
