@@ -28,13 +28,14 @@ import numpy as np
 from . import model, processes, registry
 from .budget import Budget
 from .errors import BudgetError
+from .evaluation.calibration import choose_temperature
 from .facts import trial_of
 from .history import History
 from .home import write_text
 from .hookspecs import Tracker
 from .records import VALIDATION, Backbone, Candidate, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, trial_id
 from .surrogate import Growth, Observed, Surrogate, growth_of
-from .trials import Limits, judge_on_test, run_trial
+from .trials import Limits, judge_on_test, probabilities_on, run_trial
 
 RULE = (
     "best validation accuracy; ties go to the lower validation log-loss, then to the fewer seconds; "
@@ -328,7 +329,7 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> None:
 
 
 def _crown(state: _Search) -> Trial:
-    """The winner, judged on the test images, its model in `folder/model`."""
+    """The winner, its confidence set right on the validation images, judged on the test images, its model in `folder/model`."""
     scored = [trial for trial in state.trials.values() if trial.validation and trial.artefact]
     if not scored:
         failed = [trial.error for trial in state.trials.values() if trial.error]
@@ -336,10 +337,20 @@ def _crown(state: _Search) -> Trial:
         raise BudgetError(f"no model was trained within the budget: {cause}")
     winner = max(scored, key=_standing)
     trained = model.load(state.folder / winner.artefact)
+    validation = state.task.part(VALIDATION)
+    probabilities = probabilities_on(state.task, trained.backbone, trained.net, validation)
+    temperature = choose_temperature(probabilities, state.task.labels[validation], seed=state.seed)
+    model.cool(trained.net, temperature)
     if not winner.test:
         winner = replace(winner, test=judge_on_test(state.task, trained.backbone, trained.net))
         _remember(state, winner)
-    facts = {**trained.facts, "test": dict(winner.test), "trial": winner.id, "fingerprint": state.task.fingerprint}
+    facts = {
+        **trained.facts,
+        "test": dict(winner.test),
+        "temperature": temperature,
+        "trial": winner.id,
+        "fingerprint": state.task.fingerprint,
+    }
     model.save(state.folder / "model", trained.net, trained.backbone, trained.candidate, trained.classes, facts)
     return winner
 

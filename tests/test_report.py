@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 import automl_tl
 from automl_tl import Backbone, Candidate, Outcome, Task, Trial
 from automl_tl.backbones import catalogue
-from automl_tl.evaluation.classification import reliability
+from automl_tl.evaluation.calibration import reliability
 from automl_tl.report.draw import Line, learning_curves, reliability_diagram
 from automl_tl.report.outcome import report_outcome
 

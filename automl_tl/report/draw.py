@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from automl_tl.evaluation.classification import Bin
+from automl_tl.evaluation.calibration import Bin
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 46, 70, 14, 38
