@@ -15,7 +15,8 @@ from automl_tl.device import channels_last, device, memory_mb, reset_memory
 
 BATCHES = (1, 64)
 FEWEST, MOST = 3, 200
-"""Timed passes."""
+"""Timed passes; fewer where they take longer than `PATIENCE` together."""
+PATIENCE = 2.0
 NO_LIBRARY = "the library Zeus is not installed (pip install 'automl_tl[energy]')"
 NO_COUNTER = "this machine lets no energy counter be read"
 
@@ -65,21 +66,19 @@ def inference_cost(net: nn.Module, size: int, *, batches: tuple[int, ...] = BATC
     largest = max(batches)
     images = _images(largest, size)
     passes = max(1, int(seconds / speeds[batches.index(largest)].seconds))
-    with torch.inference_mode():
-        spent = energy_of(lambda: [net(images) for _ in range(passes)])
+    spent = energy_of(lambda: [_finished(net, images) for _ in range(passes)])
     joules = None if spent.joules is None else spent.joules / (passes * largest)
     params = sum(parameter.numel() for parameter in net.parameters())
     return InferenceCost(speeds, multiply_adds(net, size), params, memory_mb(), Energy(joules, spent.reason))
 
 
-@torch.inference_mode()
 def time_passes(net: nn.Module, size: int, batch: int, *, seconds: float = 0.3) -> Speed:
     """Median time of a forward pass, in evaluation mode and single precision; one pass to warm up is not counted."""
     images = _images(batch, size)
     taken: list[float] = []
     _finished(net, images)
     until = time.perf_counter() + seconds
-    while len(taken) < FEWEST or (time.perf_counter() < until and len(taken) < MOST):
+    while not taken or (sum(taken) < PATIENCE and len(taken) < (MOST if time.perf_counter() < until else FEWEST)):
         start = time.perf_counter()
         _finished(net, images)
         taken.append(time.perf_counter() - start)
@@ -97,19 +96,17 @@ def multiply_adds(net: nn.Module, size: int) -> int:
 
 
 def energy_of(work: Callable[[], object]) -> Energy:
-    """Do `work` and read what the machine's counters (NVML, RAPL, Apple's and Jetson's) say that it took.
+    """What the machine's counters (NVML, RAPL, Apple's and Jetson's) say that `work` took.
 
-    Nothing is estimated from a data sheet: where no counter can be read, there is no figure.
+    Nothing is estimated from a data sheet: where no counter can be read, `work` is not done and there is no figure.
     """
     with _quiet_zeus():
         try:
             from zeus.monitor import ZeusMonitor
         except ImportError:
-            work()
             return Energy(None, NO_LIBRARY)
         monitor = ZeusMonitor()
     if not (monitor.gpu_indices or monitor.cpu_indices or monitor.soc_is_present):
-        work()
         return Energy(None, NO_COUNTER)
     monitor.begin_window("work")
     work()
@@ -138,6 +135,7 @@ def _images(batch: int, size: int) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+@torch.inference_mode()
 def _finished(net: nn.Module, images: torch.Tensor) -> None:
     net(images)
     if images.device.type != "cpu":
