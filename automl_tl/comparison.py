@@ -11,7 +11,7 @@ from .evaluation.combined import WEIGHTS, Standing, check_weights, combined_scor
 from .evaluation.cost import time_passes
 from .records import Backbone, Trial
 
-TIMED = 0.1
+TIMED = 0.2
 """Seconds of timing a backbone."""
 
 

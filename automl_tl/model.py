@@ -81,8 +81,8 @@ def cool(net: Classifier, temperature: float) -> None:
     head = net.head
     assert isinstance(head, nn.Linear)  # of a model as `save` keeps it
     with torch.no_grad():
-        head.weight /= temperature
-        head.bias /= temperature
+        head.weight.div_(temperature)
+        head.bias.div_(temperature)
 
 
 def load(folder: Path) -> Model:

@@ -9,8 +9,8 @@ import numpy as np
 
 from automl_tl.errors import InputError
 
-WEIGHTS: Mapping[str, float] = {"score": 20.0, "latency": 1.0, "size": 1.0, "training": 1.0}
-"""With these, half the latency (or size, or training) is worth as much as a score that is 3.5 % of itself higher."""
+WEIGHTS: Mapping[str, float] = {"score": 50.0, "latency": 1.0, "size": 1.0, "training": 1.0}
+"""With these, half the latency (or size, or training) is worth as much as a score that is 1.4 % of itself higher."""
 SMALLEST = 1e-9
 
 
@@ -68,6 +68,22 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     if min(chosen.values()) < 0 or not 0 < sum(chosen.values()) < float("inf"):
         raise InputError(f"weights {dict(weights)}: none may be negative, one at least must be above zero")
     return chosen
+
+
+def read_weights(texts: Sequence[str]) -> dict[str, float]:
+    """`WEIGHTS` with what a person types changed: "score=50", "latency=0".
+
+    Raises:
+        InputError: one is not NAME=NUMBER, or its name is not known.
+    """
+    weights = dict(WEIGHTS)
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            weights[name.strip()] = float(number)
+        except ValueError:
+            raise InputError(f"weight {text!r}: write NAME=NUMBER, such as latency=2") from None
+    return check_weights(weights)
 
 
 def _table(standings: Sequence[Standing]) -> np.ndarray:

@@ -59,7 +59,7 @@ class Saving:
     """False: images / factor lies outside what was measured, so the law was trusted beyond its points."""
 
 
-def fit_power_law(images: Sequence[float], errors: Sequence[float]) -> PowerLaw:
+def fit_power_law(images: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray) -> PowerLaw:
     """Least squares on log error by log images.
 
     Raises:

@@ -83,17 +83,16 @@ def trade_off(dots: Sequence[Dot], along: str) -> Markup:
     floor = _floor_of([dot.y for dot in dots])
     place = _placing(lambda x: math.log(max(x, low) / low) / math.log(high / low), floor)
     parts = [_heights(floor), _below([(x, f"{x:g}") for x in _ticks(low, high)], place, floor, along)]
-    taken: list[tuple[float, float]] = []
+    taken = [place(dot.x, dot.y) for dot in dots]
     for dot in sorted(dots, key=lambda dot: (not dot.winner, not dot.front)):
         x, y = place(dot.x, dot.y)
         parts.append(Markup('<circle class="{}" cx="{}" cy="{}" r="5"/>').format("dot" if dot.front else "dot beaten", x, y))
         if dot.winner:
             parts.append(Markup('<circle class="ring" cx="{}" cy="{}" r="9"/>').format(x, y))
-        right, down = x + 11, y + 4
-        while any(abs(right - a) < 26 and abs(down - b) < LETTER for a, b in taken):
-            down += LETTER
-        taken.append((right, down))
-        parts.append(_text(right, down, dot.label, "strong" if dot.winner else ""))
+        beside = [(x + 22, y), (x - 22, y), (x, y - 17), (x, y + 17), (x + 22, y + 14), (x - 22, y + 14)]
+        middle = next((p for p in beside if all(abs(p[0] - a) > 18 or abs(p[1] - b) >= LETTER for a, b in taken)), beside[0])
+        taken.append(middle)
+        parts.append(_text(middle[0], middle[1] + 4, dot.label, "middle strong" if dot.winner else "middle"))
     told = "Full dots: no other trial is better in everything. Hollow dots: beaten by another."
     return _svg(f"Validation accuracy by {along}", told, parts)
 
@@ -178,11 +177,12 @@ def _heights(low: float) -> Markup:
     """Lines across, with their scores."""
     place = _placing(lambda x: x, low)
     lines = []
-    for step in range(6):
-        value = low + (1 - low) * step / 5
+    step = 0.1 if low >= 0.5 else 0.2
+    for number in range(int((1 - low) / step + 1e-9) + 1):
+        value = 1 - number * step
         _, y = place(0, value)
         lines.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y, y))
-        lines.append(_text(LEFT - 6, y + 4, f"{value:.2f}", "end"))
+        lines.append(_text(LEFT - 6, y + 4, f"{value:.1f}", "end"))
     return Markup("").join(lines)
 
 
@@ -196,6 +196,8 @@ def _ticks(low: float, high: float) -> list[float]:
     """1, 2, 5, 10, … between the ends, of which there are few enough to read."""
     steps = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
     inside = [float(f"{step:.3g}") for step in steps if low <= step * 1.0001 and step <= high * 1.0001]
+    if len(inside) < 2:
+        inside = [float(f"{value:.2g}") for value in np.geomspace(low, high, 5)[1:4]]
     return inside if len(inside) <= 8 else inside[:: math.ceil(len(inside) / 8)]
 
 

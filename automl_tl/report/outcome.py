@@ -70,37 +70,43 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
     ranges["accuracy"] = bootstrap_interval(judged.probabilities.argmax(1) == judged.labels, seed=seed)
     compared = compare(outcome.trials, backbones, len(task.classes))
     classes = _classes(task, judged)
-    page = pages().get_template("page.html").render(
-        task=task,
-        outcome=outcome,
-        winner=winner,
-        backbone=trained.backbone,
-        summary=_summary(task, outcome, judged.split, scores["accuracy"], ranges["accuracy"]),
-        classes=classes,
-        class_bars=[(row["name"], row["count"], row["share"]) for row in classes],
-        sizes={split: len(task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
-        meta=[(words, outcome.profile.meta[name]) for name, words in META.items() if name in outcome.profile.meta],
-        doubted=doubts(task, trained.backbone, seed=seed),
-        distances=_by_metric(outcome.profile.distances),
-        maps=[(one.encoder, scatter(one.groups)) for one in domain_maps(task, backbones, outcome.profile.distances, seed=seed)],
-        transferability=_by_metric(outcome.profile.transferability),
-        ranked=outcome.ranking.items[:RANKED],
-        known=any((item.low, item.high) != (0.0, 1.0) for item in outcome.ranking.items),
-        speeds=[adaptation(trial.curve) for trial in outcome.trials],
-        curves=_curves(outcome),
-        compared=[(_number(outcome, one), one) for one in sorted(compared, key=lambda one: -one.combined)],
-        trade_offs=_trade_offs(outcome, compared),
-        scores=[(words, scores[name], ranges.get(name)) for name, words in SCORES.items() if name in scores],
-        interval=ranges["accuracy"],
-        judged=judged,
-        matrix=_matrix(judged) if len(task.classes) <= LARGEST_MATRIX else None,
-        pairs=_pairs(task, judged),
-        mistakes=mistakes(task, judged),
-        reliability=reliability_diagram(reliability(judged.probabilities, judged.labels)),
-        temperature=_temperature(trained, judged),
-        costs=_costs(outcome, inference_cost(trained.net, trained.backbone.input_size)),
-        digest=hashlib.sha256((outcome.folder / "model" / model.WEIGHTS).read_bytes()).hexdigest(),
-        versions={**winner.provenance.get("versions", {}), **{name: version(name) for name in VERSIONED}},
+    page = (
+        pages()
+        .get_template("page.html")
+        .render(
+            task=task,
+            outcome=outcome,
+            winner=winner,
+            backbone=trained.backbone,
+            summary=_summary(task, outcome, judged.split, scores["accuracy"], ranges["accuracy"]),
+            classes=classes,
+            class_bars=[(row["name"], row["count"], row["share"]) for row in classes],
+            sizes={split: len(task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
+            meta=[(words, outcome.profile.meta[name]) for name, words in META.items() if name in outcome.profile.meta],
+            doubted=doubts(task, trained.backbone, seed=seed),
+            distances=_by_metric(outcome.profile.distances, reverse=False),
+            maps=[
+                (one.encoder, scatter(one.groups)) for one in domain_maps(task, backbones, outcome.profile.distances, seed=seed)
+            ],
+            transferability=_by_metric(outcome.profile.transferability, reverse=True),
+            ranked=outcome.ranking.items[:RANKED],
+            known=any((item.low, item.high) != (0.0, 1.0) for item in outcome.ranking.items),
+            speeds=[adaptation(trial.curve) for trial in outcome.trials],
+            curves=_curves(outcome),
+            compared=[(_number(outcome, one), one) for one in sorted(compared, key=lambda one: -one.combined)],
+            trade_offs=_trade_offs(outcome, compared),
+            scores=[(words, scores[name], ranges.get(name)) for name, words in SCORES.items() if name in scores],
+            interval=ranges["accuracy"],
+            judged=judged,
+            matrix=_matrix(judged) if len(task.classes) <= LARGEST_MATRIX else None,
+            pairs=_pairs(task, judged),
+            mistakes=mistakes(task, judged),
+            reliability=reliability_diagram(reliability(judged.probabilities, judged.labels)),
+            temperature=_temperature(trained, judged),
+            costs=_costs(outcome, inference_cost(trained.net, trained.backbone.input_size)),
+            digest=hashlib.sha256((outcome.folder / "model" / model.WEIGHTS).read_bytes()).hexdigest(),
+            versions={**winner.provenance.get("versions", {}), **{name: version(name) for name in VERSIONED}},
+        )
     )
     path = outcome.folder / "report.html"
     write_text(path, page)
@@ -110,11 +116,11 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
 def _summary(task: Task, outcome: Outcome, split: str, accuracy: float, interval: tuple[float, float]) -> tuple[str, str]:
     """What was asked, and what is recommended."""
     candidate = outcome.winner.candidate
-    low, high = interval
+    right, low, high = (f"{100 * value:.1f}" for value in (accuracy, *interval))
     asked = f"A classifier for {len(task.classes)} classes was wanted, from {len(task.part(TRAIN))} training images."
     answer = (
-        f"{candidate.strategy} on {candidate.backbone} is recommended: it classifies {100 * accuracy:.1f} % of the "
-        f"{split} images rightly (95 % interval {100 * low:.1f}–{100 * high:.1f} %)."
+        f"Recommended is {candidate.strategy} on {candidate.backbone}: it classifies {right}\N{NO-BREAK SPACE}% of the {split} "
+        f"images rightly (95\N{NO-BREAK SPACE}% interval {low}–{high}\N{NO-BREAK SPACE}%)."
     )
     return asked, answer
 
@@ -129,15 +135,16 @@ def _classes(task: Task, judged: Judged) -> list[dict[str, Any]]:
     ]
 
 
-def _by_metric(found: Mapping[str, Mapping[str, float]]) -> dict[str, list[tuple[str, float, float]]]:
-    """metric → (name, value, length of its bar 0–1), in the order of the names."""
+def _by_metric(found: Mapping[str, Mapping[str, float]], *, reverse: bool) -> dict[str, list[tuple[str, float, float]]]:
+    """metric → (name, value, length of its bar 0–1), by value; with `reverse`, the largest first."""
     metrics = sorted({metric for scores in found.values() for metric in scores})
     tables = {}
     for metric in metrics:
         values = {name: scores[metric] for name, scores in found.items() if metric in scores}
         worst, high = min(values.values()), max(values.values())
         low = 0.0 if worst >= 0 else worst - 0.1 * (high - worst)
-        tables[metric] = [(name, value, (value - low) / (high - low or 1)) for name, value in values.items()]
+        order = sorted(values.items(), key=lambda item: item[1], reverse=reverse)
+        tables[metric] = [(name, value, (value - low) / (high - low or 1)) for name, value in order]
     return tables
 
 
@@ -221,7 +228,10 @@ def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, s
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.4g}"
+    if value is None:
+        return "–"
+    whole = float(value).is_integer()
+    return f"{value:.0f}" if whole else f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.4g}"
 
 
 def _short(text: object, length: int = 60) -> str:
