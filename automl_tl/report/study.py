@@ -20,7 +20,7 @@ POINTS = 40
 
 
 def report_study(study: Study, folder: Path, *, rows: list[tuple[float, int, list[float]]], words: str) -> Path:
-    """Write `study.html` into `folder`: one file that needs nothing else. `rows` and `words`: the study's means and its finding."""
+    """Write `study.html` into `folder`, which needs nothing else. `rows` and `words`: the study's means and its finding."""
     counts = [run.images for run in study.runs]
     along = np.geomspace(min(counts), max(counts), POINTS)
     drawn = []
