@@ -17,8 +17,8 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("data", "distances", "transferability", "advice", "trials", "choice", "judgement", "cost", "reproduce")
-LARGEST = 300_000
-"""Bytes of a picture."""
+LARGEST, TALLEST = 300_000, 1500
+"""Bytes and pixels of a picture."""
 
 
 @contextmanager
@@ -63,6 +63,7 @@ def take(run: Path, out: Path) -> list[Path]:
                 taken.append(out / f"report-{part}.png")
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 794, "height": 1123})
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=out / "report-print.png")
     with browser_page(1100, 800, scheme="dark") as (page, more):
         page.goto(address)
@@ -81,8 +82,9 @@ def take(run: Path, out: Path) -> list[Path]:
 
 
 def slim(path: Path) -> None:
-    """At most 256 colours, cut from below until it is no larger than `LARGEST`."""
+    """At most 256 colours, cut from below until it is no larger than `LARGEST` and no taller than `TALLEST`."""
     image = Image.open(path).convert("RGB")
+    image = image.crop((0, 0, image.width, min(image.height, TALLEST)))
     while True:
         image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= LARGEST:

@@ -57,7 +57,7 @@ def pages() -> Environment:
     """The templates of this package: what is put in is escaped, and what is missing is an error."""
     loader = PackageLoader("automl_tl.report", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "short": _short, "tail": _tail}
+    environment.filters |= {"figure": _figure, "brief": _brief, "short": _short, "tail": _tail}
     return environment
 
 
@@ -120,7 +120,7 @@ def _summary(task: Task, outcome: Outcome, split: str, accuracy: float, interval
     asked = f"A classifier for {len(task.classes)} classes was wanted, from {len(task.part(TRAIN))} training images."
     answer = (
         f"Recommended is {candidate.strategy} on {candidate.backbone}: it classifies {right}\N{NO-BREAK SPACE}% of the {split} "
-        f"images rightly (95\N{NO-BREAK SPACE}% interval {low}–{high}\N{NO-BREAK SPACE}%)."
+        f"images rightly (95\N{NO-BREAK SPACE}% interval {low}\N{WORD JOINER}–\N{WORD JOINER}{high}\N{NO-BREAK SPACE}%)."
     )
     return asked, answer
 
@@ -203,7 +203,7 @@ def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, s
     speeds = []
     for speed in cost.speeds:
         words = "one image" if speed.batch == 1 else f"a batch of {speed.batch}"
-        speeds.append((words, f"{1000 * speed.seconds:.3g} ms, {speed.throughput:.3g} images a second"))
+        speeds.append((words, f"{_brief(1000 * speed.seconds)} ms, {_brief(speed.throughput)} images a second"))
     joules = cost.energy.joules
     return {
         "Choosing": [
@@ -232,6 +232,10 @@ def _figure(value: float | None) -> str:
         return "–"
     whole = float(value).is_integer()
     return f"{value:.0f}" if whole else f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.4g}"
+
+
+def _brief(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _short(text: object, length: int = 60) -> str:
