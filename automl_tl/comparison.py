@@ -30,7 +30,7 @@ class Compared:
 def compare(
     trials: Sequence[Trial], backbones: Mapping[str, Backbone], classes: int, *, weights: Mapping[str, float] = WEIGHTS
 ) -> list[Compared]:
-    """The trials that have a score, in their order: validation accuracy, latency of one image, size, seconds of training.
+    """The trials that have a score, in their order: validation score, latency of one image, size, seconds of training.
 
     Latency is measured here and now, once a backbone; trials whose backbone is no longer at hand are left out.
 
@@ -47,7 +47,7 @@ def compare(
     kept = [trial for trial in trials if trial.validation and trial.candidate.backbone in latency]
     standings = [
         Standing(
-            trial.validation["accuracy"],
+            trial.score or 0.0,
             latency[trial.candidate.backbone],
             size_of(backbones[trial.candidate.backbone], classes),
             trial.seconds,
