@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,18 @@ from .along import read_task as read_task
 from .backbones import adopt, catalogue
 from .budget import Budget, parse_budget
 from .candidates import propose
+from .comparison import Compared
+from .comparison import compare as compare_trials
 from .cost import CostModel
 from .errors import InputError
-from .evaluation.classification import judge
+from .evaluation.classification import ClassScores, intervals, judge, per_class
+from .evaluation.combined import WEIGHTS
+from .evaluation.robustness import Robustness, robustness
 from .experience import Experience
 from .exports import Exported, export_run
-from .exports.predictor import open_predictor
+from .exports.predictor import Predictor, open_predictor
 from .facts import backbone_of, profile_of
-from .halving import follow
+from .halving import follow, read_trial
 from .halving import search as search
 from .history import History, open_history
 from .home import cache, write_text
@@ -48,6 +52,9 @@ SETTINGS = 24
 """Of a strategy, in the second ranking: with few backbones left, hyperparameters are looked at more closely."""
 KEPT = 1000
 """Candidates of a ranking that a run writes down; no search gets further."""
+
+CORRUPTED = 500
+"""Images that `judge_corrupted` looks at, sixty times over."""
 
 MOST_ADVISING = 0.5
 """Of the budget: reading, profiling and ranking count as spent up to this share, so that there is always time to train."""
@@ -254,8 +261,32 @@ def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:
     return Predictions(tuple(where), trained.classes, trained.probabilities(trained.decode(listed, where)))
 
 
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """How a model fares on labelled images."""
+
+    scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    """95 % bootstrap intervals, of the scores that have one."""
+    classes: list[ClassScores]
+    labels: np.ndarray
+    """Of the images, as positions in the model's classes."""
+    images: np.ndarray
+    """uint8 n×size×size×3, as the model saw them."""
+    model: Predictor
+
+
 def evaluate(run: Path | str, location: Any) -> dict[str, float]:
     """Scores of the winner of a run on labelled images: those of the test split, or all where there is none.
+
+    Raises:
+        InputError: a class that the model does not know.
+    """
+    return judge_model(run, location).scores
+
+
+def judge_model(run: Path | str, location: Any) -> Judgement:
+    """`evaluate` with intervals, a table of the classes, and what is needed to look further.
 
     Raises:
         InputError: a class that the model does not know.
@@ -272,7 +303,30 @@ def evaluate(run: Path | str, location: Any) -> dict[str, float]:
         )
     pixels = trained.decode([listing.images[i] for i in chosen], [listing.where[i] for i in chosen])
     labels = np.array([trained.classes.index(listing.labels[i]) for i in chosen])
-    return judge(trained.probabilities(pixels), labels)
+    found = trained.probabilities(pixels)
+    classes = per_class(found, labels, trained.classes)
+    return Judgement(judge(found, labels), intervals(found, labels), classes, labels, pixels, trained)
+
+
+def judge_corrupted(judgement: Judgement, *, most: int = CORRUPTED, seed: int = 0) -> Robustness:
+    """Accuracy under common corruptions, on at most `most` of the images that were judged (a seeded choice)."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(judgement.labels))[:most])
+    return robustness(judgement.model.probabilities, judgement.images[chosen], judgement.labels[chosen], seed=seed)
+
+
+def compare(run: Path | str, *, weights: Mapping[str, float] = WEIGHTS) -> list[Compared]:
+    """The trials of a run, the best combined score first; see `evaluation.combined`.
+
+    Raises:
+        InputError: `run` is not a run of `fit`, or a weight is not known.
+    """
+    folder = Path(run)
+    if not (folder / "advice.json").exists():
+        raise InputError(f"{folder} holds no run; run `automl-tl fit --out {folder}` first")
+    trials = [read_trial(path) for path in sorted(folder.glob("trials/*/trial.json"))]
+    classes = len(model.load(model.model_folder(folder)).classes)
+    found = compare_trials(trials, _advice_of(folder).backbones, classes, weights=weights)
+    return sorted(found, key=lambda one: -one.combined)
 
 
 def export(run: Path | str, *, to: str, out: Path | str | None = None, dry_run: bool = False) -> Exported:

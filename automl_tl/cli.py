@@ -27,12 +27,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+study_app = typer.Typer(help="Experiments about transfer itself.", no_args_is_help=True)
 history_app = typer.Typer(help="The task-history database: what was tried, and how it went.", no_args_is_help=True)
 zoo_app = typer.Typer(help="Pretrained networks at hand.", no_args_is_help=True)
 plugins_app = typer.Typer(help="What extends automl_tl.", no_args_is_help=True)
 app.add_typer(history_app, name="history")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(plugins_app, name="plugins")
+app.add_typer(study_app, name="study")
 
 Images = Annotated[str, typer.Argument(help="Image folder, CSV or Parquet manifest, hf:DATASET, or 'digits'.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
@@ -212,16 +214,103 @@ def predict(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
     images: Images,
+    classes: Annotated[bool, typer.Option("--classes", help="A row for each class, too.")] = False,
+    corruptions: Annotated[bool, typer.Option("--corruptions", help="Accuracy on noisy, blurred, foggy … copies, too.")] = False,
+    seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
     """Judge the winner of a run on labelled images that it has not seen."""
+    from dataclasses import asdict
+
     from . import api
 
-    scores = api.evaluate(run, _location(images))
+    judgement = api.judge_model(run, _location(images))
+    robustness = api.judge_corrupted(judgement, seed=seed) if corruptions else None
     if json:
-        _print_json(scores)
-    else:
-        _table("", ("score", "value"), [(name, f"{value:.4f}") for name, value in scores.items()])
+        facts: dict[str, Any] = {**judgement.scores, "intervals": judgement.intervals}
+        facts |= {"classes": [asdict(row) for row in judgement.classes]} if classes else {}
+        facts |= {"corruptions": {**asdict(robustness), "mean": robustness.mean}} if robustness else {}
+        _print_json(facts)
+        return
+    ranges = {name: f"{low:.4f}–{high:.4f}" for name, (low, high) in judgement.intervals.items()}
+    rows = [(name, f"{value:.4f}", ranges.get(name, "")) for name, value in judgement.scores.items()]
+    _table("", ("score", "value", "95 % interval"), rows)
+    if classes:
+        cells = [(c.name, str(c.images), _figure(c.recall), _figure(c.precision), _figure(c.f1)) for c in judgement.classes]
+        _table("", ("class", "images", "recall", "precision", "F1"), cells)
+    if robustness:
+        found = [(name, *(f"{value:.3f}" for value in values)) for name, values in robustness.accuracy.items()]
+        _table("Accuracy by corruption and severity", ("corruption", "1", "2", "3", "4", "5"), found)
+        print(f"mean corruption accuracy {robustness.mean:.3f} on {robustness.images} images, clean {robustness.clean:.3f}")
+
+
+@app.command()
+def compare(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="score=50, latency=1, size=1, training=1; those not named weigh nothing (repeatable)."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """The trials of a run by accuracy, latency, size and training time at once; who is on the Pareto front."""
+    from dataclasses import asdict
+
+    from . import api
+    from .evaluation.combined import read_weights
+
+    found = api.compare(run, weights=read_weights(weight or ()))
+    if json:
+        _print_json([{**asdict(one), "trial": one.trial.id, "candidate": asdict(one.trial.candidate)} for one in found])
+        return
+    rows = [
+        (
+            one.trial.id,
+            f"{one.trial.candidate.strategy} on {one.trial.candidate.backbone}",
+            f"{one.combined:.3f}",
+            "yes" if one.front else "",
+            f"{one.standing.score:.3f}",
+            f"{1000 * one.standing.latency:.3g}",
+            f"{one.standing.size / 1e6:.1f}",
+            f"{one.standing.training:.1f}",
+        )
+        for one in found
+    ]
+    _table("", ("trial", "candidate", "combined", "front", "accuracy", "ms an image", "MB", "training, s"), rows)
+
+
+@study_app.command("data")
+def study_data(
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder of the study. The same call goes on in it.")] = Path("runs/study"),
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with a choice of images of its own.")] = 3,
+    strategy: Annotated[str | None, typer.Option(help="Way of transfer to study; the advice's first where not given.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Network to study; the advice's first where not given.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Train every run for so many epochs.")] = None,
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> None:
+    """The score at 5, 10, 25, 50 and 100 % of the data, transferred against from scratch; the data that transfer saves."""
+    from . import study
+
+    with _progress(json) as progress:
+        found = study.study_data(
+            _location(images),
+            out=out,
+            seeds=seeds,
+            strategy=strategy,
+            backbone=backbone,
+            epochs=epochs,
+            seed=seed,
+            progress=progress,
+        )
+    if json:
+        _print_json(study.facts_of(found))
+        return
+    rows = [(f"{share:.0%}", str(count), *(_figure(score) for score in means)) for share, count, means in study.means_of(found)]
+    _table("Test accuracy, mean of the seeds", ("data", "training images", "transferred", "from scratch"), rows)
+    print(study.saving_in_words(found))
+    print(f"Page: {out / 'study.html'}")
 
 
 @app.command()

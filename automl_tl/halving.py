@@ -30,6 +30,7 @@ import numpy as np
 from . import model, processes, registry
 from .budget import Budget
 from .errors import BudgetError, PluginError
+from .evaluation.calibration import choose_temperature
 from .facts import trial_of
 from .history import History
 from .home import write_text
@@ -50,7 +51,7 @@ from .records import (
     trial_id,
 )
 from .surrogate import Growth, Observed, Surrogate, growth_of
-from .trials import Limits, judge_on_test, run_trial
+from .trials import Limits, judge_on_test, probabilities_on, run_trial
 
 RULE = (
     "best validation accuracy; ties go to the lower validation log-loss, then to the fewer seconds; "
@@ -355,7 +356,7 @@ def _tell(state: _Search, event: str, *words: Any) -> None:
 
 
 def _crown(state: _Search) -> Trial:
-    """The winner, judged on the test images, its model in `folder/model`."""
+    """The winner, its confidence set right on the validation images, judged on the test images, its model in `folder/model`."""
     scored = [trial for trial in state.trials.values() if trial.validation and trial.artefact]
     if not scored:
         failed = [trial.error for trial in state.trials.values() if trial.error]
@@ -363,11 +364,21 @@ def _crown(state: _Search) -> Trial:
         raise BudgetError(f"no model was trained within the budget: {cause}")
     winner = max(scored, key=_standing)
     trained = model.load(state.folder / winner.artefact)
+    validation = state.task.part(VALIDATION)
+    probabilities = probabilities_on(state.task, trained.backbone, trained.net, validation)
+    temperature = choose_temperature(probabilities, state.task.labels[validation], seed=state.seed)
+    model.cool(trained.net, temperature)
     if not winner.test:
         winner = replace(winner, test=judge_on_test(state.task, trained.backbone, trained.net))
         _remember(state, winner)
-    facts = {**trained.facts, "test": dict(winner.test), "trial": winner.id, "fingerprint": state.task.fingerprint}
-    facts["images"] = {split: len(state.task.part(split)) for split in (TRAIN, VALIDATION, TEST)}
+    facts = {
+        **trained.facts,
+        "test": dict(winner.test),
+        "temperature": temperature,
+        "trial": winner.id,
+        "fingerprint": state.task.fingerprint,
+        "images": {split: len(state.task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
+    }
     model.save(state.folder / "model", trained.net, trained.backbone, trained.candidate, trained.classes, facts)
     return winner
 

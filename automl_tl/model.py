@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -95,6 +96,18 @@ def final_linear(head: nn.Module, strategy: str) -> nn.Linear:
 def model_folder(run: Path) -> Path:
     """The model of a run; a model's own folder is taken, too."""
     return run / "model" if (run / "model").is_dir() else run
+
+
+def cool(net: Classifier, temperature: float) -> None:
+    """Divide the logits of `net` by `temperature`, for good: its head is linear, so that no later step needs to know.
+
+    Guo et al. (2017), On calibration of modern neural networks. The class that is predicted stays the same.
+    """
+    head = net.head
+    assert isinstance(head, nn.Linear)  # of a model as `save` keeps it
+    with torch.no_grad():
+        head.weight.div_(temperature)
+        head.bias.div_(temperature)
 
 
 def load(folder: Path) -> Model:

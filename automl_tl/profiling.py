@@ -16,6 +16,8 @@ from .records import TRAIN, Backbone, Features, Norms, Profile, Task
 
 LOOK = 1000
 """Training images that backbones are looked at through."""
+IMBALANCED = 5
+"""Largest class over smallest, from which on a person should know."""
 WHOLE = 4000
 """Up to so many images, all features are computed at once: training asks for the others soon."""
 
@@ -37,17 +39,17 @@ def profile_task(
     """
     start = time.perf_counter()
     sample = look_sample(task, seed)
-    notes: list[str] = []
+    notes = imbalance(task)
     meta = count_features(task)
     distances: dict[str, dict[str, float]] = {}
-    for encoder, sources in _reference_encoders(backbones):
-        target = _look(task, encoder, sample, progress)
+    for encoder, sources in reference_encoders(backbones):
+        target = look_features(task, encoder, sample, progress)
         meta |= appearance(task, encoder, sample) | separability(target)
         for source, statistics in sources.items():
             distances[source] = _scores("distance", target, statistics, notes)
     transferability = {}
     for name in look:
-        target = _look(task, backbones[name], sample, progress)
+        target = look_features(task, backbones[name], sample, progress)
         transferability[name] = _scores("transferability", target, None, notes)
         if (norms := _norms(task, backbones[name], sample)) is not None:
             transferability[name] |= _scores("familiarity", replace(target, norms=norms), None, notes)
@@ -67,8 +69,8 @@ def task_features(
     return features.extract(task, backbone, pixels, lambda head: build(backbone, head=head), index=index, progress=told)
 
 
-def _look(task: Task, backbone: Backbone, sample: np.ndarray, progress: Progress | None) -> Features:
-    """Features of the images at `sample`."""
+def look_features(task: Task, backbone: Backbone, sample: np.ndarray, progress: Progress | None = None) -> Features:
+    """Features of the images at `sample`; of a small task, those of all images are computed, and kept, at once."""
     if len(task.labels) > WHOLE:
         return task_features(task, backbone, index=sample, progress=progress)
     seen = task_features(task, backbone, progress=progress)
@@ -110,6 +112,16 @@ def count_features(task: Task) -> dict[str, float]:
         "label_entropy": float(-(shares * np.log(shares)).sum() / np.log(max(len(counts), 2))),
         "majority": float(shares.max()),
     }
+
+
+def imbalance(task: Task) -> list[str]:
+    """A warning where the training classes differ much in size."""
+    counts = np.bincount(task.labels[task.part(TRAIN)], minlength=len(task.classes))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] < IMBALANCED * counts[least]:
+        return []
+    sizes = f"{task.classes[most]!r} has {counts[most]} training images, {task.classes[least]!r} has {counts[least]}"
+    return [f"the classes are imbalanced: {sizes}; look at balanced accuracy and at each class"]
 
 
 def appearance(task: Task, backbone: Backbone, sample: np.ndarray) -> dict[str, float]:
@@ -154,7 +166,7 @@ def separability(target: Features) -> dict[str, float]:
     return {"between_share": between / max(total, 1e-30), "effective_dimension": dimension}
 
 
-def _reference_encoders(backbones: Mapping[str, Backbone]) -> list[tuple[Backbone, Mapping[str, Features]]]:
+def reference_encoders(backbones: Mapping[str, Backbone]) -> list[tuple[Backbone, Mapping[str, Features]]]:
     """Each zoo's reference encoder with the sources whose statistics were taken with it."""
     found = []
     for zoo in registry.zoos().values():

@@ -109,6 +109,8 @@ class Strategy:
     """What a task must bring: "target", "source", "earlier model", "kept images", "clients" or "epsilon" (see `objectives`). A
     candidate with an unmet need is dropped."""
     paper: str = ""
+    pretrained: bool = True
+    """False: starts from random weights, so it is what transfer is measured against."""
 
     def __init__(self, hyperparameters: Mapping[str, Value], backbone: Backbone) -> None:
         self.hp: Any = SimpleNamespace(**hyperparameters)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from small import QUICK, TINY, arrays
 from automl_tl import cli
 
 PHOTOS = 240
+EVALUATION = Path(__file__).resolve().parents[1] / "docs" / "evaluation.md"
 
 
 class Said(NamedTuple):
@@ -150,6 +153,67 @@ def test_evaluate_uses_the_test_split(command: Command, run: Path, photos: Path)
     report = json.loads((run / "model" / "model.json").read_text())
     assert facts["accuracy"] == pytest.approx(report["test"]["accuracy"])
     assert f"{facts['macro_f1']:.4f}" in command("evaluate", run, photos).out
+    low, high = facts["intervals"]["accuracy"]
+    assert low <= facts["accuracy"] <= high
+
+
+def test_evaluate_looks_further(command: Command, run: Path, photos: Path) -> None:
+    facts = command("evaluate", run, photos, "--classes", "--corruptions", "--json").facts
+    assert [row["name"] for row in facts["classes"]] == [f"digit {label}" for label in range(10)]
+    assert sum(row["images"] for row in facts["classes"]) == 40
+    corrupted = facts["corruptions"]
+    assert corrupted["clean"] == facts["accuracy"]
+    values = [value for row in corrupted["accuracy"].values() for value in row]
+    assert len(values) == 60
+    assert corrupted["mean"] == pytest.approx(sum(values) / 60)
+    assert corrupted["mean"] < corrupted["clean"]
+
+
+def test_compare(command: Command, run: Path) -> None:
+    facts = command("compare", run, "--json").facts
+    assert len(facts) == 2
+    assert [one["combined"] for one in facts] == sorted((one["combined"] for one in facts), reverse=True)
+    assert any(one["front"] for one in facts)
+    only = command("compare", run, "--weight", "score=0", "--weight", "latency=0", "--weight", "training=0", "--json").facts
+    assert only[0]["standing"]["size"] == min(one["standing"]["size"] for one in only)
+    assert only[0]["combined"] == 1.0
+    assert facts[0]["trial"] in command("compare", run).out
+    said = command("compare", run, "--weight", "beauty=3")
+    assert said.code == 2
+    assert "known: score, latency, size, training" in said.err
+    assert "write NAME=NUMBER" in command("compare", run, "--weight", "latency").err
+
+
+def test_compare_needs_a_run(command: Command, tmp_path: Path) -> None:
+    said = command("compare", tmp_path)
+    assert said.code == 2
+    assert "holds no run" in said.err
+
+
+DOCUMENTED = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", EVALUATION.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("automl-tl ")
+]
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.slow if " fit " in line or " study " in line else ()) for line in DOCUMENTED]
+)
+def test_the_commands_of_the_document_run(
+    command: Command, run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """docs/evaluation.md, each as it is written, in a folder that holds what it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(photos)
+    (tmp_path / "test_images").symlink_to(photos / "test")
+    if " fit " not in line:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "photos").symlink_to(run)
+    said = command(*shlex.split(line)[1:])
+    assert said.code == 0, said.err
+    assert said.out.strip()
 
 
 def test_history(command: Command, run: Path, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import pytest
 from sklearn import metrics
 
 from automl_tl.evaluation.classification import (
+    ClassScores,
     auroc,
     bootstrap_interval,
-    calibration_error,
     confusion,
+    intervals,
     judge,
     log_loss,
-    reliability,
+    per_class,
 )
 
 
@@ -87,33 +88,6 @@ def test_auroc_counts_ties_half() -> None:
     assert auroc(np.ones(4), positive) == 0.5
 
 
-def test_calibration_error_by_hand() -> None:
-    """Confidences 0.5, 0.5, 0.5 (one right), 0.99, 1.0 (both right), 0.7 (wrong)."""
-    top = np.array([0.5, 0.5, 0.5, 0.99, 1.0, 0.7])
-    probabilities = np.stack([top, 1 - top], axis=1)
-    labels = np.array([0, 1, 1, 0, 0, 1])
-    bins = reliability(probabilities, labels)
-    assert [(one.count, one.confidence, one.accuracy) for one in bins] == [
-        (3, pytest.approx(0.5), pytest.approx(1 / 3)),
-        (1, pytest.approx(0.7), 0.0),
-        (2, pytest.approx(0.995), 1.0),
-    ]
-    assert [(round(one.low * 15), round(one.high * 15)) for one in bins] == [(7, 8), (10, 11), (14, 15)]
-    expected = 3 / 6 * (1 / 2 - 1 / 3) + 1 / 6 * 0.7 + 2 / 6 * 0.005
-    assert calibration_error(probabilities, labels) == pytest.approx(expected)
-    assert judge(probabilities, labels)["ece"] == pytest.approx(expected)
-
-
-def test_calibration_of_honest_and_of_boastful_predictions() -> None:
-    rng = np.random.default_rng(0)
-    chance = rng.uniform(0.5, 1, 20_000)
-    labels = (rng.uniform(size=len(chance)) > chance).astype(int)
-    honest = np.stack([chance, 1 - chance], axis=1)
-    boastful = np.tile((0.999, 0.001), (len(chance), 1))
-    assert calibration_error(honest, labels) < 0.02
-    assert calibration_error(boastful, labels) == pytest.approx(0.25, abs=0.02)
-
-
 @pytest.mark.parametrize(("chance", "images"), [(0.6, 400), (0.9, 400), (0.8, 100)])
 def test_nine_in_ten_intervals_cover_the_truth(chance: float, images: int) -> None:
     rng = np.random.default_rng(1)
@@ -131,3 +105,33 @@ def test_interval_by_hand() -> None:
     assert (low, high) == pytest.approx((0.7752, 0.8248), abs=0.003)
     assert (low, high) == bootstrap_interval(right)
     assert bootstrap_interval(np.ones(10, dtype=bool)) == (1.0, 1.0)
+
+
+def test_scores_of_each_class_by_hand() -> None:
+    """Of a: three images, two found, one other taken for it. Of b: one image, missed. c never occurs nor is predicted."""
+    said = np.array([0, 0, 1, 0])
+    found = per_class(np.eye(3)[said], np.array([0, 0, 0, 1]), ("a", "b", "c"))
+    assert found == [
+        ClassScores("a", 3, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3)),
+        ClassScores("b", 1, 0.0, 0.0, 0.0),
+        ClassScores("c", 0, None, None, None),
+    ]
+
+
+def test_intervals_hold_the_scores_and_narrow_with_more_images() -> None:
+    few, many = predictions(3, images=100), predictions(3, images=2000)
+    widths = []
+    for probabilities, labels in (few, many):
+        found, scores = intervals(probabilities, labels), judge(probabilities, labels)
+        assert set(found) == set(scores) - {"auroc", "ece"}
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
+            assert found[name][0] <= scores[name] <= found[name][1]
+        widths.append(found["macro_f1"][1] - found["macro_f1"][0])
+    assert 3 < widths[0] / widths[1] < 7  # twenty times the images: √20 = 4.5
+    assert intervals(*few) == intervals(*few)
+
+
+def test_the_interval_of_accuracy_is_that_of_its_own_bootstrap() -> None:
+    probabilities, labels = predictions(1, images=500)
+    right = probabilities.argmax(axis=1) == labels
+    assert intervals(probabilities, labels, draws=1000)["accuracy"] == pytest.approx(bootstrap_interval(right), abs=0.01)

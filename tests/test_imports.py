@@ -25,10 +25,10 @@ LAYERS = (
     {"profiling", "learning", "along", "exports"},
     {"cost"},
     {"explain", "trials", "surrogate"},
-    {"ranker", "halving", "campaign"},
+    {"ranker", "halving", "campaign", "comparison"},
     {"report"},
     {"api", "testing"},
-    {"estimator"},
+    {"estimator", "study"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from automl_tl import model
-from automl_tl.evaluation.classification import bootstrap_interval, confusion, judge, reliability
+from automl_tl.comparison import Compared, compare
+from automl_tl.evaluation.adaptation import adaptation
+from automl_tl.evaluation.calibration import calibration_error, cooled, reliability
+from automl_tl.evaluation.classification import bootstrap_interval, confusion, intervals, judge, per_class
+from automl_tl.evaluation.cost import InferenceCost, inference_cost
 from automl_tl.home import write_text
 from automl_tl.records import TEST, TRAIN, VALIDATION, Backbone, Outcome, Task
-from automl_tl.trials import probabilities_on
 
-from .draw import Line, learning_curves, reliability_diagram
+from .domains import domain_maps
+from .draw import Dot, Line, learning_curves, reliability_diagram, scatter, trade_off
+from .measure import Judged, doubts, judge_winner, mistakes
 
 RANKED = 15
 LARGEST_MATRIX = 25
@@ -44,113 +49,129 @@ SCORES = {
     "log_loss": "log-loss",
     "ece": "calibration error (ECE)",
 }
+VERSIONED = ("numpy", "pillow", "scikit-learn", "scipy", "lightgbm", "safetensors")
+"""Packages that decide figures, besides those that a trial names itself."""
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """The winner's predictions on the images it is judged on."""
-
-    split: str
-    probabilities: np.ndarray
-    labels: np.ndarray
-    seconds: float
+def pages() -> Environment:
+    """The templates of this package: what is put in is escaped, and what is missing is an error."""
+    loader = PackageLoader("automl_tl.report", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"figure": _figure, "brief": _brief, "short": _short, "tail": _tail}
+    return environment
 
 
 def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbone]) -> Path:
     """Write `report.html` into the run's folder: one file, which needs nothing else and loads nothing."""
-    loader = PackageLoader("automl_tl.report", ".")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "short": _short}
-    judged = _judge(task, outcome)
-    scores, classes = judge(judged.probabilities, judged.labels), _classes(task, judged)
-    backbone = backbones[outcome.winner.candidate.backbone]
-    page = environment.get_template("page.html").render(
-        task=task,
-        outcome=outcome,
-        winner=outcome.winner,
-        backbone=backbone,
-        summary=_summary(task, outcome, judged),
-        classes=classes,
-        class_bars=[(row["name"], row["count"], row["share"]) for row in classes],
-        sizes={split: len(task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
-        meta=[(words, outcome.profile.meta[name]) for name, words in META.items() if name in outcome.profile.meta],
-        distances=_by_metric(outcome.profile.distances),
-        transferability=_by_metric(outcome.profile.transferability),
-        ranked=outcome.ranking.items[:RANKED],
-        known=any((item.low, item.high) != (0.0, 1.0) for item in outcome.ranking.items),
-        curves=_curves(outcome),
-        scores=[(words, scores[name]) for name, words in SCORES.items() if name in scores],
-        interval=bootstrap_interval(judged.probabilities.argmax(1) == judged.labels),
-        judged=judged,
-        matrix=_matrix(judged) if len(task.classes) <= LARGEST_MATRIX else None,
-        pairs=_pairs(task, judged),
-        reliability=reliability_diagram(reliability(judged.probabilities, judged.labels)),
-        costs=_costs(outcome, judged, backbone),
-        digest=hashlib.sha256((outcome.folder / "model" / model.WEIGHTS).read_bytes()).hexdigest(),
+    seed, winner = outcome.winner.seed, outcome.winner
+    trained = model.load(outcome.folder / "model")
+    judged = judge_winner(task, trained)
+    scores, ranges = judge(judged.probabilities, judged.labels), intervals(judged.probabilities, judged.labels, seed=seed)
+    ranges["accuracy"] = bootstrap_interval(judged.probabilities.argmax(1) == judged.labels, seed=seed)
+    compared = compare(outcome.trials, backbones, len(task.classes))
+    classes = _classes(task, judged)
+    page = (
+        pages()
+        .get_template("page.html")
+        .render(
+            task=task,
+            outcome=outcome,
+            winner=winner,
+            backbone=trained.backbone,
+            summary=_summary(task, outcome, judged.split, scores["accuracy"], ranges["accuracy"]),
+            classes=classes,
+            class_bars=[(row["name"], row["count"], row["share"]) for row in classes],
+            sizes={split: len(task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
+            meta=[(words, outcome.profile.meta[name]) for name, words in META.items() if name in outcome.profile.meta],
+            doubted=doubts(task, trained.backbone, seed=seed),
+            distances=_by_metric(outcome.profile.distances, reverse=False),
+            maps=[
+                (one.encoder, scatter(one.groups)) for one in domain_maps(task, backbones, outcome.profile.distances, seed=seed)
+            ],
+            transferability=_by_metric(outcome.profile.transferability, reverse=True),
+            ranked=outcome.ranking.items[:RANKED],
+            known=any((item.low, item.high) != (0.0, 1.0) for item in outcome.ranking.items),
+            speeds=[adaptation(trial.curve) for trial in outcome.trials],
+            curves=_curves(outcome),
+            compared=[(_number(outcome, one), one) for one in sorted(compared, key=lambda one: -one.combined)],
+            trade_offs=_trade_offs(outcome, compared),
+            scores=[(words, scores[name], ranges.get(name)) for name, words in SCORES.items() if name in scores],
+            interval=ranges["accuracy"],
+            judged=judged,
+            matrix=_matrix(judged) if len(task.classes) <= LARGEST_MATRIX else None,
+            pairs=_pairs(task, judged),
+            mistakes=mistakes(task, judged),
+            reliability=reliability_diagram(reliability(judged.probabilities, judged.labels)),
+            temperature=_temperature(trained, judged),
+            costs=_costs(outcome, inference_cost(trained.net, trained.backbone.input_size)),
+            digest=hashlib.sha256((outcome.folder / "model" / model.WEIGHTS).read_bytes()).hexdigest(),
+            versions={**winner.provenance.get("versions", {}), **{name: version(name) for name in VERSIONED}},
+        )
     )
     path = outcome.folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _judge(task: Task, outcome: Outcome) -> Judged:
-    """On the test images, or on the validation images where there are none."""
-    split = TEST if len(task.part(TEST)) else VALIDATION
-    trained = model.load(outcome.folder / "model")
-    start = time.perf_counter()
-    probabilities = probabilities_on(task, trained.backbone, trained.net, task.part(split))
-    return Judged(split, probabilities, task.labels[task.part(split)], time.perf_counter() - start)
-
-
-def _summary(task: Task, outcome: Outcome, judged: Judged) -> tuple[str, str]:
+def _summary(task: Task, outcome: Outcome, split: str, accuracy: float, interval: tuple[float, float]) -> tuple[str, str]:
     """What was asked, and what is recommended."""
     candidate = outcome.winner.candidate
-    accuracy = float((judged.probabilities.argmax(1) == judged.labels).mean())
-    low, high = bootstrap_interval(judged.probabilities.argmax(1) == judged.labels)
+    right, low, high = (f"{100 * value:.1f}" for value in (accuracy, *interval))
     asked = f"A classifier for {len(task.classes)} classes was wanted, from {len(task.part(TRAIN))} training images."
     answer = (
-        f"{candidate.strategy} on {candidate.backbone} is recommended: it classifies {100 * accuracy:.1f} % of the "
-        f"{judged.split} images rightly (95 % interval {100 * low:.1f}–{100 * high:.1f} %)."
+        f"Recommended is {candidate.strategy} on {candidate.backbone}: it classifies {right}\N{NO-BREAK SPACE}% of the {split} "
+        f"images rightly (95\N{NO-BREAK SPACE}% interval {low}\N{WORD JOINER}–\N{WORD JOINER}{high}\N{NO-BREAK SPACE}%)."
     )
     return asked, answer
 
 
 def _classes(task: Task, judged: Judged) -> list[dict[str, Any]]:
-    """A row a class: images, and precision and recall of the winner."""
-    counts = np.bincount(task.labels[task.part(TRAIN)], minlength=len(task.classes))
-    matrix = confusion(judged.probabilities, judged.labels)
-    right, truth, said = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    """A row a class: training images, and how the winner fares."""
+    counts = np.bincount(task.labels[task.part(TRAIN)], minlength=len(task.classes)).tolist()
+    found = per_class(judged.probabilities, judged.labels, task.classes)
     return [
-        {
-            "name": name,
-            "count": int(counts[code]),
-            "share": counts[code] / max(counts.max(), 1),
-            "judged": int(truth[code]),
-            "recall": right[code] / truth[code] if truth[code] else None,
-            "precision": right[code] / said[code] if said[code] else None,
-        }
-        for code, name in enumerate(task.classes)
+        {"name": one.name, "count": count, "share": count / max(*counts, 1), "scores": one}
+        for one, count in zip(found, counts, strict=True)
     ]
 
 
-def _by_metric(found: Mapping[str, Mapping[str, float]]) -> dict[str, list[tuple[str, float, float]]]:
-    """metric → (name, value, length of its bar 0–1), in the order of the names."""
+def _by_metric(found: Mapping[str, Mapping[str, float]], *, reverse: bool) -> dict[str, list[tuple[str, float, float]]]:
+    """metric → (name, value, length of its bar 0–1), by value; with `reverse`, the largest first."""
     metrics = sorted({metric for scores in found.values() for metric in scores})
     tables = {}
     for metric in metrics:
         values = {name: scores[metric] for name, scores in found.items() if metric in scores}
         worst, high = min(values.values()), max(values.values())
         low = 0.0 if worst >= 0 else worst - 0.1 * (high - worst)
-        tables[metric] = [(name, value, (value - low) / (high - low or 1)) for name, value in values.items()]
+        order = sorted(values.items(), key=lambda item: item[1], reverse=reverse)
+        tables[metric] = [(name, value, (value - low) / (high - low or 1)) for name, value in order]
     return tables
 
 
-def _curves(outcome: Outcome) -> Any:
+def _curves(outcome: Outcome) -> Markup:
     lines = [
         Line(f"#{number}", [(point.epoch, point.score) for point in trial.curve], trial.id == outcome.winner.id)
         for number, trial in enumerate(outcome.trials, 1)
     ]
     return learning_curves(lines)
+
+
+def _number(outcome: Outcome, compared: Compared) -> int:
+    """Of a trial in the table of trials."""
+    return 1 + next(place for place, trial in enumerate(outcome.trials) if trial.id == compared.trial.id)
+
+
+def _trade_offs(outcome: Outcome, compared: list[Compared]) -> list[Markup]:
+    """Score by what use costs, and by what training cost."""
+
+    def dot(one: Compared, x: float) -> Dot:
+        won = one.trial.id == outcome.winner.id
+        return Dot(f"#{_number(outcome, one)}", x, one.standing.score, one.front, won)
+
+    return [
+        trade_off([dot(one, 1000 * one.standing.latency) for one in compared], "milliseconds for one image"),
+        trade_off([dot(one, one.standing.training) for one in compared], "seconds of training"),
+    ]
 
 
 def _matrix(judged: Judged) -> list[list[tuple[int, float]]]:
@@ -169,28 +190,61 @@ def _pairs(task: Task, judged: Judged) -> list[tuple[str, str, int]]:
     return [(task.classes[true], task.classes[said], int(matrix[true, said])) for true, said in cells if matrix[true, said]]
 
 
-def _costs(outcome: Outcome, judged: Judged, backbone: Backbone) -> list[tuple[str, str]]:
+def _temperature(trained: model.Model, judged: Judged) -> tuple[float, float]:
+    """What the logits were divided by, and the calibration error that there would be without."""
+    temperature = float(trained.facts.get("temperature", 1.0))
+    return temperature, calibration_error(cooled(judged.probabilities, 1 / temperature), judged.labels)
+
+
+def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, str]]]:
     winner = outcome.winner
     trained = sum(trial.seconds for trial in outcome.trials)
     weights = (outcome.folder / "model" / model.WEIGHTS).stat().st_size
-    return [
-        ("the whole search", f"{outcome.seconds:.0f} s"),
-        ("of it, profile of the data", f"{outcome.profile.seconds:.0f} s"),
-        ("of it, training the winner", f"{winner.seconds:.1f} s"),
-        ("of it, training the others", f"{trained - winner.seconds:.1f} s"),
-        ("peak memory of the winner", f"{winner.memory_mb:.0f} MB"),
-        ("prediction", f"{len(judged.labels) / max(judged.seconds, 1e-9):.0f} images a second in batches"),
-        ("multiply-adds an image", f"{backbone.macs / 1e6:.0f} million"),
-        ("parameters", f"{backbone.params / 1e6:.2f} million"),
-        ("model on disk", f"{weights / 1e6:.1f} MB"),
-    ]
+    speeds = []
+    for speed in cost.speeds:
+        words = "one image" if speed.batch == 1 else f"a batch of {speed.batch}"
+        speeds.append((words, f"{_brief(1000 * speed.seconds)} ms, {_brief(speed.throughput)} images a second"))
+    joules = cost.energy.joules
+    return {
+        "Choosing": [
+            ("the whole search", f"{outcome.seconds:.0f} s"),
+            ("of it, profile of the data", f"{outcome.profile.seconds:.0f} s"),
+            ("of it, ranking", f"{outcome.ranking.seconds:.1f} s"),
+            ("of it, training the others", f"{trained - winner.seconds:.1f} s"),
+        ],
+        "Adapting": [
+            ("training the winner", f"{winner.seconds:.1f} s"),
+            ("its peak memory", f"{winner.memory_mb:.0f} MB"),
+        ],
+        "Using": [
+            *speeds,
+            ("multiply-adds of an image", f"{cost.macs / 1e6:.4g} million"),
+            ("parameters", f"{cost.params / 1e6:.3g} million"),
+            ("peak memory", f"{cost.memory_mb:.0f} MB"),
+            ("on disk", f"{weights / 1e6:.1f} MB"),
+            ("energy of an image", f"not measurable: {cost.energy.reason}" if joules is None else f"{1000 * joules:.3g} mJ"),
+        ],
+    }
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.4g}"
+    if value is None:
+        return "–"
+    whole = float(value).is_integer()
+    return f"{value:.0f}" if whole else f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.4g}"
+
+
+def _brief(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _short(text: object, length: int = 60) -> str:
     """Long names are cut; the page gives the whole in a title."""
     whole = str(text)
     return whole if len(whole) <= length else whole[: length - 1] + "…"
+
+
+def _tail(text: object, length: int = 40) -> str:
+    """Of a path, the end tells most."""
+    whole = str(text)
+    return whole if len(whole) <= length else "…" + whole[1 - length :]

@@ -13,6 +13,7 @@ class FromScratch(Strategy):
 
     name = "from-scratch"
     paper = "He et al. (2019), Rethinking ImageNet pre-training"
+    pretrained = False
     space = {
         "rate": Float(3e-4, 1e-2, 2e-3, log=True),
         "epochs": Int(5, 60, 30),

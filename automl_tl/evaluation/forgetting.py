@@ -1,0 +1,51 @@
+"""What learning one task after another costs and gains. Formulas only: scores in, numbers out.
+
+`scores` is a T×T array: `scores[i, j]` is the score on task j after training on the tasks 0…i in turn. Scores above the
+diagonal (of tasks not yet trained on) matter for forward transfer alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def average_score(scores: np.ndarray) -> float:
+    """Mean over all tasks of the score in the end (Lopez-Paz and Ranzato, 2017)."""
+    return float(_square(scores)[-1].mean())
+
+
+def backward_transfer(scores: np.ndarray) -> float:
+    """Mean over the earlier tasks of score in the end − score just after learning it; below 0: forgotten.
+
+    BWT of Lopez-Paz and Ranzato (2017), Gradient episodic memory for continual learning. 0 for a single task.
+    """
+    matrix = _square(scores)
+    change = (matrix[-1] - np.diag(matrix))[:-1]
+    return float(change.mean()) if len(change) else 0.0
+
+
+def forgetting(scores: np.ndarray) -> float:
+    """Mean over the earlier tasks of best score ever had − score in the end (Chaudhry et al., 2018); 0 for a single task.
+
+    Unlike `backward_transfer` it counts what was gained on a task after learning it, and lost again.
+    """
+    matrix = _square(scores)
+    lost = [matrix[task:-1, task].max() - matrix[-1, task] for task in range(len(matrix) - 1)]
+    return float(np.mean(lost)) if lost else 0.0
+
+
+def forward_transfer(scores: np.ndarray, untrained: np.ndarray) -> float:
+    """Mean over the later tasks of score just before learning it − `untrained` score (T numbers); 0 for a single task.
+
+    FWT of Lopez-Paz and Ranzato (2017).
+    """
+    matrix = _square(scores)
+    gained = [matrix[task - 1, task] - untrained[task] for task in range(1, len(matrix))]
+    return float(np.mean(gained)) if gained else 0.0
+
+
+def _square(scores: np.ndarray) -> np.ndarray:
+    matrix = np.asarray(scores, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        raise ValueError(f"scores of shape {matrix.shape}: expected tasks × tasks, a row after each task that was learnt")
+    return matrix

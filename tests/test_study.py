@@ -1,0 +1,146 @@
+"""Data efficiency measured for real: shares, resuming, what the page says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from small import QUICK, arrays, digits
+
+from automl_tl import study
+from automl_tl.errors import InputError
+from automl_tl.evaluation.efficiency import Saving
+from automl_tl.records import TEST, TRAIN, VALIDATION
+from automl_tl.study import Study, means_of, saving_in_words, share_of, study_data
+
+SHARES = (0.3, 1.0)
+
+
+class Made(NamedTuple):
+    study: Study
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def in_that_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOML_TL_HOME", str(home))
+
+
+@pytest.fixture(scope="module")
+def made(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_TL_HOME", str(home))
+        out = tmp_path_factory.mktemp("study")
+        yield Made(run(out), out)
+
+
+def run(out: Path, *, seeds: int = 1, **options: object) -> Study:
+    chosen = {"strategy": "linear-probe", "backbone": QUICK, "epochs": 5, **options}
+    return study_data(arrays(150), out=out, seeds=seeds, shares=SHARES, **chosen)  # type: ignore[arg-type]
+
+
+def test_every_kind_is_trained_on_every_share(made: Made) -> None:
+    runs = made.study.runs
+    assert {(run.kind, run.share) for run in runs} == {(k, s) for k in ("transferred", "from scratch") for s in SHARES}
+    few, all_ = (next(run for run in runs if run.share == share).images for share in SHARES)
+    assert 0.25 < few / all_ < 0.4
+    assert made.study.candidates["transferred"].strategy == "linear-probe"
+    assert made.study.candidates["from scratch"].hyperparameters["epochs"] == 5
+    assert made.study.test_images > 20
+    rows = means_of(made.study)
+    assert [row[0] for row in rows] == list(SHARES)
+    assert rows[1][2][0] > rows[1][2][1]  # six hundred steps of a probe beat five epochs from nothing
+    assert not (made.out / "checkpoints").exists()
+
+
+def test_a_second_call_trains_only_what_is_missing(made: Made) -> None:
+    kept = json.loads((made.out / "study.json").read_text(encoding="utf-8"))
+    removed = kept["runs"].pop()
+    (made.out / "study.json").write_text(json.dumps(kept), encoding="utf-8")
+    told: list[tuple[int, int]] = []
+    again = study_data(
+        arrays(150),
+        out=made.out,
+        seeds=1,
+        shares=SHARES,
+        strategy="linear-probe",
+        backbone=QUICK,
+        epochs=5,
+        progress=lambda what, done, total: told.append((done, total)) if "study" in what else None,
+    )
+    assert told[-1] == (4, 4)
+    before = {(run.kind, run.share): run for run in made.study.runs}
+    for run_ in again.runs:
+        old = before[run_.kind, run_.share]
+        assert run_.score == old.score  # the same seed trains the same model
+        assert (run_.seconds == old.seconds) == ((run_.kind, run_.share) != (removed["kind"], removed["share"]))
+    assert again.saving == made.study.saving
+
+
+def test_another_study_in_the_same_folder_is_refused(made: Made) -> None:
+    with pytest.raises(InputError, match="holds another study"):
+        run(made.out, epochs=6)
+
+
+def test_a_study_of_no_transfer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no transfer to study"):
+        run(tmp_path / "s", strategy="from-scratch")
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_page_says_what_the_records_say(made: Made) -> None:
+    html = (made.out / "study.html").read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "http" not in html
+    for _, images, means in means_of(made.study):
+        assert f">{images}<" in html
+        assert all(f"{mean:.3f}" in html for mean in means)
+    assert html.count('class="band') == 2
+    facts = json.loads((made.out / "study.json").read_text(encoding="utf-8"))["result"]
+    assert facts["words"] == saving_in_words(made.study)
+    assert len(facts["runs"]) == 4
+
+
+def test_a_share_is_of_every_class_and_part_of_the_larger_ones() -> None:
+    task = digits(240)
+    small, large = share_of(task, 0.1, seed=1), share_of(task, 0.5, seed=1)
+    assert len(small.classes) == len(large.classes) == len(task.classes)
+    np.testing.assert_array_equal(small.hashes[small.part(TEST)], task.hashes[task.part(TEST)])
+    for split in (TRAIN, VALIDATION):
+        inner, outer, whole = (set(t.hashes[t.part(split)].tolist()) for t in (small, large, task))
+        assert inner <= outer <= whole
+        counts = np.bincount(small.labels[small.part(split)])
+        wanted = np.ceil(0.1 * np.bincount(task.labels[task.part(split)]) - 1e-9)
+        np.testing.assert_array_equal(counts, wanted)
+    other = share_of(task, 0.1, seed=2)
+    assert set(other.hashes[other.part(TRAIN)].tolist()) != set(small.hashes[small.part(TRAIN)].tolist())
+    assert share_of(task, 1.0, seed=3).fingerprint == share_of(task, 1.0, seed=4).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("saving", "words"),
+    [
+        (Saving(8.0, 5.0, 12.0, 1000, 0.1, True), "takes 8 times fewer images for 90.0% right"),
+        (Saving(8.0, 5.0, math.inf, 1000, 0.1, False), "5 to any number, as times fewer; that lies outside what was measured"),
+        (Saving(0.5, 0.2, 0.9, 1000, 0.1, True), "takes 2 times more images"),
+        (Saving(0.0, 0.0, 1.0, 1000, 0.1, False), "no factor can be given"),
+    ],
+)
+def test_the_factor_in_words(made: Made, saving: Saving, words: str) -> None:
+    from dataclasses import replace
+
+    assert words in saving_in_words(replace(made.study, saving=saving))
+
+
+def test_the_facts_are_json(made: Made) -> None:
+    assert json.loads(json.dumps(study.facts_of(made.study), allow_nan=False))["task"] == made.study.task
