@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .experience import Rows
+from .experience import Rows, distinct
 from .record import FORMS, KINDS, MEASURES
 from .records import Backbone, Profile
 
@@ -84,9 +84,10 @@ class Encoder:
             own = order[first:last]
             table[own[:, None], pairs] = self._between(profile, rows.backbones, pairs)[rows.backbone[own]]
         table[:, self.find("record", "expected")] = records
+        settings, setting = distinct(rows.hyperparameters)
         for index in self.find("hyperparameter"):
             name = columns[index].name
-            table[:, index] = self._values([values.get(name) for values in rows.hyperparameters], columns[index])
+            table[:, index] = self._values([values.get(name) for values in settings], columns[index])[setting]
         (strategy,) = self.find("strategy")
         table[:, strategy] = self._values(rows.strategy, columns[strategy])
         return table

@@ -20,8 +20,10 @@ from .record import Record
 
 STAGES = (1, 2)
 FOLDS = 6
-MOST_LEFT_OUT, MOST_ROWS = 40_000, 200_000
-"""Trials for the left-out predictions and for the models; a larger history is sampled."""
+MOST_LEFT_OUT, MOST_ROWS = 15_000, 60_000
+"""Trials for the left-out predictions and for the models; a larger history is sampled, by whole tasks."""
+FEWEST_SAMPLED = 200
+"""Tasks in a sample, where there are so many: of larger ones only a part is taken."""
 LEVEL_SAMPLE = 2000
 """Candidates that the level of a task is averaged over."""
 MANY = 20_000
@@ -128,7 +130,7 @@ class Learnt:
 
 def learn_stages(experience: Experience, *, seed: int) -> Learnt:
     """Learn both stages; of a history that is larger than `MOST_ROWS` from a sample."""
-    experience = experience.take(_sample(len(experience.trials), MOST_ROWS, seed))
+    experience = experience.take(_sample(experience.trials.task, MOST_ROWS, seed))
     rows, lessons = rows_of(experience), _lessons(experience)
     encoder = Encoder.of(rows)
     record = Record.of(rows, lessons.measured, lessons.task_groups, seed=seed)
@@ -289,7 +291,7 @@ class _LeftOut:
 
 def _leave_out(experience: Experience, encoder: Encoder, table: np.ndarray, seed: int) -> dict[int, _LeftOut]:
     """For each stage, `FOLDS` times: learn without some of the groups, predict those."""
-    kept = _sample(len(experience.trials), MOST_LEFT_OUT, seed)
+    kept = _sample(experience.trials.task, MOST_LEFT_OUT, seed)
     experience, table = experience.take(kept), table[kept].copy()
     rows, lessons = rows_of(experience), _lessons(experience)
     groups = np.random.default_rng(seed).permutation(lessons.group.max() + 1)
@@ -339,7 +341,13 @@ def _logit(score: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(kept / (1 - kept)))
 
 
-def _sample(total: int, most: int, seed: int) -> np.ndarray:
-    if total <= most:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+def _sample(task: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Rows of about `most` trials, by whole tasks: a standing in a task means little when most of its trials are left out."""
+    if len(task) <= most:
+        return np.arange(len(task))
+    rng = np.random.default_rng(seed)
+    codes = np.unique(task.astype(str), return_inverse=True)[1]
+    codes = rng.permutation(codes.max() + 1)[codes]  # which tasks are taken is left to chance
+    order = np.lexsort((rng.random(len(codes)), codes))
+    place = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
+    return np.sort(order[place < max(most // FEWEST_SAMPLED, 1)][:most])
