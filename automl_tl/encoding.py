@@ -69,7 +69,7 @@ class Encoder:
         return [index for index, column in enumerate(self.columns) if column in said]
 
     def encode(self, rows: Rows, records: np.ndarray) -> np.ndarray:
-        """n × columns, float32; `records` (n × columns of the record and what is expected) are `Record.standings` of the same rows."""
+        """n × columns, float32; `records` (n × columns of record and expected) are `Record.standings` of these rows."""
         table = np.full((len(rows.task), len(self.columns)), np.nan, dtype=np.float32)
         columns = self.columns
         task = self.find("task")
