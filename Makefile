@@ -38,7 +38,7 @@ bench: $(READY)      ## every program of benchmarks/, with its figures into benc
 
 metadb: $(READY)     ## run what metadb/plan*.json ask for and the history lacks, and write it as text (DATA: unpacked images)
 	for plan in metadb/plan*.json; do $(BIN)/automl-tl history build $$plan --data $(DATA) || exit; done
-	$(BIN)/automl-tl history export metadb
+	$(BIN)/automl-tl history export metadb --names
 
 clean:               ## remove what was built here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

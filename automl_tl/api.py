@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import data, processes, registry
+from . import data, model, processes, registry
 from .along import Along
 from .along import read_task as read_task
 from .backbones import adopt, catalogue

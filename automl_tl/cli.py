@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .api import Advice, Progress
     from .backbones import Wanted
     from .records import Outcome, Profile, Ranked, Ranking, Task
+    from .sharing import Leaving
 
 EXPLAINED = 3
 """Candidates whose reasons are printed; --json gives those of all."""
@@ -373,22 +374,30 @@ def history_list(
 
 @history_app.command("show")
 def history_show(id: Annotated[str, typer.Argument(help="Trial, as `history list` names it.")]) -> None:
-    """One trial in full, as JSON."""
+    """One trial in full, as JSON, with what else came of the same work elsewhere."""
     from dataclasses import asdict
 
     from .history import open_history
 
     with open_history() as history:
-        _print_json(asdict(history.trial(id)))
+        others = [asdict(other) for other in history.other_results(id)]
+        _print_json(asdict(history.trial(id)) | ({"other_results": others} if others else {}))
+
+
+Names = Annotated[
+    bool, typer.Option("--names", help="Also names of tasks and their sources, notes, texts of errors: may tell of your data.")
+]
 
 
 @history_app.command("export")
-def history_export(folder: Annotated[Path, typer.Argument(help="Written as text, in the form of metadb/.")]) -> None:
-    """Write the history as text: numbers and names, no image and no path."""
+def history_export(
+    folder: Annotated[Path, typer.Argument(help="Written as text, in the form of metadb/.")], names: Names = False
+) -> None:
+    """Write the history as text: numbers, no image, no name of a file or a class."""
     from .history import open_history
 
     with open_history() as history:
-        _print_counts("exported", history.export(folder))
+        _print_counts("exported", history.export(folder, names=names))
 
 
 @history_app.command("import")
@@ -398,6 +407,47 @@ def history_import(folder: Annotated[Path, typer.Argument(help="A folder that `h
 
     with open_history() as history:
         _print_counts("imported", history.import_facts(folder))
+
+
+@history_app.command("merge")
+def history_merge(source: Annotated[Path, typer.Argument(help="Another history.db, or an exported folder.")]) -> None:
+    """Add what another history knows; again, it changes nothing. Other results of a trial are kept beside the known one."""
+    from .history import open_history
+
+    with open_history() as history:
+        _print_counts("merged", history.merge(source))
+
+
+@history_app.command("push")
+def history_push(
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME of a dataset on the hub; made, private, if there is none.")],
+    names: Names = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List exactly what would leave this machine; send nothing.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Add this history to a repository of the hub."""
+    from dataclasses import asdict
+
+    from . import sharing
+    from .history import open_history
+
+    with open_history() as history:
+        if dry_run:
+            found = sharing.leaving(history, names=names)
+            _print_json(asdict(found)) if json else _print_leaving(found)
+            return
+        counts = sharing.push(history, repository, names=names)
+    _print_json(counts) if json else _print_counts("pushed", counts)
+
+
+@history_app.command("pull")
+def history_pull(repository: Annotated[str, typer.Argument(help="OWNER/NAME of a dataset on the hub.")]) -> None:
+    """Add what a repository of the hub holds."""
+    from . import sharing
+    from .history import open_history
+
+    with open_history() as history:
+        _print_counts("pulled", sharing.pull(history, repository))
 
 
 @history_app.command("build")
@@ -602,6 +652,17 @@ def _print_json(facts: Any) -> None:
 
 def _print_counts(verb: str, counts: dict[str, int]) -> None:
     print(f"{verb} " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def _print_leaving(found: Leaving) -> None:
+    rows = [(name, f"{found.facts[name]}", f"{found.size[name]}", found.sha256[name][:16]) for name in found.facts]
+    _table("Files that would leave", ("file", "facts", "bytes", "sha256"), rows)
+    texts = [(field, f"{len(values)}", _shortened(", ".join(values))) for field, values in found.texts.items()]
+    _table("Texts in them (--json: all); the rest is numbers", ("field", "different", "texts"), texts)
+
+
+def _shortened(text: str, most: int = 90) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

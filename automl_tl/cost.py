@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .experience import Experience
+from .experience import Experience, distinct
 from .home import home, write_text
 from .learning import predict_by
 from .records import Backbone, Candidate
-from .space import defaults
+from .space import Value, defaults
 
 if TYPE_CHECKING:
     import torch
@@ -120,8 +120,9 @@ def _describe(
     codes = {name: float(code) for code, name in enumerate(known)}
     features = np.empty((len(candidates), len(_FACTS) + 1))
     features[:, 0], features[:, 1] = work, images
+    settings, setting = distinct([candidate.hyperparameters for candidate in candidates])
     for column, name in ((2, "epochs"), (3, "batch_size")):
-        features[:, column] = [candidate.hyperparameters.get(name, np.nan) for candidate in candidates]
+        features[:, column] = np.array([values.get(name, np.nan) for values in settings], dtype=np.float64)[setting]
     features[:, 4:8] = [numbers[candidate.backbone] for candidate in candidates]
     features[:, 8] = [codes.get(candidate.strategy, np.nan) for candidate in candidates]
     return work, features
@@ -136,20 +137,23 @@ def _multiply_adds(
     """`Strategy.cost` of each; the default formula where a strategy is not installed or its own fails."""
     from .strategy import Strategy
 
-    complete = {name: defaults(strategy.space) for name, strategy in strategies.items()}
+    plain = {name: defaults(strategy.space) for name, strategy in strategies.items()}
+    complete: dict[tuple[str, int], dict[str, Value]] = {}  # many candidates share their hyperparameters
     work = np.empty(len(candidates))
     failed = set()
-    for row, candidate in enumerate(candidates):
-        backbone, name = backbones[candidate.backbone], candidate.strategy
-        count = int(images[row])
-        if name in strategies and name not in failed:
+    for row, (candidate, count) in enumerate(zip(candidates, images.astype(int).tolist(), strict=True)):
+        backbone, name, values = backbones[candidate.backbone], candidate.strategy, candidate.hyperparameters
+        if name in plain and name not in failed:
+            key = (name, id(values))
+            if key not in complete:
+                complete[key] = {**plain[name], **values}
             try:
-                work[row] = strategies[name].cost(backbone, count, {**complete[name], **candidate.hyperparameters})
+                work[row] = strategies[name].cost(backbone, count, complete[key])
                 continue
             except Exception as error:  # somebody's plugin: it is named, and the default formula stands in
                 failed.add(name)
                 warnings.warn(f"cost of strategy {name!r} failed: {type(error).__name__}: {error}", stacklevel=2)
-        work[row] = Strategy.cost(backbone, count, candidate.hyperparameters)
+        work[row] = Strategy.cost(backbone, count, values)
     return np.maximum(np.nan_to_num(work), 1.0)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .experience import Rows
-from .record import FORMS, KINDS, MEASURES
+from .experience import Rows, distinct
+from .record import KINDS, SHRINK
 from .records import Backbone, Profile
 
 
@@ -18,12 +18,11 @@ class Column:
     """One number about a candidate: what it is about, what it is called, and in which form it comes."""
 
     about: str
-    """task, network, source, distance, transferability, record, expected, strategy or hyperparameter."""
+    """task, network, source, distance, transferability, record, strategy or hyperparameter."""
     name: str
     form: str = "value"
     """`value`; `lead` (over the best of the others looked at, or the closest source) and `place` (0: best) among the
-    alternatives; `all` and `near` (over all earlier tasks, over those like this one; of the effect instead of the standing
-    where it says so); `option` (code of a text)."""
+    alternatives; `all` and `near` (over all earlier tasks, over those like this one); `option` (code of a text)."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Encoder:
         columns += [Column("source" if name.startswith("source") else "network", name) for name in _NETWORK]
         columns += [Column("distance", name, form) for name in distances for form in _RELATIVE]
         columns += [Column("transferability", name, form) for name in looks for form in _RELATIVE]
-        columns += [Column("record", kind, _form(*form)) for kind in KINDS for form in FORMS]
-        columns += [Column("expected", measure) for measure in MEASURES]
+        columns += [Column("record", kind, form) for kind in KINDS for form in SHRINK]
         columns.append(Column("strategy", "strategy", "option"))
         for name in names:
             found = {values[name] for values in rows.hyperparameters if name in values}
@@ -63,13 +61,8 @@ class Encoder:
         """Positions of the columns about these things."""
         return [index for index, column in enumerate(self.columns) if column.about in about]
 
-    def find_effects(self) -> list[int]:
-        """Positions of the columns that already say the effect of a candidate: by kriging, and by its record on like tasks."""
-        said = (Column("expected", "effect"), Column("record", KINDS[0], "effect near"))
-        return [index for index, column in enumerate(self.columns) if column in said]
-
     def encode(self, rows: Rows, records: np.ndarray) -> np.ndarray:
-        """n × columns, float32; `records` (n × columns of the record and what is expected) are `Record.standings` of the same rows."""
+        """n × columns, float32; `records` (n × record columns) are `Record.standings` of the same rows."""
         table = np.full((len(rows.task), len(self.columns)), np.nan, dtype=np.float32)
         columns = self.columns
         task = self.find("task")
@@ -83,10 +76,11 @@ class Encoder:
         for profile, first, last in zip(rows.profiles, bounds[:-1], bounds[1:], strict=True):
             own = order[first:last]
             table[own[:, None], pairs] = self._between(profile, rows.backbones, pairs)[rows.backbone[own]]
-        table[:, self.find("record", "expected")] = records
+        table[:, self.find("record")] = records
+        settings, setting = distinct(rows.hyperparameters)
         for index in self.find("hyperparameter"):
             name = columns[index].name
-            table[:, index] = self._values([values.get(name) for values in rows.hyperparameters], columns[index])
+            table[:, index] = self._values([values.get(name) for values in settings], columns[index])[setting]
         (strategy,) = self.find("strategy")
         table[:, strategy] = self._values(rows.strategy, columns[strategy])
         return table
@@ -114,10 +108,6 @@ class Encoder:
                 forms[about, name] = dict(zip(_RELATIVE, np.array(found).reshape(-1, 3).T, strict=True))
             table[:, position] = forms[about, name][form]
         return table
-
-
-def _form(measure: str, form: str) -> str:
-    return form if measure == "standing" else f"{measure} {form}"
 
 
 _RELATIVE = ("value", "lead", "place")

@@ -109,3 +109,11 @@ def rows_of(experience: Experience) -> Rows:
         list(trials.strategy),
         trials.hyperparameters,
     )
+
+
+def distinct(hyperparameters: Sequence[Mapping[str, Value]]) -> tuple[list[Mapping[str, Value]], np.ndarray]:
+    """The objects among them, each once, and the position of each entry's: many candidates and trials share theirs."""
+    place: dict[int, int] = {}
+    codes = np.fromiter((place.setdefault(id(v), len(place)) for v in hyperparameters), np.int64, len(hyperparameters))
+    first = np.unique(codes, return_index=True)[1]
+    return [hyperparameters[row] for row in first.tolist()], codes

@@ -75,16 +75,9 @@ def _record(picture: Picture, column: int, good: bool) -> str:
         "family": f"networks of its family ({picture.backbone.family})",
         "source dataset": f"networks pretrained on {picture.backbone.source_dataset}",
     }[kind]
-    where = "tasks like yours" if form.endswith("near") else "earlier tasks"
-    if form.startswith("effect"):
-        return f"in {where} {subject} scored {'better' if good else 'worse'} than most of what was tried"
+    where = "tasks like yours" if form == "near" else "earlier tasks"
     share = round(100 * (float(picture.values[column]) + 0.5))
     return f"in {where} {subject} did better than {'' if good else 'only '}{share} % of what was tried"
-
-
-def _expected(picture: Picture, column: int, good: bool) -> str:
-    candidate = picture.candidate
-    return f"it and its like did {'well' if good else 'less well'} with {candidate.strategy}, most of all on tasks like yours"
 
 
 def _network(picture: Picture, column: int, good: bool) -> str:
@@ -139,7 +132,6 @@ _WORDS: dict[str, Callable[[Picture, int, bool], str]] = {
     "transferability": _transferability,
     "distance": _distance,
     "record": _record,
-    "expected": _expected,
     "network": _network,
     "source": _source,
     "task": _task,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 from .errors import HistoryError
@@ -87,17 +88,22 @@ def _point_of(facts: Mapping[str, Any]) -> Point:
     return Point(**facts)
 
 
+@cache
+def _fields_of(record: type) -> tuple[frozenset[str], frozenset[str]]:
+    """All fields of a record, and those that have no default."""
+    known = fields(record)
+    required = (field.name for field in known if field.default is MISSING and field.default_factory is MISSING)
+    return frozenset(field.name for field in known), frozenset(required)
+
+
 def _check_names(record: type, facts: Any) -> None:
     if not isinstance(facts, Mapping):
         raise HistoryError(f"expected an object with the fields of a {record.__name__}, but got {type(facts).__name__}")
-    known = {field.name for field in fields(record)}
-    strange = sorted(set(facts) - known)
-    if strange:
-        raise HistoryError(f"{strange[0]!r} is no field of a {record.__name__}; known: {', '.join(sorted(known))}")
-    try:
-        record(**facts)
-    except TypeError as error:
-        raise HistoryError(f"incomplete: {str(error).split('__init__() ')[-1]}") from None
+    known, required = _fields_of(record)
+    if strange := facts.keys() - known:
+        raise HistoryError(f"{min(strange)!r} is no field of a {record.__name__}; known: {', '.join(sorted(known))}")
+    if missing := required - facts.keys():
+        raise HistoryError(f"incomplete: {min(missing)!r} is missing")
 
 
 def _texts(facts: Mapping[str, Any], *names: str) -> None:

@@ -1,73 +1,52 @@
 """The task-history database: SQLite through sqlite-utils, beside the facts that the package ships as text.
 
 One writer at a time, any number of readers (WAL). What is recorded once is never lost or weakened: a finished trial stays
-finished. `metadb/` and `export` have the same form: `tasks.csv`, `backbones.jsonl`, `profiles.jsonl`, `trials.jsonl`.
+finished, and another result of it is kept beside the first. `exchange` has the form in which histories travel.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import itertools
 import json
-import os
-import re
+import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from sqlite_utils import Database, Migrations
+from sqlite_utils import Database
 
 from .errors import HistoryError
-from .facts import TaskFacts, backbone_facts, backbone_of, profile_of, task_facts_of, trial_of
-from .home import home, write_text
-from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Point, Profile, Task, Trial
+from .exchange import (
+    BACKBONES,
+    FILES,
+    PROFILES,
+    TASKS,
+    TRIALS,
+    checked,
+    profile_row,
+    read_facts,
+    task_row,
+    to_json,
+    trial_row,
+    write_facts,
+)
+from .facts import TaskFacts, backbone_facts, backbone_of, profile_of, trial_of
+from .home import home
+from .merging import merge
+from .records import TEST, TRAIN, VALIDATION, Backbone, Profile, Task, Trial
+from .rows import other_results, put_backbone, put_profile, put_task, put_trial, trial_of_row
+from .schema import migrations
 
-TASKS, BACKBONES, PROFILES, TRIALS = "tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl"
 BUSY_SECONDS = 60.0
-_RANK = {"stopped": 0, "failed": 1, "finished": 2}
-"""A paused trial may go on, and fail; what finished stays so, whatever is said of it later."""
-
-migrations = Migrations("automl_tl")
-
-
-@migrations()
-def m001_tables(db: Database) -> None:
-    """The first schema. `hash` is 40 bits of what the ranker learns from a row; sums of it name a state of the history."""
-    for statement in (
-        "CREATE TABLE tasks (fingerprint TEXT PRIMARY KEY, name TEXT, source_dataset TEXT, classes INTEGER, train INTEGER,"
-        " validation INTEGER, test INTEGER) WITHOUT ROWID",
-        "CREATE TABLE backbones (name TEXT PRIMARY KEY, source_dataset TEXT, params INTEGER, macs INTEGER, facts TEXT,"
-        " hash INTEGER) WITHOUT ROWID",
-        "CREATE TABLE profiles (task TEXT PRIMARY KEY REFERENCES tasks, facts TEXT, hash INTEGER) WITHOUT ROWID",
-        "CREATE TABLE meta_features (task TEXT REFERENCES tasks, name TEXT, value REAL, PRIMARY KEY (task, name)) WITHOUT ROWID",
-        "CREATE TABLE sources (name TEXT PRIMARY KEY) WITHOUT ROWID",
-        "CREATE TABLE distances (task TEXT REFERENCES tasks, source TEXT REFERENCES sources, metric TEXT, value REAL,"
-        " PRIMARY KEY (task, source, metric)) WITHOUT ROWID",
-        "CREATE TABLE scores (task TEXT REFERENCES tasks, backbone TEXT REFERENCES backbones, metric TEXT, value REAL,"
-        " PRIMARY KEY (task, backbone, metric)) WITHOUT ROWID",
-        "CREATE TABLE trials (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, task TEXT NOT NULL REFERENCES tasks,"
-        " backbone TEXT NOT NULL REFERENCES backbones, strategy TEXT, hyperparameters TEXT, seed INTEGER, status TEXT,"
-        " accuracy REAL, validation TEXT, test TEXT, seconds REAL, memory_mb REAL, artefact TEXT, error TEXT,"
-        " provenance TEXT, speed REAL, hash INTEGER)",
-        "CREATE INDEX trials_by_task ON trials (task, status)",
-        "CREATE TABLE points (trial TEXT REFERENCES trials (id), position INTEGER, epoch REAL, seconds REAL, loss REAL,"
-        " score REAL, memory_mb REAL, note TEXT, PRIMARY KEY (trial, position)) WITHOUT ROWID",
-        "CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID",
-    ):
-        db.execute(statement)
-
-
-@migrations()
-def m002_objectives(db: Database) -> None:
-    """Scores of tasks that ask for something else than accuracy are not learnt from together with those that do."""
-    db.execute("ALTER TABLE tasks ADD COLUMN objective TEXT NOT NULL DEFAULT 'accuracy'")
+CACHE_KB = 65_536
+"""Of pages that a connection may keep: an index of a million trials fits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,34 +91,25 @@ class History:
             task.objective,
         )
         with self._writing():
-            self._put_task(facts)
+            put_task(self.db, facts)
 
     def record_backbone(self, backbone: Backbone) -> None:
         with self._writing():
-            self._put_backbone(backbone)
+            put_backbone(self.db, backbone)
 
     def record_profile(self, profile: Profile) -> None:
         """Later looks add to earlier ones: transferability of further backbones, distances to further sources."""
         with self._writing():
-            known = self._rows("SELECT facts FROM profiles WHERE task = ?", [profile.fingerprint])
-            if known:
-                before = profile_of(json.loads(known[0][0]))
-                profile = replace(
-                    profile,
-                    meta={**before.meta, **profile.meta},
-                    distances={**before.distances, **profile.distances},
-                    transferability={**before.transferability, **profile.transferability},
-                )
-            self._put_profile(profile)
+            put_profile(self.db, profile, newest_counts=True)
 
     def record_trial(self, trial: Trial) -> None:
-        """Add a trial, or more of a trial: a finished one is only ever completed by its test scores.
+        """Add a trial, or more of a trial: a finished one is only ever completed by its test scores (`rows.put_trial`).
 
         Raises:
             HistoryError: its task or its backbone was never recorded.
         """
         with self._writing():
-            self._put_trial(trial)
+            put_trial(self.db, trial)
 
     # Asking
 
@@ -148,14 +118,18 @@ class History:
         rows = self._rows("SELECT * FROM trials WHERE id = ?", [id])
         if not rows:
             raise HistoryError(f"no trial {id!r} in the history; `automl-tl history list` names them")
-        return self._trial(rows[0])
+        return trial_of_row(self.db, rows[0])
+
+    def other_results(self, id: str) -> list[Trial]:
+        """What else came of a trial elsewhere; see `schema`."""
+        return [trial_of(json.loads(text)) for text in other_results(self.db, id)]
 
     def trials(self, *, task: str | None = None, status: str | None = None, limit: int | None = None) -> list[Trial]:
         """Newest first."""
         where = " AND ".join(f"{name} = ?" for name, value in (("task", task), ("status", status)) if value is not None)
         values: list[Any] = [value for value in (task, status) if value is not None]
         sql = f"SELECT * FROM trials {'WHERE ' + where if where else ''} ORDER BY number DESC LIMIT ?"
-        return [self._trial(row) for row in self._rows(sql, [*values, -1 if limit is None else limit])]
+        return [trial_of_row(self.db, row) for row in self._rows(sql, [*values, -1 if limit is None else limit])]
 
     def known(self) -> dict[str, str]:
         """Trial → status, of all trials."""
@@ -164,20 +138,32 @@ class History:
     def table(self, *, objective: str = "accuracy") -> Table:
         """The finished trials of tasks with this objective as columns, in the order of their ids.
 
-        Two histories of the same facts give the same table.
+        Two histories of the same facts give the same table. A trial with several results has a row for each.
         """
-        rows = self._rows(
-            "SELECT t.task, k.source_dataset, t.backbone, t.strategy, t.hyperparameters, t.accuracy, t.seconds, t.memory_mb,"
-            " k.train, t.speed FROM trials t JOIN tasks k ON k.fingerprint = t.task"
-            " WHERE t.status = 'finished' AND k.objective = ? ORDER BY t.id",
-            [objective],
+        task_facts = "t.task, k.source_dataset, t.backbone, t.strategy, t.hyperparameters"
+        measured = "accuracy, {0}.seconds, {0}.memory_mb, k.train, {0}.speed, t.id, {0}.hash"
+        joined = "JOIN tasks k ON k.fingerprint = t.task WHERE k.objective = :objective AND"
+        cursor = self.db.execute(
+            f"SELECT {task_facts}, t.{measured.format('t')} FROM trials t {joined} t.status = 'finished' UNION ALL"
+            f" SELECT {task_facts}, o.{measured.format('o')} FROM other_results o JOIN trials t ON t.id = o.trial"
+            f" {joined} o.status = 'finished' ORDER BY 11, 12",
+            {"objective": objective},
         )
-        columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(10)]
-        parsed: dict[str, dict[str, Any]] = {text: json.loads(text) for text in set(columns[4])}
-        numbers = [np.array([np.nan if v is None else v for v in column], dtype=np.float64) for column in columns[5:]]
-        task, source_dataset, backbone, strategy = columns[:4]
-        hyperparameters = [parsed[text] for text in columns[4]]
-        score, seconds, memory_mb, images, speed = numbers
+        texts: list[list[str]] = [[] for _ in range(4)]
+        parsed: dict[str, dict[str, Any]] = {}
+        hyperparameters: list[dict[str, Any]] = []
+        numbers: list[list[np.ndarray]] = [[] for _ in range(5)]
+        same: dict[str, str] = {}
+        while rows := cursor.fetchmany(20_000):
+            columns = list(zip(*rows, strict=True))
+            for own, column in zip(texts, columns[:4], strict=True):
+                own += [same.setdefault(text, text) for text in column]
+            parsed |= {text: json.loads(text) for text in set(columns[4]) - parsed.keys()}
+            hyperparameters += [parsed[text] for text in columns[4]]
+            for parts, column in zip(numbers, columns[5:10], strict=True):
+                parts.append(np.array(column, dtype=np.float64))  # None becomes NaN
+        task, source_dataset, backbone, strategy = texts
+        score, seconds, memory_mb, images, speed = (np.concatenate([np.empty(0), *parts]) for parts in numbers)
         return Table(task, source_dataset, backbone, strategy, hyperparameters, score, seconds, memory_mb, images, speed)
 
     def growths(self, share: float, *, objective: str = "accuracy", most: int = 5000) -> dict[str, list[tuple[float, float]]]:
@@ -209,11 +195,14 @@ class History:
         """Name of all that a ranker learns from, but for the task `without`; the order of recording does not matter."""
         tasks = "task <> :task AND task IN (SELECT fingerprint FROM tasks WHERE objective = :objective)"
         trials = f"trials WHERE status = 'finished' AND {tasks}"
-        learnt_from = (trials, f"profiles WHERE {tasks}", f"backbones WHERE name IN (SELECT backbone FROM {trials})")
+        others = f"other_results WHERE status = 'finished' AND trial IN (SELECT id FROM trials WHERE {tasks})"
+        hashes = (
+            f"SELECT hash FROM {trials} UNION ALL SELECT hash FROM {others}",
+            f"SELECT hash FROM profiles WHERE {tasks}",
+            f"SELECT hash FROM backbones WHERE name IN (SELECT backbone FROM {trials})",
+        )
         values = {"task": without, "objective": objective}
-        sums = [
-            self.db.execute(f"SELECT count(*), coalesce(sum(hash), 0) FROM {table}", values).fetchone() for table in learnt_from
-        ]
+        sums = [self.db.execute(f"SELECT count(*), coalesce(sum(hash), 0) FROM ({each})", values).fetchone() for each in hashes]
         return hashlib.sha256(repr([tuple(row) for row in sums]).encode()).hexdigest()[:32]
 
     def summary(self) -> dict[str, Any]:
@@ -221,6 +210,8 @@ class History:
         counts = {table: self._rows(f"SELECT count(*) FROM {table}", [])[0][0] for table in ("tasks", "backbones", "trials")}
         statuses = dict(self._rows("SELECT status, count(*) FROM trials GROUP BY status", []))
         sources = self._rows("SELECT count(DISTINCT source_dataset) FROM tasks", [])[0][0]
+        others = self._rows("SELECT count(*) FROM other_results", [])[0][0]
+        counts |= {"other results": others} if others else {}
         return {**counts, "source datasets": sources, **{f"{status} trials": count for status, count in sorted(statuses.items())}}
 
     def integrity(self) -> list[str]:
@@ -232,57 +223,60 @@ class History:
 
     # Text
 
-    def export(self, folder: Path) -> dict[str, int]:
-        """Write everything as text, sorted, so that the same facts give the same files. Numbers and names only."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HistoryError(f"{folder}: cannot be made or used: {error.strerror}; give another folder") from None
-        tasks = sorted(self.tasks().values(), key=lambda task: task.fingerprint)
-        _write_csv(folder / TASKS, tasks)
-        counts = {"tasks": len(tasks)}
-        backbones = [backbone_facts(backbone) for _, backbone in sorted(self.backbones().items())]
-        profiles = [asdict(replace(profile, warnings=())) for _, profile in sorted(self.profiles().items())]
-        trials = [asdict(_shareable(trial)) for trial in sorted(self.trials(), key=lambda trial: (trial.task, trial.id))]
-        for name, rows in ((BACKBONES, backbones), (PROFILES, profiles), (TRIALS, trials)):
-            write_text(folder / name, "".join(f"{_json(row)}\n" for row in rows))
-            counts[name.removesuffix(".jsonl")] = len(rows)
-        return counts
+    def export(self, folder: Path, *, names: bool = False) -> dict[str, int]:
+        """Write everything as text, sorted, so that the same facts give the same files; how many facts of each kind.
+
+        Numbers, and names of what is public. With `names` also what tells of this machine's data: names of the tasks and of
+        their source datasets, notes and the text of errors.
+        """
+        with self._writing():
+            self.db.execute("INSERT OR IGNORE INTO state VALUES ('salt', ?)", [secrets.token_hex(16)])
+        with self._snapshot():
+            return write_facts(folder, self.rows(names=names))
 
     def import_facts(self, folder: Path) -> dict[str, int]:
-        """Add what `export` wrote; known facts stay as they are. Every line is checked before the first is added.
+        """Add what `export` wrote; how many facts of each kind were new. All of them are added or, if a line is wrong, none.
 
         Raises:
             HistoryError: names file and line; nothing was added.
         """
-        if not (folder / TASKS).is_file():
-            raise HistoryError(f"{folder}: has no {TASKS}; give a folder that `history export` wrote")
-        tasks = list(_read_csv(folder / TASKS))
-        backbones = list(_read_lines(folder / BACKBONES, backbone_of))
-        profiles = list(_read_lines(folder / PROFILES, profile_of))
-        trials = list(_read_lines(folder / TRIALS, trial_of))
-        fingerprints, names = {task.fingerprint for task in tasks} | self.tasks().keys(), {b.name for b in backbones}
-        names |= self.backbones().keys()
-        for number, trial in enumerate(trials, 1):
-            if trial.task not in fingerprints or trial.candidate.backbone not in names:
-                raise HistoryError(f"{folder / TRIALS} line {number}: its task or backbone is nowhere; add its line first")
-        known, profiled = self.known(), self.profiles().keys()
-        with self._writing():
-            for task in tasks:
-                self._put_task(task)
-            for backbone in backbones:
-                self._put_backbone(backbone, replace_known=False)
-            for profile in profiles:
-                if profile.fingerprint not in profiled:
-                    self._put_profile(profile)
-            for trial in trials:
-                self._put_trial(trial)
-        return {
-            "tasks": len(tasks),
-            "backbones": len(backbones),
-            "profiles": len(profiles),
-            "trials": sum(trial.id not in known for trial in trials),
+        return merge(self.db, read_facts(folder), self._writing)
+
+    def merge(self, source: Path) -> dict[str, int]:
+        """Add what another history knows: a folder that `export` wrote, or another database, of any schema up to ours.
+
+        Raises:
+            HistoryError: as `import_facts`; or the file is no history.
+        """
+        if source.is_dir():
+            return self.import_facts(source)
+        if not source.is_file():
+            raise HistoryError(f"{source}: is neither a folder that `history export` wrote nor a history.db")
+        with tempfile.TemporaryDirectory() as folder, open_database(_copied(source, Path(folder))) as other:
+            return merge(self.db, checked(other.rows(names=True), source), self._writing)
+
+    def rows(self, *, names: bool) -> dict[str, Iterator[Mapping[str, Any]]]:
+        """All facts as they are written, by file; names of shipped facts are public anyway."""
+        salt = "".join(value for (value,) in self._rows("SELECT value FROM state WHERE name = 'salt'", []))
+        public = self.tasks().keys() if names else {task.fingerprint for task in read_facts(_shipped()).tasks}
+        tasks = {
+            facts.fingerprint: task_row(facts, anonymous=facts.fingerprint not in public, salt=salt)
+            for facts in sorted(self.tasks().values(), key=lambda facts: facts.fingerprint)
         }
+        return {
+            TASKS: iter(tasks.values()),
+            BACKBONES: (backbone_facts(backbone) for _, backbone in sorted(self.backbones().items())),
+            PROFILES: (profile_row(profile, tasks[task]["name"]) for task, profile in sorted(self.profiles().items())),
+            TRIALS: self._trial_rows(names=names),
+        }
+
+    def _trial_rows(self, *, names: bool) -> Iterator[Mapping[str, Any]]:
+        """By task and trial, one at a time; all results of a trial in the order of their text, whichever came first here."""
+        several = {id_ for (id_,) in self._rows("SELECT DISTINCT trial FROM other_results", [])}
+        for row in self.db.execute("SELECT * FROM trials ORDER BY task, id"):
+            first = trial_row(trial_of_row(self.db, row), anonymous=not names)
+            others = self.other_results(first["id"]) if first["id"] in several else []
+            yield from sorted([first, *(trial_row(other, anonymous=not names) for other in others)], key=to_json)
 
     # The rows
 
@@ -294,7 +288,8 @@ class History:
             try:
                 yield
             except BaseException:
-                self.db.execute("ROLLBACK")
+                if self.db.conn.in_transaction:  # a full disk has rolled back already
+                    self.db.execute("ROLLBACK")
                 raise
             self.db.execute("COMMIT")
         except sqlite3.IntegrityError as error:
@@ -302,93 +297,17 @@ class History:
         except sqlite3.OperationalError as error:
             raise HistoryError(f"cannot write to the history: {error}; nothing was changed") from None
 
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """One state of the database for several questions, whatever others write meanwhile."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.execute("COMMIT")
+
     def _rows(self, sql: str, values: list[Any]) -> list[Any]:
         return list(self.db.execute(sql, values).fetchall())
-
-    def _put_task(self, facts: TaskFacts) -> None:
-        self.db.execute("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", list(asdict(facts).values()))
-
-    def _put_backbone(self, backbone: Backbone, *, replace_known: bool = True) -> None:
-        text = _json(backbone_facts(backbone))
-        values = [backbone.name, backbone.source_dataset, backbone.params, backbone.macs, text, _hash(text)]
-        changed = "facts = excluded.facts, hash = excluded.hash, source_dataset = excluded.source_dataset,"
-        changed += " params = excluded.params, macs = excluded.macs WHERE facts <> excluded.facts"
-        conflict = f"ON CONFLICT (name) DO UPDATE SET {changed}" if replace_known else "ON CONFLICT DO NOTHING"
-        self.db.execute(f"INSERT INTO backbones VALUES (?, ?, ?, ?, ?, ?) {conflict}", values)
-
-    def _put_profile(self, profile: Profile) -> None:
-        text = _json(asdict(profile))
-        learnt = _json([profile.meta, profile.distances, profile.transferability])
-        self.db.execute("INSERT OR REPLACE INTO profiles VALUES (?, ?, ?)", [profile.fingerprint, text, _hash(learnt)])
-        task = profile.fingerprint
-        for name, value in profile.meta.items():
-            self.db.execute("INSERT OR REPLACE INTO meta_features VALUES (?, ?, ?)", [task, name, value])
-        for source, scores in profile.distances.items():
-            self.db.execute("INSERT OR IGNORE INTO sources VALUES (?)", [source])
-            for metric, value in scores.items():
-                self.db.execute("INSERT OR REPLACE INTO distances VALUES (?, ?, ?, ?)", [task, source, metric, value])
-        for backbone, scores in profile.transferability.items():
-            for metric, value in scores.items():
-                self.db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", [task, backbone, metric, value])
-
-    def _put_trial(self, trial: Trial) -> None:
-        before = self._rows("SELECT status, test FROM trials WHERE id = ?", [trial.id])
-        if before:
-            status, test = before[0]
-            better = _RANK[trial.status] > _RANK[status] or (trial.status == status == "stopped")
-            if not better and not (trial.status == status == "finished" and trial.test and test == "{}"):
-                return
-            self.db.execute("DELETE FROM points WHERE trial = ?", [trial.id])
-            self.db.execute("DELETE FROM trials WHERE id = ?", [trial.id])
-        candidate = trial.candidate
-        learnt = _json([trial.id, dict(trial.validation), trial.seconds])
-        self.db.execute(
-            f"INSERT INTO trials VALUES (NULL{', ?' * 17})",
-            [
-                trial.id,
-                trial.task,
-                candidate.backbone,
-                candidate.strategy,
-                _json(dict(candidate.hyperparameters)),
-                trial.seed,
-                trial.status,
-                trial.score,
-                _json(dict(trial.validation)),
-                _json(dict(trial.test)),
-                trial.seconds,
-                trial.memory_mb,
-                trial.artefact,
-                trial.error,
-                _json(dict(trial.provenance)),
-                trial.provenance.get("speed"),
-                _hash(learnt),
-            ],
-        )
-        for position, p in enumerate(trial.curve):
-            values = [trial.id, position, p.epoch, p.seconds, p.loss, p.score, p.memory_mb, p.note]
-            self.db.execute("INSERT INTO points VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
-
-    def _trial(self, row: Any) -> Trial:
-        _, id_, task, backbone, strategy, hyperparameters, seed, status, _, validation, test, seconds, memory, *rest = row
-        artefact, error, provenance, _, _ = rest
-        points = self._rows(
-            "SELECT epoch, seconds, loss, score, memory_mb, note FROM points WHERE trial = ? ORDER BY position", [id_]
-        )
-        return Trial(
-            id_,
-            task,
-            Candidate(backbone, strategy, json.loads(hyperparameters)),
-            seed,
-            status,
-            tuple(Point(*point) for point in points),
-            json.loads(validation),
-            json.loads(test),
-            seconds,
-            memory,
-            artefact,
-            error,
-            json.loads(provenance),
-        )
 
 
 def open_history(path: Path | None = None) -> History:
@@ -398,19 +317,39 @@ def open_history(path: Path | None = None) -> History:
         HistoryError: the file is no history, is damaged, or cannot be written.
     """
     path = home() / "history.db" if path is None else path
+    history = open_database(path)
+    _add_shipped(history)
+    return history
+
+
+def open_database(path: Path) -> History:
+    """A commit is on the disk when it returns (synchronous = FULL): what was recorded survives a power cut."""
     try:
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", f"cache_size = -{CACHE_KB}"):
             connection.execute(f"PRAGMA {pragma}")
         history = History(connection)
         if migrations.pending(history.db):
             _migrate(history, path)
-        _add_shipped(history)
     except sqlite3.DatabaseError as error:
         raise HistoryError(
             f"{path}: cannot be used as a history: {error}; move it away, or set AUTOML_TL_HOME elsewhere"
         ) from None
     return history
+
+
+def _copied(source: Path, folder: Path) -> Path:
+    """A copy of another history at one moment, so that it can be brought to our schema; it is only read itself."""
+    copy = folder / "history.db"
+    with closing(sqlite3.connect(copy)) as target:
+        try:
+            with closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as other:
+                other.backup(target)
+        except sqlite3.DatabaseError as error:
+            raise HistoryError(f"{source}: cannot be read as a history: {error}") from None
+        if not target.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone():
+            raise HistoryError(f"{source}: is a database, but no history")
+    return copy
 
 
 def _migrate(history: History, path: Path) -> None:
@@ -421,65 +360,16 @@ def _migrate(history: History, path: Path) -> None:
         migrations.apply(history.db)
 
 
+def _shipped() -> Path:
+    return Path(str(files("automl_tl.metadb")))
+
+
 def _add_shipped(history: History) -> None:
     """Import the package's facts when they are new or have changed."""
-    folder = Path(str(files("automl_tl.metadb")))
-    if not (folder / TASKS).is_file():
+    if not (_shipped() / TASKS).is_file():
         return
-    digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in (TASKS, BACKBONES, PROFILES, TRIALS))).hexdigest()
+    digest = hashlib.sha256(b"".join((_shipped() / name).read_bytes() for name in FILES)).hexdigest()
     if history._rows("SELECT value FROM state WHERE name = 'shipped'", []) != [(digest,)]:
-        history.import_facts(folder)
+        history.import_facts(_shipped())
         with history._writing():
             history.db.execute("INSERT OR REPLACE INTO state VALUES ('shipped', ?)", [digest])
-
-
-def _shareable(trial: Trial) -> Trial:
-    """Without what tells of one machine's folders: of the command the verb is left, of a path in an error its end."""
-    words = itertools.takewhile(re.compile(r"[a-z-]+").fullmatch, str(trial.provenance.get("command", "")).split())
-    provenance = {**trial.provenance, "command": " ".join(words)}
-    error = re.sub(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:]+)+(?=[/\\])", "…", trial.error)
-    return replace(trial, artefact="", provenance=provenance, error=error)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def _hash(text: str) -> int:
-    """40 bits: eight million of them add up within SQLite's integers."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:5], "big")
-
-
-def _write_csv(path: Path, tasks: Iterable[TaskFacts]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(TaskFacts.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(task) for task in tasks)
-    partial.replace(path)
-
-
-def _read_csv(path: Path) -> Iterator[TaskFacts]:
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            facts: Mapping[str, Any] = row
-            try:
-                counts = {name: int(row[name] or "") for name in ("classes", "train", "validation", "test")}
-                facts = {**row, **counts}
-            except (KeyError, ValueError):
-                raise HistoryError(f"{path} line {number}: expected whole numbers of classes and images") from None
-            try:
-                yield task_facts_of(facts)
-            except HistoryError as error:
-                raise HistoryError(f"{path} line {number}: {error}") from None
-
-
-def _read_lines(path: Path, parse: Callable[[Mapping[str, Any]], Any]) -> Iterator[Any]:
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield parse(json.loads(line))
-            except (HistoryError, ValueError, RecursionError) as error:
-                raise HistoryError(f"{path} line {number}: {error}") from None

@@ -1,9 +1,9 @@
 """How well candidates do, learnt from the history.
 
 Three LightGBM models of the same numbers: a regression of how high scores are on a task as a whole, and, within a task, a
-regression of a candidate's effect, which starts from what kriging and the record say and learns what they miss, and a LambdaRank
-(Burges, 2010). How far apart the blend of these two puts candidates is fitted on source datasets that were left out, and so are
-the intervals (conformal, over the left-out residuals; Vovk et al., 2018).
+regression of a candidate's distance from the mean and a LambdaRank (Burges, 2010). How far apart the blend of these two puts
+candidates is fitted on source datasets that were left out, and so are the intervals (conformal, over the left-out residuals;
+Vovk et al., 2018).
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from .record import Record
 
 STAGES = (1, 2)
 FOLDS = 6
-MOST_LEFT_OUT, MOST_ROWS = 40_000, 200_000
-"""Trials for the left-out predictions and for the models; a larger history is sampled."""
+MOST_LEFT_OUT, MOST_ROWS = 15_000, 60_000
+"""Trials for the left-out predictions and for the models; a larger history is sampled, by whole tasks."""
+FEWEST_SAMPLED = 200
+"""Tasks in a sample, where there are so many: of larger ones only a part is taken."""
 LEVEL_SAMPLE = 2000
 """Candidates that the level of a task is averaged over."""
 MANY = 20_000
 """Rows from which on a second thread pays."""
 LEVELS = 31
 """Of the standing that LambdaRank is taught."""
-SMALLEST_SPREAD = 0.01
-"""Of the scores of a task: a hundredth of a point is no difference."""
 COVERAGE = 0.9
-ORDER_SAY = 0.15
-"""Of LambdaRank, to 1 of the effect. It does better at the top of large tables, but its scores have no unit: only the places
-count."""
+ORDER_SAY = 0.5
+"""Of the LambdaRank, to 1 of the regression: alone it does better at the top of large tables and worse on small ones."""
 _ROUNDS = 120
 _LEARNING = {
     "learning_rate": 0.05,
@@ -63,30 +62,24 @@ class Boosters:
     level: Any
     """Logit of the score; averaged over the candidates of a task."""
     effect: Any
-    """What `start` misses of the effect."""
+    """Logit less the task's mean."""
     order: Any
     """LambdaRank."""
-    start: Mapping[int, float]
-    """Column → weight: effects by what became of the candidate earlier, before any tree."""
     effect_spread: float
-    """Standard deviation of the effects that were learnt from."""
+    """Standard deviation of what `effect` says within a task of its history."""
     order_spread: float
-    """Standard deviation of what `order` says within a task of its history."""
 
     def predict_level(self, data: np.ndarray) -> np.ndarray:
         return predict_by(self.level, data)
 
-    def predict_blend(self, data: np.ndarray, task: np.ndarray | None = None) -> np.ndarray:
-        """Effects, moved by the place that `order` gives among a task's rows; only differences within a task mean something."""
-        effect = _weighted(data, self.start) + predict_by(self.effect, data)
-        place = _place_in_task(predict_by(self.order, data), np.zeros(len(data), dtype=np.int64) if task is None else task)
-        return np.asarray(effect / self.effect_spread + ORDER_SAY * np.sqrt(12) * place)
+    def predict_blend(self, data: np.ndarray) -> np.ndarray:
+        """`effect` and `order` together; only differences within a task mean something."""
+        effect, order = (predict_by(booster, data) for booster in (self.effect, self.order))
+        return np.asarray(effect / self.effect_spread + ORDER_SAY * order / self.order_spread)
 
     def contributions(self, data: np.ndarray) -> np.ndarray:
-        """Of each column to the blend; to the place, about."""
+        """Of each column to the blend."""
         effect, order = (booster.predict(data, pred_contrib=True)[:, :-1] for booster in (self.effect, self.order))
-        for column, weight in self.start.items():
-            effect[:, column] += weight * data[:, column]
         return np.asarray(effect / self.effect_spread + ORDER_SAY * order / self.order_spread)
 
 
@@ -128,10 +121,10 @@ class Learnt:
 
 def learn_stages(experience: Experience, *, seed: int) -> Learnt:
     """Learn both stages; of a history that is larger than `MOST_ROWS` from a sample."""
-    experience = experience.take(_sample(len(experience.trials), MOST_ROWS, seed))
+    experience = experience.take(_sample(experience.trials.task, MOST_ROWS, seed))
     rows, lessons = rows_of(experience), _lessons(experience)
     encoder = Encoder.of(rows)
-    record = Record.of(rows, lessons.measured, lessons.task_groups, seed=seed)
+    record = Record.of(rows, lessons.standing, lessons.task_groups, seed=seed)
     table = encoder.encode(rows, record.standings(rows, lessons.task_groups))
     left_out = _leave_out(experience, encoder, table, seed)
     stages = {}
@@ -157,18 +150,11 @@ class _Lessons:
     """0…LEVELS-1: standing by score, from the task's 10 % point to its best."""
     standing: np.ndarray
     """-½…½: standing by rank."""
-    effect: np.ndarray
-    """As `_effect` has it, about 0 within a task."""
     weight: np.ndarray
     """A task counts the same however often it was tried."""
 
-    @property
-    def measured(self) -> np.ndarray:
-        """What the record keeps, measures × n."""
-        return np.array([self.standing, self.effect])
-
     def take(self, rows: np.ndarray) -> _Lessons:
-        columns = ("task", "group", "logit", "level", "standing", "effect", "weight")
+        columns = ("task", "group", "logit", "level", "standing", "weight")
         return _Lessons(task_groups=self.task_groups, **{name: getattr(self, name)[rows] for name in columns})
 
 
@@ -180,39 +166,17 @@ def _lessons(experience: Experience) -> _Lessons:
     by_source = len(set(source)) > 1
     task_groups = [str(group) for group in (source if by_source else names)]
     group = np.unique(task_groups, return_inverse=True)[1][task]
-    level, effect = np.zeros(len(task), dtype=np.int64), np.zeros(len(task))
-    for own in _by_task(task):
+    level, standing = np.zeros(len(task), dtype=np.int64), np.zeros(len(task))
+    order = np.argsort(task, kind="stable")
+    for own in np.split(order, np.searchsorted(task[order], np.arange(1, len(names)))):
         scores = trials.score[own]
         floor, best = np.quantile(scores, 0.1), scores.max()
         level[own] = np.rint(np.clip((scores - floor) / max(best - floor, 1e-9), 0, 1) * (LEVELS - 1))
-        effect[own] = _effect(scores)
-    standing = _place_in_task(trials.score, task)
+        ordered = np.sort(scores)
+        below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
+        standing[own] = (below + upto) / (2 * len(scores)) - 0.5
     weight = len(task) / len(names) / np.bincount(task)[task]
-    return _Lessons(task, group, task_groups, _logit(trials.score), level, standing, effect, weight)
-
-
-def _by_task(task: np.ndarray) -> list[np.ndarray]:
-    """Rows of each task."""
-    order = np.argsort(task, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(task[order])) + 1)
-
-
-def _place_in_task(values: np.ndarray, task: np.ndarray) -> np.ndarray:
-    """-½…½: the share of the task's rows that each is above, equals half."""
-    place = np.zeros(len(values))
-    for own in _by_task(task):
-        ordered = np.sort(values[own])
-        below, upto = np.searchsorted(ordered, values[own], "left"), np.searchsorted(ordered, values[own], "right")
-        place[own] = (below + upto) / (2 * len(own)) - 0.5
-    return place
-
-
-def _effect(scores: np.ndarray) -> np.ndarray:
-    """Scores of one task on a scale that tasks share: 1 apart for its median and its best, and for a standard deviation below."""
-    above, spread = scores.max() - np.median(scores), scores.std()
-    apart = scores - np.median(scores)
-    effect = apart / np.where(apart > 0, max(above, SMALLEST_SPREAD), max(spread, SMALLEST_SPREAD))
-    return np.asarray(effect - effect.mean())
+    return _Lessons(task, group, task_groups, _logit(trials.score), level, standing, weight)
 
 
 def _columns(encoder: Encoder, stage: int) -> tuple[int, ...]:
@@ -235,29 +199,16 @@ def _fit(table: np.ndarray, lessons: _Lessons, encoder: Encoder, columns: tuple[
         "monotone_constraints": [_direction(encoder.columns[index]) for index in columns],
     }
 
-    def train(target: np.ndarray, objective: dict[str, Any], *, weight: Any = None, group: Any = None, start: Any = None) -> Any:
-        lesson = lightgbm.Dataset(data, target, weight=weight, group=group, init_score=start, categorical_feature=options)
+    def train(target: np.ndarray, objective: dict[str, Any], weight: np.ndarray | None, group: np.ndarray | None) -> Any:
+        lesson = lightgbm.Dataset(data, target, weight=weight, group=group, categorical_feature=options)
         return lightgbm.train(learning | objective, lesson, num_boost_round=_ROUNDS)
 
-    start = _start(data, lessons, {columns.index(index) for index in encoder.find_effects()})
-    level = train(lessons.logit, {"objective": "regression"}, weight=lessons.weight)
-    effect = train(lessons.effect, {"objective": "regression"}, weight=lessons.weight, start=_weighted(data, start))
+    level = train(lessons.logit, {"objective": "regression"}, lessons.weight, None)
+    effect = train(_centred(lessons.logit, lessons.task), {"objective": "regression"}, lessons.weight, None)
     ranking = {"objective": "lambdarank", "label_gain": list(range(LEVELS)), "lambdarank_truncation_level": 10}
-    ordering = train(lessons.level, ranking, group=_group_sizes(lessons.task))
-    order_spread = float(_centred(ordering.predict(data), lessons.task).std())
-    return Boosters(level, effect, ordering, start, max(float(lessons.effect.std()), 1e-6), max(order_spread, 1e-6))
-
-
-def _start(data: np.ndarray, lessons: _Lessons, columns: set[int]) -> dict[int, float]:
-    """Weights of `columns`: of standardised columns they are equal, and least squares says how much all together count."""
-    spread = {column: max(float(_centred(data[:, column], lessons.task).std()), 1e-6) for column in sorted(columns)}
-    mean = _centred(_weighted(data, {column: 1 / (len(spread) * own) for column, own in spread.items()}), lessons.task)
-    slope = float((lessons.weight * mean * lessons.effect).sum() / max((lessons.weight * mean**2).sum(), 1e-9))
-    return {column: max(slope, 0.0) / (len(spread) * own) for column, own in spread.items()}
-
-
-def _weighted(data: np.ndarray, weights: Mapping[int, float]) -> np.ndarray:
-    return np.asarray(sum(weight * data[:, column].astype(np.float64) for column, weight in weights.items()))
+    ordering = train(lessons.level, ranking, None, _group_sizes(lessons.task))
+    spreads = [max(float(_centred(booster.predict(data), lessons.task).std()), 1e-6) for booster in (effect, ordering)]
+    return Boosters(level, effect, ordering, spreads[0], spreads[1])
 
 
 def _direction(column: Column) -> int:
@@ -265,7 +216,7 @@ def _direction(column: Column) -> int:
     if column.about in ("transferability", "distance"):
         sign = -1 if column.form == "place" or (column.about == "distance" and column.form == "value") else 1
         return sign
-    return 1 if column.about in ("record", "expected") else 0
+    return 1 if column.about == "record" else 0
 
 
 def _group_sizes(task: np.ndarray) -> np.ndarray:
@@ -289,25 +240,25 @@ class _LeftOut:
 
 def _leave_out(experience: Experience, encoder: Encoder, table: np.ndarray, seed: int) -> dict[int, _LeftOut]:
     """For each stage, `FOLDS` times: learn without some of the groups, predict those."""
-    kept = _sample(len(experience.trials), MOST_LEFT_OUT, seed)
+    kept = _sample(experience.trials.task, MOST_LEFT_OUT, seed)
     experience, table = experience.take(kept), table[kept].copy()
     rows, lessons = rows_of(experience), _lessons(experience)
     groups = np.random.default_rng(seed).permutation(lessons.group.max() + 1)
     folds = np.array_split(groups, min(FOLDS, len(groups)))
-    records = encoder.find("record", "expected")
+    records = encoder.find("record")
     found = {stage: (np.zeros(len(kept)), np.zeros(len(kept))) for stage in STAGES}
     for fold in folds:
         out = np.isin(lessons.group, fold)
         inside, outside = np.flatnonzero(~out), np.flatnonzero(out)
         training = experience.take(inside)
         known, own = rows_of(training), _lessons(training)
-        record = Record.of(known, own.measured, own.task_groups, seed=seed)
+        record = Record.of(known, own.standing, own.task_groups, seed=seed)
         table[:, records] = record.standings(rows, lessons.task_groups)
         for stage in STAGES:
             columns = _columns(encoder, stage)
             boosters = _fit(table[inside], own, encoder, columns, seed)
             judged = np.ascontiguousarray(table[outside][:, columns])
-            level, blend = boosters.predict_level(judged), boosters.predict_blend(judged, lessons.task[outside])
+            level, blend = boosters.predict_level(judged), boosters.predict_blend(judged)
             found[stage][0][outside] = level - _centred(level, lessons.task[outside])
             found[stage][1][outside] = _centred(blend, lessons.task[outside])
     return {stage: _LeftOut(*pair, lessons.logit, lessons.task, lessons.weight) for stage, pair in found.items()}
@@ -339,7 +290,13 @@ def _logit(score: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(kept / (1 - kept)))
 
 
-def _sample(total: int, most: int, seed: int) -> np.ndarray:
-    if total <= most:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+def _sample(task: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Rows of about `most` trials, by whole tasks: a standing in a task means little when most of its trials are left out."""
+    if len(task) <= most:
+        return np.arange(len(task))
+    rng = np.random.default_rng(seed)
+    codes = np.unique(task.astype(str), return_inverse=True)[1]
+    codes = rng.permutation(codes.max() + 1)[codes]  # which tasks are taken is left to chance
+    order = np.lexsort((rng.random(len(codes)), codes))
+    place = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
+    return np.sort(order[place < max(most // FEWEST_SAMPLED, 1)][:most])

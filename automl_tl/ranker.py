@@ -25,7 +25,7 @@ from .space import defaults
 if TYPE_CHECKING:
     from .strategy import Strategy
 
-VERSION = 2
+VERSION = 1
 """Of the saved form and of the learning: a ranker of another version is learnt anew."""
 FEWEST_TASKS, FEWEST_TRIALS = 2, 20
 UNKNOWN_WIDER = 2.0
@@ -60,8 +60,7 @@ class Ranker:
                 text = getattr(stage.boosters, kind).model_to_string()
                 (partial / f"stage{number}-{kind}.txt").write_text(text, encoding="utf-8")
             stages[number] = {name: getattr(stage, name) for name in ("columns", "scale", "low", "high")}
-            stages[number] |= {name: getattr(stage.boosters, name) for name in ("effect_spread", "order_spread")}
-            stages[number]["start"] = list(stage.boosters.start.items())
+            stages[number]["spreads"] = (stage.boosters.effect_spread, stage.boosters.order_spread)
         facts = {
             "version": VERSION,
             **{name: getattr(self, name) for name in ("digest", "seed", "trials", "tasks")},
@@ -85,8 +84,7 @@ class Ranker:
         stages = {}
         for number, stage in facts["stages"].items():
             level, effect, order = (lightgbm.Booster(model_file=folder / f"stage{number}-{kind}.txt") for kind in _MODELS)
-            start = dict(stage["start"])
-            boosters = Boosters(level, effect, order, start, stage["effect_spread"], stage["order_spread"])
+            boosters = Boosters(level, effect, order, *stage["spreads"])
             stages[int(number)] = StageModel(tuple(stage["columns"]), boosters, stage["scale"], stage["low"], stage["high"])
         learnt = Learnt(encoder, Record.read(facts["record"]), stages)
         return cls(learnt, facts["trials"], facts["tasks"], facts["digest"], facts["seed"])

@@ -86,14 +86,24 @@ def leave_one_source_out(
     *,
     seeds: Sequence[int],
     say: Callable[[str], None] = lambda text: None,
+    most_known: int | None = None,
+    most_left_out: int | None = None,
 ) -> Result:
-    """Judge the advice, and simpler ways of choosing, on each source dataset by what was learnt from the others."""
+    """Judge the advice, and simpler ways of choosing, on each source dataset by what was learnt from the others.
+
+    `most_known`: learn from no more than so many of the others; `most_left_out`: judge on so many; both drawn by the seed.
+    """
     result = Result()
     trials = experience.trials
     for seed in seeds:
-        for source in sorted(set(trials.source_dataset)):
+        sources = sorted(set(trials.source_dataset))
+        judged = np.random.default_rng(seed).permutation(sources)[:most_left_out]
+        for source in sorted(judged.tolist()):
             start = time.perf_counter()
-            known = experience.take(np.flatnonzero(trials.source_dataset != source))
+            others = np.random.default_rng((seed, sources.index(source))).permutation(
+                [name for name in sources if name != source]
+            )
+            known = experience.take(np.flatnonzero(np.isin(trials.source_dataset.astype(str), others[:most_known])))
             ranker = learn(known, seed=seed)
             costs = CostModel.learn(known, strategies=strategies, speed=1.0, seed=seed)
             out = trials.take(np.flatnonzero(trials.source_dataset == source))

@@ -13,6 +13,7 @@ import pytest
 
 from automl_tl import Backbone, Candidate, Point, Profile, Task, Trial
 from automl_tl.errors import HistoryError
+from automl_tl.exchange import FILES
 from automl_tl.experience import Experience
 from automl_tl.history import History, open_history
 from automl_tl.records import trial_id
@@ -142,18 +143,41 @@ def test_text_and_back(history: History, tmp_path: Path) -> None:
         history.record_trial(trial(number, artefact="runs/secret", provenance=provenance))
     failed = trial(3, status="failed", error="fine-tuning: OSError: /srv/ann/secret/a.png is broken")
     history.record_trial(failed)
-    counts = history.export(tmp_path / "text")
+    counts = history.export(tmp_path / "text", names=True)
     assert counts == {"tasks": 1, "backbones": 1, "profiles": 1, "trials": 4}
     assert "secret" not in (tmp_path / "text" / "trials.jsonl").read_text()
     other = open_history(tmp_path / "other.db")
-    assert other.import_facts(tmp_path / "text") == counts
+    assert other.import_facts(tmp_path / "text") == {**counts, "more of trials": 0, "other results": 0}
     assert other.trial(failed.id).error == "fine-tuning: OSError: …/a.png is broken"
     assert other.trial(trial().id).provenance["command"] == "automl-tl fit"
-    assert other.import_facts(tmp_path / "text")["trials"] == 0, "known facts are not added twice"
+    assert not any(other.import_facts(tmp_path / "text").values()), "known facts are not added twice"
     assert other.digest() == history.digest()
-    other.export(tmp_path / "again")
-    for name in ("tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl"):
+    other.export(tmp_path / "again", names=True)
+    for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "text" / name).read_bytes()
+
+
+def test_names_and_free_text_stay_here_unless_asked(history: History, tmp_path: Path) -> None:
+    history.record_task(task("ward 7", "e" * 16), "clinic")
+    history.record_profile(replace(profile(), task="photos", warnings=("photos/cats/a.png: twice",)))
+    history.record_trial(trial(curve=(Point(1, 1.5, 0.9, 0.4, 300.0, "cats against dogs"),)))
+    history.record_trial(trial(1, status="failed", error="fine-tuning: OSError: photos/a.png is broken"))
+    history.record_trial(trial(2, status="failed", error="fine-tuning: cats: needs more images"))
+    history.export(tmp_path / "text")
+    text = "".join((tmp_path / "text" / name).read_text() for name in FILES)
+    for word in ("photos", "cats", "dogs", "ward", "clinic", "a.png"):
+        assert word not in text
+    assert "fine-tuning: OSError" in text
+    history.export(tmp_path / "again")
+    assert all((tmp_path / "again" / name).read_bytes() == (tmp_path / "text" / name).read_bytes() for name in FILES)
+    other = open_history(tmp_path / "other.db")
+    other.import_facts(tmp_path / "text")
+    assert other.digest() == history.digest(), "whoever gets it learns the same"
+    assert len({facts.source_dataset for facts in other.tasks().values()}) == 2
+    history.export(tmp_path / "named", names=True)
+    other.import_facts(tmp_path / "named")
+    assert other.tasks() == history.tasks(), "a name wins over none"
+    assert other.integrity() == []
 
 
 def _spoil(line: str, kind: str) -> str:

@@ -1,0 +1,173 @@
+"""The form in which histories travel: four text files, as in metadb/; and what of a fact leaves the machine.
+
+`tasks.csv`, `backbones.jsonl`, `profiles.jsonl`, `trials.jsonl`: a fact a line, sorted. What comes from a file is checked
+as it is drawn, so that a million lines are never in memory together.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import HistoryError
+from .facts import TaskFacts, backbone_of, profile_of, task_facts_of, trial_of
+from .records import Backbone, Profile, Trial
+
+TASKS, BACKBONES, PROFILES, TRIALS = FILES = ("tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl")
+_PROVENANCE = ("command", "date", "hardware", "speed", "versions")
+_Row = TypeVar("_Row")
+_Fact = TypeVar("_Fact")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts on their way into a history; an iterator raises HistoryError with the place of a wrong one."""
+
+    tasks: Iterator[TaskFacts]
+    backbones: Iterator[Backbone]
+    profiles: Iterator[Profile]
+    trials: Iterator[Trial]
+    """A trial with several results comes several times."""
+    place: str
+    """Of a trial, before its number, for messages."""
+
+
+def read_facts(folder: Path) -> Facts:
+    """What `write_facts` wrote.
+
+    Raises:
+        HistoryError: it is no such folder.
+    """
+    if not (folder / TASKS).is_file():
+        raise HistoryError(f"{folder}: has no {TASKS}; give a folder that `history export` wrote")
+    return Facts(
+        _read_csv(folder / TASKS),
+        _read_lines(folder / BACKBONES, backbone_of),
+        _read_lines(folder / PROFILES, profile_of),
+        _read_lines(folder / TRIALS, trial_of),
+        f"{folder / TRIALS} line",
+    )
+
+
+def checked(rows: Mapping[str, Iterable[Mapping[str, Any]]], source: Path) -> Facts:
+    """The same of the rows of another database."""
+    return Facts(
+        _check(rows[TASKS], task_facts_of, f"{source} task"),
+        _check(rows[BACKBONES], backbone_of, f"{source} backbone"),
+        _check(rows[PROFILES], profile_of, f"{source} profile"),
+        _check(rows[TRIALS], trial_of, f"{source} trial"),
+        f"{source} trial",
+    )
+
+
+def write_facts(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, int]:
+    """Write the four files, each whole, none before all are; how many facts of each kind."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partials = {name: folder / f"{name}.{os.getpid()}.partial" for name in FILES}
+        counts = {name.partition(".")[0]: _write(partials[name], name, rows[name]) for name in FILES}
+        for name, partial in partials.items():
+            partial.replace(folder / name)
+    except OSError as error:
+        raise HistoryError(f"{folder}: cannot be made or used: {error.strerror}; give another folder") from None
+    return counts
+
+
+def task_row(task: TaskFacts, *, anonymous: bool, salt: str) -> dict[str, Any]:
+    """A task's name is that of somebody's folder: anonymous, it is its fingerprint, and its source dataset a salted hash.
+
+    The salt is one history's own and stays there, so that nobody can try likely names; its tasks of one source still go together.
+    """
+    if anonymous and task.name != task.fingerprint:
+        source = hashlib.sha256(f"{salt}/{task.source_dataset}".encode()).hexdigest()[:12]
+        task = replace(task, name=task.fingerprint, source_dataset=f"set-{source}")
+    return asdict(task)
+
+
+def profile_row(profile: Profile, name: str) -> dict[str, Any]:
+    """Warnings quote names of files and classes: they stay here."""
+    return {**vars(profile), "task": name, "warnings": ()}
+
+
+def trial_row(trial: Trial, *, anonymous: bool) -> dict[str, Any]:
+    """Without what tells of one machine's folders; anonymous, also without free text, which may name a file or a class."""
+    words = itertools.takewhile(re.compile(r"[a-z-]+").fullmatch, str(trial.provenance.get("command", "")).split())
+    provenance = {**trial.provenance, "command": " ".join(words)}
+    error = re.sub(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:]+)+(?=[/\\])", "…", trial.error)
+    curve = [vars(point) for point in trial.curve]
+    if anonymous:
+        provenance = {name: value for name, value in provenance.items() if name in _PROVENANCE}
+        error = kind_of_failure(trial)
+        curve = [{**point, "note": ""} for point in curve]
+    changed = {"artefact": "", "provenance": provenance, "error": error, "curve": curve, "candidate": vars(trial.candidate)}
+    return {**vars(trial), **changed}
+
+
+def kind_of_failure(trial: Trial) -> str:
+    """Strategy and kind of the error, without its words."""
+    found = re.match(r"[^:]+: (\w*(?:Error|Exception|Warning|Interrupt|Exit))(?:: |$)", trial.error)
+    kind = found.group(1) if found else "failed"
+    return f"{trial.candidate.strategy}: {kind}" if trial.error else ""
+
+
+def to_json(value: Any) -> str:
+    """The one spelling of a fact."""
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False, default=dict
+)
+
+
+def _write(path: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if name == TASKS:
+            table = csv.DictWriter(file, list(TaskFacts.__dataclass_fields__), lineterminator="\n")
+            table.writeheader()
+        for count, row in enumerate(rows, 1):  # noqa: B007
+            if name == TASKS:
+                table.writerow(row)
+            else:
+                file.write(to_json(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return count
+
+
+def _check(rows: Iterable[_Row], parse: Callable[[_Row], _Fact], place: str, *, first: int = 1) -> Iterator[_Fact]:
+    number = first
+    try:
+        for row in rows:
+            yield parse(row)
+            number += 1
+    except (HistoryError, ValueError, RecursionError) as error:
+        raise HistoryError(f"{place} {number}: {error}") from None
+
+
+def _read_csv(path: Path) -> Iterator[TaskFacts]:
+    def parse(row: Mapping[str, Any]) -> TaskFacts:
+        try:
+            counts = {name: int(row[name] or "") for name in ("classes", "train", "validation", "test")}
+        except (KeyError, ValueError):
+            raise HistoryError("expected whole numbers of classes and images") from None
+        return task_facts_of({**row, **counts})
+
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from _check(csv.DictReader(file), parse, f"{path} line", first=2)
+
+
+def _read_lines(path: Path, parse: Callable[[Mapping[str, Any]], _Fact]) -> Iterator[_Fact]:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        yield from _check(file, lambda line: parse(json.loads(line)), f"{path} line")
