@@ -12,6 +12,7 @@ from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, hookim
 from automl_tl.device import device, memory_mb
 from automl_tl.records import VALIDATION
 from automl_tl.space import Choice, Float, Int, Value
+from automl_tl.strategy import REGULARISERS
 
 from ._layers import layer_groups, still_norms
 from ._probe import probe_job
@@ -37,6 +38,7 @@ class GradualUnfreezing(Strategy):
         "label_smoothing": Float(0.0, 0.2, 0.0),
         "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
         "flip": Choice((False, True), False),
+        **REGULARISERS,
     }
     depth: int
     best: Fitted
