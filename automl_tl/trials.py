@@ -92,12 +92,32 @@ def _train(
     report: Callable[[Point], bool],
 ) -> Fitted:
     strategy = registry.lookup("strategy", candidate.strategy, registry.strategies())
-    hyperparameters = check(strategy.space, candidate.hyperparameters)
-    job = Job(
+    candidate = replace(candidate, hyperparameters=check(strategy.space, candidate.hyperparameters))
+    job = job_of(task, candidate, backbone, seed=seed, folder=folder, limits=limits, report=report)
+    fitted = strategy(job.hyperparameters, backbone).run(job)
+    expected = (len(task.part(VALIDATION)), len(task.classes))
+    if fitted.probabilities.shape != expected or not np.isfinite(fitted.probabilities).all():
+        raise AutomlError(f"gave probabilities of shape {fitted.probabilities.shape} or not finite; expected {expected}")
+    return fitted
+
+
+def job_of(
+    task: Task,
+    candidate: Candidate,
+    backbone: Backbone,
+    *,
+    seed: int,
+    folder: Path,
+    limits: Limits | None = None,
+    report: Callable[[Point], bool] = lambda point: False,
+) -> Job:
+    """What a strategy is given to train `candidate`, whose hyperparameters are complete."""
+    limits = limits or Limits()
+    return Job(
         task=task,
         backbone=backbone,
         strategy=candidate.strategy,
-        hyperparameters=hyperparameters,
+        hyperparameters=candidate.hyperparameters,
         seed=seed,
         pixels=_pixels(task, backbone),
         build_backbone=lambda: build(backbone),
@@ -107,11 +127,6 @@ def _train(
         stop_after=limits.stop_after,
         deadline=limits.deadline,
     )
-    fitted = strategy(hyperparameters, backbone).run(job)
-    expected = (len(task.part(VALIDATION)), len(task.classes))
-    if fitted.probabilities.shape != expected or not np.isfinite(fitted.probabilities).all():
-        raise AutomlError(f"gave probabilities of shape {fitted.probabilities.shape} or not finite; expected {expected}")
-    return fitted
 
 
 def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, float]:

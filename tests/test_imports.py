@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "timm", "torchvision", "sklearn", "lightgbm", "scipy", "accelerate", "jinja2")
 LAYERS = (
-    {"errors", "metadb"},
+    {"errors", "metadb", "starter"},
     {"home", "space", "extras"},
     {"records", "augment", "checkpoint", "budget"},
     {"hookspecs", "device", "facts", "images", "networks", "sources", "attacks"},
-    {"registry", "strategy", "processes", "history", "inference", "averaging", "heads", "randaugment"},
+    {"registry", "strategy", "processes", "history", "inference", "averaging", "heads", "layers", "randaugment"},
     {"data", "cards", "backbones", "experience", "objectives", "mixing"},
     {"batches"},
     {"loop", "candidates", "record", "evaluation"},
@@ -26,9 +26,9 @@ LAYERS = (
     {"profiling", "learning", "along", "exports"},
     {"cost"},
     {"explain", "trials", "surrogate"},
-    {"ranker", "halving", "campaign"},
+    {"ranker", "halving", "campaign", "unfreezing"},
     {"report"},
-    {"api", "testing"},
+    {"api", "testing", "scaffold"},
     {"estimator"},
     {"cli"},
 )

@@ -47,10 +47,9 @@ class LowRank(Strategy):
     def run(self, job: Job) -> Fitted:
         self.probed = probe_job(job).head()
         fitted = loop.fit(self, job)
-        backbone: Any = fitted.model.backbone
-        trained = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
-        model = Classifier(backbone.merge_and_unload(), self.probed).requires_grad_(False)
-        model.head.load_state_dict(fitted.model.head[1].state_dict())  # type: ignore[index]
+        adapted: Any = fitted.model.backbone
+        trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        model = Classifier(adapted.merge_and_unload(), self.probed).requires_grad_(False)
         probabilities = predict(model, job.pixels.array, job.task.part(VALIDATION), job.backbone)
         note = f"{trained:,} numbers trained beside {self.facts.params:,}"
         return Fitted(model, fitted.curve, probabilities, fitted.complete, (note,))
