@@ -14,7 +14,6 @@ from torch import nn
 
 from . import loop
 from .backbones import build
-from .data import Pixels, decode
 from .device import autocast, channels_last, precision
 from .errors import InputError
 from .inference import BATCH, prepare
@@ -23,7 +22,7 @@ from .objectives import validate
 from .records import VALIDATION, Backbone, Candidate, Task
 from .space import Value
 from .strategy import Classifier, Strategy
-from .trials import job_of
+from .trials import job_of, pixels_of
 
 SETTINGS: Mapping[str, Value] = {"rate": 2e-3, "backbone_rate": 0.3, "batch_size": 32}
 MOST_SOURCE = 1000
@@ -170,14 +169,10 @@ def _looked_at(task: Task, source: Task | None, backbone: Backbone) -> tuple[np.
     """Decoded images to measure forgetting on, and which they are."""
     if source is None:
         words = f"the {len(task.part(VALIDATION))} validation images of the task itself, for want of images of the source"
-        return _pixels(task, backbone).array[task.part(VALIDATION)], words
+        return pixels_of(task, backbone).array[task.part(VALIDATION)], words
     count = len(source.labels)
     index = np.linspace(0, count - 1, min(MOST_SOURCE, count)).astype(int)
-    return _pixels(source, backbone).array[index], f"{len(index)} images of the source ({source.name})"
-
-
-def _pixels(task: Task, backbone: Backbone) -> Pixels:
-    return decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    return pixels_of(source, backbone).array[index], f"{len(index)} images of the source ({source.name})"
 
 
 class _Before:
