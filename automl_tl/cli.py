@@ -684,7 +684,9 @@ def _expected(item: Ranked) -> str:
 
 
 def _hyperparameters(values: Any) -> str:
-    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+    """Without those that are off (0 or False): most are, and --json gives all."""
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in values.items() if value}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _outcome_facts(outcome: Outcome) -> dict[str, Any]:

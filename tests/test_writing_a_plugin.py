@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from automl_tl.errors import InputError
 from automl_tl.scaffold import write_plugin
+from automl_tl.testing import check_strategy
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
 FOLDER = "automl_tl_head_start"
@@ -51,6 +53,7 @@ def command(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
     return run
 
 
+@pytest.mark.slow
 def test_the_page_leads_to_a_ranked_and_trained_strategy(place: Path, command: Command) -> None:
     blocks = re.findall(r"```(sh|python)\n(.*?)```", PAGE, flags=re.DOTALL)
     assert [language for language, _ in blocks] == ["sh", "sh", "python", "sh"]
@@ -69,6 +72,15 @@ def test_the_page_leads_to_a_ranked_and_trained_strategy(place: Path, command: C
     assert "1 passed" in said[f"pytest {FOLDER}"]
     assert "head-start" in said["automl-tl recommend digits --strategy head-start --top 3"]
     assert "Winner: head-start on" in said['automl-tl fit digits --strategy head-start --budget "1 trials" --out run']
+
+
+def test_what_is_written_passes_the_kit(tmp_path: Path) -> None:
+    folder = write_plugin("my-method", tmp_path)
+    module = types.ModuleType("automl_tl_my_method")
+    exec(compile((folder / "automl_tl_my_method.py").read_text(encoding="utf-8"), "automl_tl_my_method.py", "exec"), vars(module))
+    (strategy,) = module.register_strategies()
+    assert (strategy.__name__, strategy.name) == ("MyMethod", "my-method")
+    check_strategy(strategy, draws=0)
 
 
 def test_a_name_that_is_none_or_is_taken_is_refused(tmp_path: Path) -> None:
