@@ -59,8 +59,9 @@ def test_forgetting_is_measured_on_source_images_where_there_are_some() -> None:
 
 def test_enough_is_the_shallowest_depth_within_a_standard_error(study: Study) -> None:
     best = max(depth.score for depth in study.depths)
-    assert study.depths[study.enough].score >= best - 0.1
-    assert all(depth.score < study.depths[study.enough].score for depth in study.depths[: study.enough])
+    limit = best - (best * (1 - best) / study.images) ** 0.5
+    assert study.depths[study.enough].score >= limit
+    assert all(depth.score < limit for depth in study.depths[: study.enough])
     assert "enough" in conclusion(study)
 
 
