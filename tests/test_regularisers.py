@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import digits
+from small import arrays, digits
 from test_loop import job, train
 from torch.nn import functional as F
 
@@ -27,12 +27,12 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def picture(count: int = 16) -> torch.Tensor:
     """Real digits, N×3×8×8, 0–255."""
-    grey = torch.from_numpy(np.stack(digits().images[:count])).float()
-    return grey[:, None].expand(-1, 3, -1, -1).clone()
+    images, _ = arrays(count)
+    return torch.from_numpy(np.stack(images)).float()[:, None].expand(-1, 3, -1, -1).clone()
 
 
 def batch(count: int = 16) -> Batch:
-    return Batch(picture(count), torch.from_numpy(digits().labels[:count]))
+    return Batch(picture(count), torch.tensor(arrays(count)[1]))
 
 
 # Mixing
@@ -70,9 +70,9 @@ def test_cutmix_counts_pixels() -> None:
 
 def test_the_share_is_drawn_from_a_beta_distribution() -> None:
     """Its variance is 1 / (4 (2α + 1))."""
-    chance = generator()
+    chance, pair = generator(), batch(2)
     for alpha in (0.2, 1.0):
-        drawn = [float(mix(batch(2), mixup=alpha, cutmix=0.0, generator=chance).own[0]) for _ in range(1000)]  # type: ignore[index]
+        drawn = [float(mix(pair, mixup=alpha, cutmix=0.0, generator=chance).own[0]) for _ in range(1000)]  # type: ignore[index]
         assert np.mean(drawn) == pytest.approx(0.5, abs=0.05)
         assert np.var(drawn) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.12)
 
