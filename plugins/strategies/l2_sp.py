@@ -60,7 +60,8 @@ class StartingPoint(Strategy):
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         away = sum((p - origin).square().sum() for p, origin in zip(model.backbone.parameters(), self.start, strict=True))
         head = sum(p.square().sum() for p in model.head.parameters())
-        return super().loss(model, batch) + self.hp.alpha / 2 * away + self.hp.beta / 2 * head
+        penalised: Tensor = super().loss(model, batch) + self.hp.alpha / 2 * away + self.hp.beta / 2 * head
+        return penalised
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
