@@ -43,6 +43,7 @@ from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Tas
 
 if TYPE_CHECKING:
     from .strategy import Strategy
+    from .unfreezing import Study
 
 Progress = Callable[[str, int, int], None]
 LOOKED_AT = 6
@@ -339,6 +340,34 @@ def export(run: Path | str, *, to: str, out: Path | str | None = None, dry_run: 
         PluginError: a package of the form's extra is missing.
     """
     return export_run(Path(run), to=to, out=out, dry_run=dry_run)
+
+
+def study_unfreezing(
+    location: Any,
+    *,
+    backbone: str | None = None,
+    zoo: str | None = None,
+    source: Any = None,
+    epochs: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Study:
+    """How many layers to unfreeze for these images; of `backbone`, or of the one that is recommended first.
+
+    Raises:
+        InputError: the images, or fewer than two epochs.
+        PluginError: an unknown backbone or zoo.
+    """
+    from . import unfreezing
+
+    at_hand = catalogue(zoo=zoo)
+    if backbone is not None:
+        registry.lookup("backbone", backbone, at_hand)
+    task = location if isinstance(location, Task) else read_task(location, seed=seed, progress=progress)
+    shown = None if source is None else read_task(source, seed=seed, progress=progress)
+    if backbone is None:
+        backbone = recommend(task, zoo=zoo, seed=seed, progress=progress).ranking.items[0].candidate.backbone
+    return unfreezing.study_unfreezing(task, at_hand[backbone], source=shown, epochs=epochs, seed=seed, progress=progress)
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:

@@ -337,6 +337,52 @@ def export(
     print(f"Largest difference of a probability from the run's network: {exported.largest_difference:.2g}")
 
 
+@app.command("unfreeze-study")
+def unfreeze_study(
+    images: Images,
+    backbone: Annotated[str | None, typer.Option(help="Of the zoos at hand; else the one that is recommended first.")] = None,
+    zoo: ZooName = None,
+    source: Annotated[
+        str | None, typer.Option(help="Images that the backbone was pretrained on, to see what it forgets of them.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=2, help="Of each depth.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for the page, the picture (SVG) and the figures (JSON).")] = Path(
+        "runs/unfreezing"
+    ),
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> None:
+    """How many layers to unfreeze: accuracy, forgetting and cost of every depth, drawn."""
+    from dataclasses import asdict
+
+    from . import api
+    from .report.unfreezing import conclusion, report_study
+
+    with _progress(json) as progress:
+        where = None if source is None else _location(source)
+        study = api.study_unfreezing(
+            _location(images), backbone=backbone, zoo=zoo, source=where, epochs=epochs, seed=seed, progress=progress
+        )
+    page = report_study(study, out)
+    if json:
+        _print_json({**asdict(study), "enough": study.enough, "page": str(page)})
+        return
+    rows = [
+        (
+            str(depth.groups),
+            f"{depth.parameters:,}",
+            f"{depth.score:.3f}",
+            _figure(depth.changed),
+            _figure(depth.drift),
+            f"{depth.seconds:.1f}",
+        )
+        for depth in study.depths
+    ]
+    _table("", ("groups", "parameters", "accuracy", "source head changed", "drift", "seconds"), rows)
+    print(conclusion(study))
+    print(f"Report: {page}")
+
+
 @history_app.command("list")
 def history_list(
     limit: Annotated[int, typer.Option(min=1, help="How many trials, newest first.")] = 20,
@@ -603,6 +649,21 @@ def plugins_list(json: AsJson = False) -> None:
     _table("", ("plugin", "distribution", "hooks"), rows)
 
 
+@plugins_app.command("new")
+def plugins_new(
+    name: Annotated[str, typer.Argument(help="Of the strategy: lower-case words joined by hyphens.")],
+    out: Annotated[Path, typer.Option(help="Folder that the package's folder is made in.")] = Path("."),
+) -> None:
+    """Write an installable package with a working strategy and its test."""
+    from .scaffold import write_plugin
+
+    folder = write_plugin(name, out)
+    print(f"{folder}: a package with a strategy that works; next:")
+    print(f"  pip install -e {folder}")
+    print(f"  pytest {folder}")
+    print(f"  automl-tl recommend digits --strategy {name}")
+
+
 def _location(text: str) -> Any:
     """Paths as paths; names that a reader knows ("digits", "hf:…", "formula:…") as they are."""
     return text if text == "digits" or text.startswith(("hf:", "formula:")) else Path(text)
@@ -773,7 +834,9 @@ def _expected(item: Ranked) -> str:
 
 
 def _hyperparameters(values: Any) -> str:
-    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+    """Without those that are off (0 or False): most are, and --json gives all."""
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in values.items() if value}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _outcome_facts(outcome: Outcome) -> dict[str, Any]:

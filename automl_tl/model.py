@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, heads
 from .backbones import build
 from .device import device
 from .errors import HistoryError, InputError, PluginError
@@ -48,18 +48,19 @@ def save(
     """Write `net` into `folder`.
 
     Raises:
-        PluginError: the strategy left a network that is not the backbone with a linear head.
+        PluginError: the strategy left a network that is not the backbone with a head of a known kind (see `heads`).
     """
-    tensors = _tensors(net, candidate.strategy)
+    tensors, head = _tensors(net, candidate.strategy)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / WEIGHTS, tensors, {"backbone": backbone.name})
-    write_text(folder / CARD, json.dumps(_card(backbone, candidate, classes, facts), indent=1, ensure_ascii=False))
+    write_text(folder / CARD, json.dumps(_card(head, backbone, candidate, classes, facts), indent=1, ensure_ascii=False))
 
 
 def pack(trained: Model) -> dict[str, Any]:
     """The model as plain values: its card, and its weights as the bytes of a safetensors file."""
-    card = _card(trained.backbone, trained.candidate, trained.classes, trained.facts)
-    return {CARD: json.dumps(card), WEIGHTS: checkpoint.pack(_tensors(trained.net, trained.candidate.strategy))}
+    tensors, head = _tensors(trained.net, trained.candidate.strategy)
+    card = _card(head, trained.backbone, trained.candidate, trained.classes, trained.facts)
+    return {CARD: json.dumps(card), WEIGHTS: checkpoint.pack(tensors)}
 
 
 def unpack(packed: Mapping[str, Any]) -> Model:
@@ -74,23 +75,20 @@ def unpack(packed: Mapping[str, Any]) -> Model:
         raise InputError(f"the packed model is damaged: {error}") from None
 
 
-def _tensors(net: nn.Module, strategy: str) -> dict[str, Tensor]:
+def _tensors(net: nn.Module, strategy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All that is stored of `net`, and what its head is."""
     if not isinstance(net, Classifier):
         raise PluginError(f"strategy {strategy!r} left a {type(net).__name__}; expected an automl_tl.Classifier")
-    head = final_linear(net.head, strategy)
-    return checkpoint.prefixed(net.backbone.state_dict(), "backbone") | checkpoint.prefixed(head.state_dict(), "head")
+    head = heads.plain(net.head, strategy)
+    tensors = checkpoint.prefixed(net.backbone.state_dict(), "backbone") | checkpoint.prefixed(head.state_dict(), "head")
+    return tensors, heads.describe(head)
 
 
-def _card(backbone: Backbone, candidate: Candidate, classes: tuple[str, ...], facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {"backbone": asdict(backbone), "candidate": asdict(candidate), "classes": list(classes), **facts}
-
-
-def final_linear(head: nn.Module, strategy: str) -> nn.Linear:
-    """The linear layer of a head; dropout before it does nothing at prediction."""
-    layers = [layer for layer in (head if isinstance(head, nn.Sequential) else [head]) if not isinstance(layer, nn.Dropout)]
-    if len(layers) == 1 and isinstance(layers[0], nn.Linear):
-        return layers[0]
-    raise PluginError(f"strategy {strategy!r} left a head that is not linear; fold it into one nn.Linear before returning")
+def _card(
+    head: dict[str, Any], backbone: Backbone, candidate: Candidate, classes: tuple[str, ...], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    known = {"backbone": asdict(backbone), "candidate": asdict(candidate), "classes": list(classes), "head": head}
+    return {**known, **facts}
 
 
 def model_folder(run: Path) -> Path:
@@ -132,14 +130,18 @@ def load(folder: Path) -> Model:
 
 def _rebuild(card: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Model:
     try:
-        facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes")}
+        facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes", "head")}
         backbone, candidate = backbone_of(card["backbone"]), Candidate(**card["candidate"])
         classes = tuple(card["classes"])
     except KeyError as error:
         raise InputError(f"{where}{CARD} is damaged: it lacks {error}") from None
     except (TypeError, HistoryError) as error:
         raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
-    net = Classifier(_architecture(backbone), nn.Linear(backbone.num_features, len(classes)))
+    try:
+        head = heads.rebuild(card.get("head", {"kind": heads.LINEAR}), backbone.num_features, len(classes))
+    except (InputError, AttributeError) as error:
+        raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
+    net = Classifier(_architecture(backbone), head)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

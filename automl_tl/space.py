@@ -67,12 +67,18 @@ class Choice:
 
     options: tuple[Value, ...]
     default: Value
+    usual: float = 0.0
+    """Share of draws that take the default without a look at the other options: of what is worth trying now and then."""
 
     def __post_init__(self) -> None:
         if self.default not in self.options:
             raise ValueError(f"the default {self.default!r} is not among {self.options}")
+        if not 0 <= self.usual < 1:
+            raise ValueError(f"usual is a share below 1, but got {self.usual}")
 
     def draw(self, rng: random.Random) -> Value:
+        if self.usual and rng.random() < self.usual:
+            return self.default
         return rng.choice(self.options)
 
     def check(self, value: object) -> Value:

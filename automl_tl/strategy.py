@@ -31,7 +31,14 @@ TRAINING: dict[str, Float | Int | Choice] = {
     "dropout": Float(0.0, 0.6, 0.0),
     "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
     "flip": Choice((False, True), False),
+    "randaugment": Choice((0, 3, 6, 9), 0, usual=0.7),
+    "mixup": Choice((0.0, 0.2, 1.0), 0.0, usual=0.7),
+    "cutmix": Choice((0.0, 0.5, 1.0), 0.0, usual=0.7),
+    "l1": Choice((0.0, 0.001, 0.01), 0.0, usual=0.7),
+    "ema": Choice((0.0, 0.9, 0.99), 0.0, usual=0.7),
 }
+REGULARISERS: Space = {name: TRAINING[name] for name in ("randaugment", "mixup", "cutmix", "l1", "ema")}
+"""Off unless asked for, and off in most draws: `space = {..., **REGULARISERS}` lets a strategy vary them all."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,10 @@ class Batch:
     """N, int64."""
     target: Tensor | None = None
     """N×3×size×size: unlabelled images of the domain that counts, for strategies that need "target"."""
+    mixed: Tensor | None = None
+    """N, int64: labels of the images that were mixed into these (mixup, CutMix); only where the hyperparameters ask for it."""
+    own: Tensor | None = None
+    """N, 0–1: how much of each image is its own and not the one mixed in."""
 
 
 @dataclass
@@ -81,6 +92,16 @@ class Fitted:
     complete: bool = True
     """False: stopped at `stop_after` or at the deadline, and can go on."""
     notes: tuple[str, ...] = ()
+
+
+def cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """Of n×classes logits and the batch's labels; an image that was mixed counts for both its labels, by their shares."""
+    if batch.mixed is None or batch.own is None:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+    of_own, of_mixed = (
+        F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none") for labels in (batch.labels, batch.mixed)
+    )
+    return (batch.own * of_own + (1 - batch.own) * of_mixed).mean()
 
 
 class Classifier(nn.Module):
@@ -133,8 +154,7 @@ class Strategy:
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         """A scalar to descend on."""
-        smoothing = float(getattr(self.hp, "label_smoothing", 0.0))
-        return F.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=smoothing)
+        return cross_entropy(model(batch.images).float(), batch, float(getattr(self.hp, "label_smoothing", 0.0)))
 
     def run(self, job: Job) -> Fitted:
         """Train. Override only what is not one descent on one loss."""

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from . import model
 from .backbones import build, catalogue
 from .data import load_task
+from .errors import ZooError
 from .hookspecs import Metric
-from .records import TEST, Backbone, Candidate, Features, Norms, Task
+from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
 from .registry import forget, strategies
 from .space import Value, check, defaults, draw
 from .strategy import Fitted, Strategy
-from .trials import Limits, probabilities_on, run_trial
+from .trials import Limits, job_of, probabilities_on, run_trial
 
 DRAWS = 3
+"""Random settings that are tried besides the defaults."""
 FEWEST_EPOCHS = 3
 """Epochs of the trials here, where a strategy has them and its space allows."""
 
@@ -41,14 +46,20 @@ def smallest_backbone() -> Backbone:
     return min((b for b in catalogue().values() if b.zoo == "embedded"), key=lambda backbone: backbone.macs)
 
 
-def check_strategy(strategy: type[Strategy], *, task: Task | None = None, backbone: Backbone | None = None) -> None:
+def check_strategy(
+    strategy: type[Strategy], *, task: Task | None = None, backbone: Backbone | None = None, draws: int = DRAWS
+) -> None:
     """Train `strategy`, which need not be installed, on a small real task, and see that it keeps the contract.
 
-    - its name, space, defaults and draws are valid, its cost is positive and grows with the images;
-    - its curve holds finite scores at growing times, and it beats chance;
-    - the same seed gives the same predictions, and test labels change nothing;
-    - the source network stays as it was; a saved model predicts the same;
-    - stopped after an epoch and taken up again, it predicts what it would have without the stop.
+    - runs: its name, space, defaults and draws are valid, its cost is positive and grows with the images, and it trains with
+      its defaults and with `draws` random settings;
+    - learns: its curve holds finite scores at growing times, and it beats chance;
+    - respects the budget: after the deadline it starts no epoch; where it is told to stop, it stops;
+    - seeds: the same seed gives the same predictions, and test labels change nothing;
+    - checkpoints and resumes: stopped twice and taken up again, it predicts what it would have without the stops;
+    - cleans up: the source network, torch's settings, threads and the working folder are as they were; a saved model predicts
+      the same;
+    - fails clearly: what goes wrong below it is not swallowed.
 
     Raises:
         AssertionError: says what is wrong.
@@ -56,20 +67,20 @@ def check_strategy(strategy: type[Strategy], *, task: Task | None = None, backbo
     task, backbone = task or small_task(), backbone or smallest_backbone()
     with _registered(strategy):
         _check_facts(strategy, backbone)
-        before = {name: tensor.clone() for name, tensor in build(backbone).state_dict().items()}
+        source, surroundings = _copy(build(backbone)), _surroundings()
         values = _short(strategy)
         whole = _train(task, strategy, backbone, values)
         _check_curve(whole, task)
-        again = _train(_with_shuffled_test_labels(task), strategy, backbone, values)
-        _same(whole, again, "trained twice with one seed, the second time with other test labels, it predicts differently")
-        for name, tensor in build(backbone).state_dict().items():
-            assert torch.equal(tensor, before[name]), f"the source network was changed: {name}"
+        _check_repeats(whole, task, strategy, backbone, values)
+        _check_deadline(task, strategy, backbone, values)
+        _check_failure(task, strategy, backbone, values)
         _check_saved(whole, task, strategy, backbone, values)
-        if len(whole.curve) > 1:
-            resumed = _train(task, strategy, backbone, values, stops=(1.0, math.inf))
-            _same(whole, resumed, "stopped after an epoch and taken up again, it predicts differently")
-        for number in range(DRAWS):
+        for number in range(draws):
             _train(task, strategy, backbone, {**draw(strategy.space, f"kit/{number}"), **_fewest_epochs(strategy)})
+        for name, tensor in _copy(build(backbone)).items():
+            assert torch.equal(tensor, source[name]), f"the source network was changed: {name}"
+        for what, value in _surroundings().items():
+            assert value == surroundings[what], f"it left {what} as {value}, which was {surroundings[what]}"
 
 
 def check_metric(metric: Metric) -> None:
@@ -163,18 +174,92 @@ def _train(
     strategy: type[Strategy],
     backbone: Backbone,
     values: Mapping[str, Value],
-    stops: tuple[float, ...] = (math.inf,),
+    *,
+    stops: bool = False,
 ) -> Fitted:
-    """The road of every trial; several `stops` stop and resume."""
+    """The road of every trial; with `stops`, one that halving stops after an epoch and a person after the next."""
+    candidate = Candidate(backbone.name, strategy.name, values)
+    legs = [(1.0, False), (math.inf, True), (math.inf, False)] if stops else [(math.inf, False)]
     with tempfile.TemporaryDirectory() as folder:
-        for stop in stops:
-            candidate = Candidate(backbone.name, strategy.name, values)
-            limits = Limits(stop_after=stop)
-            trial, fitted = run_trial(task, candidate, backbone, seed=1, folder=Path(folder), limits=limits)
+        for stop_after, told_to_stop in legs:
+            heard: list[Point] = []
+
+            def report(point: Point, heard: list[Point] = heard, told_to_stop: bool = told_to_stop) -> bool:
+                heard.append(point)
+                return told_to_stop
+
+            limits = Limits(stop_after=stop_after)
+            trial, fitted = run_trial(task, candidate, backbone, seed=1, folder=Path(folder), limits=limits, report=report)
             assert fitted is not None, f"it failed with {dict(values)}: {trial.error}"
+            assert all(point.epoch <= stop_after for point in heard), (
+                f"it went on after epoch {stop_after:g}, where it was to stop"
+            )
+            assert len(heard) <= 1 or not told_to_stop, f"`report` said stop, but it went on for {len(heard) - 1} epochs"
+            left = [path.name for path in Path(folder).rglob("*.partial")]
+            assert not left, f"it left half-written files: {', '.join(left)}"
+            if fitted.complete:
+                break
     assert fitted is not None
     assert fitted.complete, "it stopped before its last epoch although nothing told it to"
     return fitted
+
+
+def _check_repeats(whole: Fitted, task: Task, strategy: type[Strategy], backbone: Backbone, values: Mapping[str, Value]) -> None:
+    """One more training answers for seed, test labels and stops at once; only where it differs is the reason looked for."""
+    shuffled = _with_shuffled_test_labels(task)
+    if _difference(whole, _train(shuffled, strategy, backbone, values, stops=True)) == 0:
+        return
+    _same(whole, _train(task, strategy, backbone, values), "trained twice with one seed, it predicts differently")
+    _same(whole, _train(shuffled, strategy, backbone, values), "trained with other test labels, it predicts differently")
+    resumed = _train(task, strategy, backbone, values, stops=True)
+    _same(whole, resumed, "stopped after an epoch and taken up again, it predicts differently")
+
+
+def _check_deadline(task: Task, strategy: type[Strategy], backbone: Backbone, values: Mapping[str, Value]) -> None:
+    """What has only one step may take it; nothing else starts."""
+    candidate = Candidate(backbone.name, strategy.name, values)
+    with tempfile.TemporaryDirectory() as folder:
+        late = Limits(deadline=-math.inf)
+        trial, fitted = run_trial(task, candidate, backbone, seed=1, folder=Path(folder), limits=late)
+    assert fitted is not None, f"it failed where no time was left, instead of stopping: {trial.error}"
+    assert len(fitted.curve) <= 1, f"the deadline was over before it began, but it trained for {len(fitted.curve)} epochs"
+
+
+def _check_failure(task: Task, strategy: type[Strategy], backbone: Backbone, values: Mapping[str, Value]) -> None:
+    """A network that cannot be read is the trial's error, in its own words."""
+    sentence = "the weights cannot be read"
+
+    def unreadable() -> NoReturn:
+        raise ZooError(sentence)
+
+    complete = check(strategy.space, values)
+    with tempfile.TemporaryDirectory() as folder:
+        job = job_of(task, Candidate(backbone.name, strategy.name, complete), backbone, seed=1, folder=Path(folder))
+        broken = replace(job, build_backbone=unreadable, features=unreadable)
+        try:
+            strategy(complete, backbone).run(broken)
+        except Exception as error:  # whatever a plugin makes of it must still say what happened
+            said = f"{type(error).__name__}: {error}"
+        else:
+            said = ""
+    assert said, "an error below it was swallowed: it goes on without a network"
+    assert sentence in said, f"an error below it became {said}"
+
+
+def _copy(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def _surroundings() -> dict[str, object]:
+    """What a strategy might change beyond its own trial."""
+    return {
+        "gradients on": torch.is_grad_enabled(),
+        "the default number format": torch.get_default_dtype(),
+        "the number of torch's threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "other Python threads": sorted(thread.name for thread in threading.enumerate() if not thread.daemon),
+        "the working folder": sorted(path.name for path in Path.cwd().iterdir()),
+    }
 
 
 def _check_curve(fitted: Fitted, task: Task) -> None:
@@ -195,9 +280,12 @@ def _with_shuffled_test_labels(task: Task) -> Task:
     return replace(task, labels=labels)
 
 
+def _difference(one: Fitted, other: Fitted) -> float:
+    return float(np.abs(one.probabilities - other.probabilities).max())
+
+
 def _same(one: Fitted, other: Fitted, otherwise: str) -> None:
-    difference = float(np.abs(one.probabilities - other.probabilities).max())
-    assert difference == 0, f"{otherwise} (by up to {difference:.2g})"
+    assert (difference := _difference(one, other)) == 0, f"{otherwise} (by up to {difference:.2g})"
 
 
 def _check_saved(fitted: Fitted, task: Task, strategy: type[Strategy], backbone: Backbone, values: Mapping[str, Value]) -> None:

@@ -62,7 +62,7 @@ def run_trial(
         fitted = _train(task, candidate, backbone, seed, folder, limits, report)
         validation = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
         if task.objective != ACCURACY:
-            validated = validate(fitted.model, _pixels(task, backbone).array, task, backbone)
+            validated = validate(fitted.model, pixels_of(task, backbone).array, task, backbone)
             validation |= {"score": validated.score, **validated.parts}
     except Exception as error:  # a strategy is somebody's plugin: whatever it raises is this trial's end, not the search's
         kind = "" if isinstance(error, AutomlError) else f"{type(error).__name__}: "
@@ -92,14 +92,34 @@ def _train(
     report: Callable[[Point], bool],
 ) -> Fitted:
     strategy = registry.lookup("strategy", candidate.strategy, registry.strategies())
-    hyperparameters = check(strategy.space, candidate.hyperparameters)
-    job = Job(
+    candidate = replace(candidate, hyperparameters=check(strategy.space, candidate.hyperparameters))
+    job = job_of(task, candidate, backbone, seed=seed, folder=folder, limits=limits, report=report)
+    fitted = strategy(job.hyperparameters, backbone).run(job)
+    expected = (len(task.part(VALIDATION)), len(task.classes))
+    if fitted.probabilities.shape != expected or not np.isfinite(fitted.probabilities).all():
+        raise AutomlError(f"gave probabilities of shape {fitted.probabilities.shape} or not finite; expected {expected}")
+    return fitted
+
+
+def job_of(
+    task: Task,
+    candidate: Candidate,
+    backbone: Backbone,
+    *,
+    seed: int,
+    folder: Path,
+    limits: Limits | None = None,
+    report: Callable[[Point], bool] = lambda point: False,
+) -> Job:
+    """What a strategy is given to train `candidate`, whose hyperparameters are complete."""
+    limits = limits or Limits()
+    return Job(
         task=task,
         backbone=backbone,
         strategy=candidate.strategy,
-        hyperparameters=hyperparameters,
+        hyperparameters=candidate.hyperparameters,
         seed=seed,
-        pixels=_pixels(task, backbone),
+        pixels=pixels_of(task, backbone),
         build_backbone=lambda: build(backbone),
         features=lambda: task_features(task, backbone),
         folder=folder,
@@ -107,11 +127,6 @@ def _train(
         stop_after=limits.stop_after,
         deadline=limits.deadline,
     )
-    fitted = strategy(hyperparameters, backbone).run(job)
-    expected = (len(task.part(VALIDATION)), len(task.classes))
-    if fitted.probabilities.shape != expected or not np.isfinite(fitted.probabilities).all():
-        raise AutomlError(f"gave probabilities of shape {fitted.probabilities.shape} or not finite; expected {expected}")
-    return fitted
 
 
 def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, float]:
@@ -122,10 +137,11 @@ def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, f
 
 def probabilities_on(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> np.ndarray:
     """Class probabilities of the task's images at `index`."""
-    return predict(net, _pixels(task, backbone).array, index, backbone)
+    return predict(net, pixels_of(task, backbone).array, index, backbone)
 
 
-def _pixels(task: Task, backbone: Backbone) -> data.Pixels:
+def pixels_of(task: Task, backbone: Backbone) -> data.Pixels:
+    """The images of the task as `backbone` wants them, decoded once."""
     return data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
 from automl_tl import Batch, Candidate, Classifier, Features, Fitted, Job, Strategy, registry
+from automl_tl.errors import AutomlError
 from automl_tl.records import TEST
 from automl_tl.space import Float, Int
 from automl_tl.testing import check_metric, check_strategy, small_task, smallest_backbone
@@ -18,6 +22,12 @@ METRICS = [metric for kind in ("distance", "transferability") for metric in regi
 
 @pytest.mark.parametrize("name", registry.strategies())
 def test_strategies(name: str) -> None:
+    check_strategy(registry.strategies()[name], draws=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.strategies())
+def test_strategies_with_random_settings(name: str) -> None:
     check_strategy(registry.strategies()[name])
 
 
@@ -34,7 +44,7 @@ class Plain(Strategy):
 
 
 def test_the_defaults_of_the_seams_pass() -> None:
-    check_strategy(Plain)
+    check_strategy(Plain, draws=1)
     assert "plain" not in registry.strategies(), "the kit leaves nothing registered"
 
 
@@ -65,14 +75,11 @@ class Forgets(Plain):
 
     name = "forgets"
 
-    def run(self, job: Job) -> Fitted:
-        for checkpoint in job.folder.iterdir():
-            checkpoint.unlink()
-        return super().run(job)
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        self.seen = getattr(self, "seen", 0) + 1
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
-        self.calls = getattr(self, "calls", 0) + 1
-        return super().loss(model, batch) * (1 + self.calls % 3)
+        return super().loss(model, batch) * self.seen
 
 
 class Guesses(Plain):
@@ -85,6 +92,48 @@ class Guesses(Plain):
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         return -super().loss(model, batch)
+
+
+class Hurries(Plain):
+    """Does not look at the clock."""
+
+    name = "hurries"
+
+    def run(self, job: Job) -> Fitted:
+        return super().run(replace(job, deadline=math.inf))
+
+
+class Deaf(Plain):
+    """Does not stop when told to."""
+
+    name = "deaf"
+
+    def run(self, job: Job) -> Fitted:
+        return super().run(replace(job, report=lambda point: job.report(point) and False))
+
+
+class Swallows(Plain):
+    """Says nothing of what went wrong."""
+
+    name = "swallows"
+
+    def run(self, job: Job) -> Fitted:
+        try:
+            return super().run(job)
+        except AutomlError as error:
+            raise RuntimeError("something went wrong") from error.__cause__
+
+
+class Litters(Plain):
+    """Leaves torch without gradients."""
+
+    name = "litters"
+
+    def run(self, job: Job) -> Fitted:
+        with torch.enable_grad():
+            fitted = super().run(job)
+        torch.set_grad_enabled(False)
+        return fitted
 
 
 class Free(Plain):
@@ -103,13 +152,25 @@ class Free(Plain):
         (Raises, "out of cheese"),
         (Looks, "other test labels"),
         (Guesses, "hardly above chance"),
+        (Hurries, "deadline was over"),
+        (Deaf, "said stop, but it went on"),
+        (Swallows, "an error below it became RuntimeError: something went wrong"),
+        (Forgets, "taken up again, it predicts differently"),
         (Free, "cost must be positive"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_broken_strategy_is_caught(broken: type[Strategy], sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
-        check_strategy(broken)
+        check_strategy(broken, draws=0)
+
+
+def test_what_is_left_changed_is_caught() -> None:
+    try:
+        with pytest.raises(AssertionError, match="it left gradients on as False"):
+            check_strategy(Litters, draws=0)
+    finally:
+        torch.set_grad_enabled(True)
 
 
 class _Metric:

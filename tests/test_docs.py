@@ -58,12 +58,12 @@ def test_the_strategies_and_networks_of_the_readme_are_those_there_are() -> None
 
 
 def test_the_example_plugin_passes_the_kit() -> None:
-    (code,) = [text for text in snippets(PLUGINS, "python") if "class L2SP" in text]
-    module = types.ModuleType("automl_tl_l2sp")
-    exec(compile(code, "automl_tl_l2sp.py", "exec"), vars(module))
+    (code,) = [text for text in snippets(PLUGINS, "python") if "class Confident" in text]
+    module = types.ModuleType("automl_tl_confident")
+    exec(compile(code, "automl_tl_confident.py", "exec"), vars(module))
     (strategy,) = module.register_strategies()
-    strategy.__module__ = "automl_tl_l2sp"
-    check_strategy(strategy)
+    strategy.__module__ = "automl_tl_confident"
+    check_strategy(strategy, draws=0)
 
 
 def test_the_imports_of_the_readme_exist() -> None:

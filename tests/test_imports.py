@@ -14,20 +14,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "timm", "torchvision", "sklearn", "lightgbm", "scipy", "accelerate", "jinja2")
 LAYERS = (
-    {"errors", "metadb"},
+    {"errors", "metadb", "starter"},
     {"home", "space", "extras"},
     {"records", "augment", "checkpoint", "budget"},
     {"hookspecs", "device", "facts", "images", "networks", "sources", "attacks"},
-    {"registry", "strategy", "processes", "history", "inference"},
-    {"data", "cards", "backbones", "experience", "objectives"},
+    {"registry", "strategy", "processes", "history", "inference", "averaging", "heads", "layers", "randaugment"},
+    {"data", "cards", "backbones", "experience", "objectives", "mixing"},
+    {"batches"},
     {"loop", "candidates", "record", "evaluation"},
     {"features", "pretraining", "encoding", "model"},
     {"profiling", "learning", "along", "exports"},
     {"cost"},
     {"explain", "trials", "surrogate"},
-    {"ranker", "halving", "campaign", "comparison"},
+    {"ranker", "halving", "campaign", "comparison", "unfreezing"},
     {"report"},
-    {"api", "testing"},
+    {"api", "testing", "scaffold"},
     {"estimator", "study"},
     {"cli"},
 )

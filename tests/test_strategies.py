@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from small import QUICK, digits
 
-from automl_tl import Candidate, Fitted, Task, Trial
+from automl_tl import Batch, Candidate, Classifier, Fitted, Task, Trial
 from automl_tl.backbones import build, catalogue
 from automl_tl.profiling import task_features
 from automl_tl.registry import strategies
@@ -49,6 +49,9 @@ def pretrained() -> dict[str, torch.Tensor]:
         ("fine-tuning", {"epochs": 3}),
         ("gradual-unfreezing", {"epochs": 1}),
         ("from-scratch", {"epochs": 5}),
+        ("knn", {}),
+        ("nearest-mean", {}),
+        ("lda", {}),
     ],
 )
 def test_labels_of_test_images_change_no_model(tmp_path: Path, strategy: str, values: dict[str, Any]) -> None:
@@ -92,6 +95,54 @@ def test_a_probe_leaves_the_backbone_alone(tmp_path: Path, pretrained: dict[str,
     trial, fitted = trained(digits(), "linear-probe", tmp_path)
     assert all(torch.equal(tensor, pretrained[name]) for name, tensor in weights(fitted).items())
     assert "L2 penalty" in trial.curve[0].note
+
+
+# Other classifiers of frozen features
+
+
+def test_the_nearest_mean_is_the_nearest(tmp_path: Path) -> None:
+    task = digits()
+    values, labels = task_features(task, catalogue()[QUICK]).values, task.labels
+    train, validation = task.part("train"), task.part("validation")
+    _, fitted = trained(task, "nearest-mean", tmp_path, features="raw")
+    means = np.stack([values[train][labels[train] == label].mean(axis=0) for label in range(10)])
+    expected = np.linalg.norm(values[validation][:, None] - means, axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(fitted.probabilities.argmax(1), expected)
+
+
+def test_lda_is_that_of_scikit_learn_with_its_shrinkage(tmp_path: Path) -> None:
+    """Theirs takes the mean of each class's covariance, ours one covariance around the class means; the directions agree."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    task = digits()
+    values, labels = task_features(task, catalogue()[QUICK]).values, task.labels
+    train, validation = task.part("train"), task.part("validation")
+    _, fitted = trained(task, "lda", tmp_path)
+    shrinkage = float(fitted.notes[0].split()[-1])
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(values[train], labels[train])
+    same = theirs.predict(values[validation]) == fitted.probabilities.argmax(1)
+    assert same.mean() > 0.9
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_neighbours_are_those_of_scikit_learn(tmp_path: Path, distance: str) -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    task = digits()
+    values, labels = task_features(task, catalogue()[QUICK]).values, task.labels
+    train, validation = task.part("train"), task.part("validation")
+    _, fitted = trained(task, "knn", tmp_path, neighbours=5, distance=distance)
+    theirs = KNeighborsClassifier(5, metric=distance).fit(values[train].astype(np.float16), labels[train])
+    shares = theirs.predict_proba(values[validation])
+    np.testing.assert_allclose(fitted.probabilities, (5 * shares + 0.1) / 6, atol=1e-5)
+
+
+def test_k_is_chosen_on_validation_images_and_the_size_is_said(tmp_path: Path) -> None:
+    chosen, _ = trained(digits(), "knn", tmp_path / "chosen")
+    each = [trained(digits(), "knn", tmp_path / str(k), neighbours=k, distance="cosine")[0] for k in (1, 5, 20)]
+    assert chosen.validation["accuracy"] >= max(trial.validation["accuracy"] for trial in each)
+    assert "kept feature vectors" in chosen.curve[0].note
+    assert chosen.curve[0].note.endswith("MB")
 
 
 # Fine-tuning
@@ -167,6 +218,111 @@ def test_layer_groups_go_from_the_stem_to_the_top() -> None:
     names = {parameter: name for name, parameter in net.named_parameters()}
     assert "conv1" in names[groups[0][0]]
     assert "layer4" in names[groups[-1][-1]]
+
+
+# Parts of the network
+
+
+def moved_names(fitted: Fitted, pretrained: dict[str, torch.Tensor]) -> set[str]:
+    named = fitted.model.backbone.named_parameters()  # type: ignore[union-attr, operator]
+    return {name for name, parameter in named if not torch.equal(parameter.detach().float(), pretrained[name])}
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_only_the_last_blocks_move(tmp_path: Path, pretrained: dict[str, torch.Tensor], blocks: int) -> None:
+    _, fitted = trained(digits(), "last-blocks", tmp_path, blocks=blocks, epochs=3)
+    net = fitted.model.backbone
+    names = {parameter: name for name, parameter in net.named_parameters()}  # type: ignore[union-attr, operator]
+    expected = {names[parameter] for group in layer_groups(net)[-blocks:] for parameter in group}  # type: ignore[arg-type]
+    assert moved_names(fitted, pretrained) == expected
+
+
+def test_only_biases_and_norms_move(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+    _, fitted = trained(digits(), "bias-norm", tmp_path, epochs=3)
+    moved = moved_names(fitted, pretrained)
+    assert moved == {name for name, tensor in fitted.model.backbone.named_parameters() if tensor.ndim == 1}  # type: ignore[union-attr, operator]
+    share = sum(pretrained[name].numel() for name in moved) / sum(tensor.numel() for tensor in pretrained.values())
+    assert share < 0.05
+
+
+def test_rates_fall_layer_by_layer() -> None:
+    known = strategies()["layerwise-decay"]
+    strategy = known({**defaults(known.space), "decay": 0.5}, catalogue()[QUICK])
+    model = Classifier(build(catalogue()[QUICK]), torch.nn.Linear(2, 2))
+    groups = list(strategy.param_groups(model))
+    assert [factor for factor, _ in groups] == [0.5**below for below in range(len(groups))]
+    assert groups[0][1][0] is model.head.weight
+    assert groups[-1][1][0] is next(model.backbone.parameters()), "the stem is the slowest"
+    assert sum(len(parameters) for _, parameters in groups) == len(list(model.parameters()))
+
+
+def test_l2_sp_keeps_the_weights_near_their_start(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+    def distance(alpha: float) -> float:
+        _, fitted = trained(digits(), "l2-sp", tmp_path / str(alpha), alpha=alpha, epochs=3)
+        own = weights(fitted)
+        return sum(
+            float((own[name] - tensor).square().sum()) for name, tensor in pretrained.items() if tensor.is_floating_point()
+        )
+
+    near, far = distance(1.0), distance(1e-4)
+    assert near < 0.8 * far
+
+
+@torch.no_grad()
+def test_l2_sp_by_hand() -> None:
+    known = strategies()["l2-sp"]
+    strategy = known({**defaults(known.space), "alpha": 0.2, "beta": 0.4}, catalogue()[QUICK])
+    strategy.probed = torch.nn.Linear(catalogue()[QUICK].num_features, 3)  # type: ignore[attr-defined]
+    model = strategy.build(build(catalogue()[QUICK]), 3).eval()
+    size = catalogue()[QUICK].input_size
+    batch = Batch(torch.zeros(2, 3, size, size), torch.tensor([0, 1]))
+    head = sum(float(parameter.detach().square().sum()) for parameter in model.head.parameters())
+    plain = float(torch.nn.functional.cross_entropy(model(batch.images), batch.labels))
+    assert float(strategy.loss(model, batch)) == pytest.approx(plain + 0.2 * head, rel=1e-5), "nothing has moved yet"
+    next(model.backbone.parameters()).add_(0.5)
+    away = 0.25 * next(model.backbone.parameters()).numel()
+    plain = float(torch.nn.functional.cross_entropy(model(batch.images), batch.labels))
+    assert float(strategy.loss(model, batch)) == pytest.approx(plain + 0.1 * away + 0.2 * head, rel=1e-5)
+
+
+def test_lora_trains_little_and_leaves_the_plain_network(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+    pytest.importorskip("peft")
+    _, fitted = trained(digits(), "lora", tmp_path, epochs=3, rank=2)
+    after = weights(fitted)
+    assert after.keys() == pretrained.keys(), "merged: no adapter is left"
+    moved = moved_names(fitted, pretrained)
+    assert moved == {name for name, tensor in fitted.model.backbone.named_parameters() if tensor.ndim > 1}  # type: ignore[union-attr, operator]
+    for name in moved:
+        change = (after[name] - pretrained[name]).flatten(1)
+        if min(change.shape) > 4 and pretrained[name].shape[-1] == 1:  # of a 3×3 kernel, only the unfolded factors are low
+            assert int(torch.linalg.matrix_rank(change, rtol=1e-3)) <= 2, name
+    (note,) = fitted.notes
+    assert int(note.split()[0].replace(",", "")) < 0.2 * catalogue()[QUICK].params
+
+
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "resnet10t", "convnext_atto", "mobilenetv3_small_050"])
+def test_lora_names_its_targets_exactly(architecture: str) -> None:
+    pytest.importorskip("peft")
+    import timm
+    from automl_tl_plugins.strategies.lora import targets
+
+    net = timm.create_model(architecture, num_classes=0)
+    layers = dict(net.named_modules())
+    for name in targets(net):
+        assert type(layers[name]) in (torch.nn.Linear, torch.nn.Conv2d)
+    assert targets(net)
+
+
+def test_what_is_frozen_costs_less() -> None:
+    """Multiply-adds of 100 images at the same epochs."""
+    backbone, known = catalogue()[QUICK], strategies()
+
+    def work(name: str, **values: Any) -> float:
+        return known[name].cost(backbone, 100, {**defaults(known[name].space), **values})
+
+    assert work("nearest-mean") == work("linear-probe") == 100 * backbone.macs
+    assert work("last-blocks", epochs=5, blocks=1) < work("last-blocks", epochs=5, blocks=4) < work("fine-tuning", epochs=5)
+    assert work("bias-norm", epochs=5) < work("lora", epochs=5) < work("layerwise-decay", epochs=5) < work("l2-sp", epochs=5)
 
 
 # From scratch

@@ -57,13 +57,13 @@ def test_one_that_cannot_be_imported_is_named_and_breaks_nothing(command: Comman
 
 def test_it_is_ranked(command: Command) -> None:
     ranking = facts(command("recommend", "digits", "--backbone", BACKBONE, "--top", 1000, "--json"))["ranking"]
-    assert "nearest-mean" in {item["candidate"]["strategy"] for item in ranking}
+    assert "nearest-centre" in {item["candidate"]["strategy"] for item in ranking}
 
 
 def test_it_is_trained_and_recorded_and_one_that_raises_costs_only_itself(command: Command, tmp_path: Path) -> None:
-    only = ("--strategy", "nearest-mean", "--strategy", "stumbles", "--backbone", BACKBONE)
+    only = ("--strategy", "nearest-centre", "--strategy", "stumbles", "--backbone", BACKBONE)
     outcome = facts(command("fit", "digits", "--budget", "6 trials", *only, "--out", tmp_path / "run", "--json"))
-    assert outcome["winner"]["candidate"]["strategy"] == "nearest-mean"
+    assert outcome["winner"]["candidate"]["strategy"] == "nearest-centre"
     assert outcome["winner"]["test"]["accuracy"] > 0.5
     failed = [trial for trial in outcome["trials"] if trial["status"] == "failed"]
     assert failed

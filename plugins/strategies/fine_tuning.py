@@ -8,6 +8,7 @@ from torch import nn
 
 from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loop
 from automl_tl.space import Choice, Float, Int, Value
+from automl_tl.strategy import REGULARISERS
 
 from ._layers import still_norms
 from ._probe import probe_job
@@ -33,6 +34,7 @@ class FineTuning(Strategy):
         "dropout": Float(0.0, 0.5, 0.0),
         "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
         "flip": Choice((False, True), False),
+        **REGULARISERS,
     }
     probed: nn.Linear
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from automl_tl import Classifier, Strategy, hookimpl
 from automl_tl.space import Choice, Float, Int
+from automl_tl.strategy import REGULARISERS
 
 
 class FromScratch(Strategy):
@@ -22,6 +23,7 @@ class FromScratch(Strategy):
         "label_smoothing": Float(0.0, 0.2, 0.0),
         "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
         "flip": Choice((False, True), False),
+        **REGULARISERS,
     }
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

@@ -12,6 +12,7 @@ from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, hookim
 from automl_tl.device import device, memory_mb
 from automl_tl.records import VALIDATION
 from automl_tl.space import Choice, Float, Int, Value
+from automl_tl.strategy import REGULARISERS
 
 from ._layers import layer_groups, still_norms
 from ._probe import probe_job
@@ -37,9 +38,11 @@ class GradualUnfreezing(Strategy):
         "label_smoothing": Float(0.0, 0.2, 0.0),
         "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
         "flip": Choice((False, True), False),
+        **REGULARISERS,
     }
     depth: int
     best: Fitted
+    told_to_stop = False
 
     def run(self, job: Job) -> Fitted:
         probe = probe_job(job)
@@ -54,7 +57,7 @@ class GradualUnfreezing(Strategy):
             pays = _standing(stage, job) > _standing(self.best, job)
             if pays:
                 self.best, kept = stage, self.depth
-            if not stage.complete:
+            if not stage.complete or self.told_to_stop:
                 return Fitted(self.best.model, curve, self.best.probabilities, complete=False)
             if not pays:
                 break
@@ -70,10 +73,11 @@ class GradualUnfreezing(Strategy):
         def shifted(point: Point) -> Point:
             return replace(point, epoch=epoch + point.epoch, seconds=seconds + point.seconds, note=note)
 
-        stage = loop.fit(
-            self,
-            replace(job, folder=folder, stop_after=job.stop_after - epoch, report=lambda point: job.report(shifted(point))),
-        )
+        def report(point: Point) -> bool:
+            self.told_to_stop = job.report(shifted(point))
+            return self.told_to_stop
+
+        stage = loop.fit(self, replace(job, folder=folder, stop_after=job.stop_after - epoch, report=report))
         stage.curve = [shifted(point) for point in stage.curve]
         return stage
 

@@ -16,7 +16,7 @@ from automl_tl.space import Choice
 class NearestMean(automl_tl.Strategy):
     """Each image goes to the class whose mean feature is nearest: argmin |f - m|² = argmax 2 m·f - |m|², a linear head."""
 
-    name = "nearest-mean"
+    name = "nearest-centre"
     paper = "Mensink et al. (2013), Distance-based image classification: generalizing to new classes at near-zero cost"
     space = {"temperature": Choice((0.3, 1.0, 3.0), 1.0)}
 

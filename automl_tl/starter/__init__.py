@@ -1,0 +1,1 @@
+"""The files that `automl-tl plugins new` fills in and writes."""

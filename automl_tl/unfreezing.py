@@ -1,0 +1,214 @@
+"""How many layers to unfreeze: every depth tried on one task, with what it gains, what it forgets and what it costs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import loop
+from .backbones import build
+from .device import autocast, channels_last, precision
+from .errors import InputError
+from .inference import BATCH, prepare
+from .layers import layer_groups, still_norms
+from .objectives import validate
+from .records import VALIDATION, Backbone, Candidate, Task
+from .space import Value
+from .strategy import Classifier, Strategy
+from .trials import job_of, pixels_of
+
+SETTINGS: Mapping[str, Value] = {"rate": 2e-3, "backbone_rate": 0.3, "batch_size": 32}
+MOST_SOURCE = 1000
+"""Source images that are looked at."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What came of training the top `groups` groups of layers and the head."""
+
+    groups: int
+    parameters: int
+    """Trained ones, with the head."""
+    score: float
+    """Best validation accuracy, 0–1."""
+    loss: float
+    seconds: float
+    memory_mb: float
+    drift: float
+    """How far features moved: rms(f - f⁰) / rms(f⁰ - mean f⁰); 0: not at all, 1: as far as images differ from each other."""
+    changed: float | None
+    """Share of images that the source head, on the tuned features, calls otherwise than before; None: no source head."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The answer for one task and one backbone."""
+
+    task: str
+    backbone: str
+    groups: tuple[str, ...]
+    """The lowest parameter of each group of layers, bottom to top."""
+    depths: tuple[Depth, ...]
+    judged_on: str
+    """Which images `drift` and `changed` were measured on, in words."""
+    epochs: int
+    seed: int
+    images: int
+    """Validation images."""
+
+    @property
+    def enough(self) -> int:
+        """The fewest groups whose score is within one standard error of the best score."""
+        best = max(depth.score for depth in self.depths)
+        error = float(np.sqrt(max(best * (1 - best), 1e-9) / max(self.images, 1)))
+        return next(depth.groups for depth in self.depths if depth.score >= best - error)
+
+
+class _Top(Strategy):
+    """The head and the top groups of layers, from a head that fits already; every norm keeps its statistics."""
+
+    name = "unfreeze-study"
+
+    def __init__(self, hyperparameters: Mapping[str, Value], backbone: Backbone, groups: int, head: nn.Linear | None) -> None:
+        super().__init__(hyperparameters, backbone)
+        self.groups, self.head = groups, head
+
+    def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
+        model = super().build(backbone.requires_grad_(False), num_classes)
+        if self.head is not None:
+            model.head.load_state_dict(self.head.state_dict())
+        for group in self._trained(backbone):
+            for parameter in group:
+                parameter.requires_grad_(True)
+        return model
+
+    def _trained(self, backbone: nn.Module) -> list[list[nn.Parameter]]:
+        return layer_groups(backbone)[-self.groups :] if self.groups else []
+
+    def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+        yield 1.0, list(model.head.parameters())
+        yield self.hp.backbone_rate, [parameter for group in self._trained(model.backbone) for parameter in group]
+
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        still_norms(model.backbone, only_frozen=False)
+
+
+def study_unfreezing(
+    task: Task,
+    backbone: Backbone,
+    *,
+    source: Task | None = None,
+    epochs: int = 8,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Study:
+    """Train depth 0 (the head alone), 1, 2 … all groups of layers, each for `epochs` from the head of depth 0.
+
+    Forgetting is measured without labels of the source: the tuned features go through the head that the backbone had, and its
+    words are compared with those of the untouched network, on the images of `source` if there are some, else on the task's own
+    validation images (which underestimates it where the source is far away).
+
+    Raises:
+        InputError: fewer than two epochs.
+    """
+    if epochs < 2:
+        raise InputError(f"a study takes at least 2 epochs a depth, but got {epochs}")
+    images, words = _looked_at(task, source, backbone)
+    judge = _Before(backbone, images)
+    untouched = build(backbone)
+    names = {parameter: name for name, parameter in untouched.named_parameters()}
+    groups = tuple(names[group[0]] for group in layer_groups(untouched))
+    depths: list[Depth] = []
+    head: nn.Linear | None = None
+    for count in range(len(groups) + 1):
+        depth, head = _train(task, backbone, judge, count, head, epochs, seed)
+        depths.append(depth)
+        if progress is not None:
+            progress("training each depth", count + 1, len(groups) + 1)
+    validation = len(task.part(VALIDATION))
+    return Study(task.name, backbone.name, groups, tuple(depths), words, epochs, seed, validation)
+
+
+def _train(
+    task: Task,
+    backbone: Backbone,
+    judge: _Before,
+    groups: int,
+    head: nn.Linear | None,
+    epochs: int,
+    seed: int,
+) -> tuple[Depth, nn.Linear]:
+    """One depth; and the head that the deeper ones start from, which is that of depth 0."""
+    values = {**SETTINGS, "epochs": epochs}
+    strategy = _Top(values, backbone, groups, head)
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Candidate(backbone.name, strategy.name, values)
+        job = job_of(task, candidate, backbone, seed=seed, folder=Path(folder))
+        start = time.perf_counter()
+        fitted = loop.fit(strategy, job)
+        seconds = time.perf_counter() - start
+    model = fitted.model
+    assert isinstance(model, Classifier)
+    assert isinstance(model.head, nn.Linear)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    validated = validate(model, job.pixels.array, task, backbone)
+    drift, changed = judge.compare(model.backbone)
+    memory = max(point.memory_mb for point in fitted.curve)
+    depth = Depth(groups, trained, validated.score, validated.loss, seconds, memory, drift, changed)
+    return depth, head or model.head
+
+
+def _looked_at(task: Task, source: Task | None, backbone: Backbone) -> tuple[np.ndarray, str]:
+    """Decoded images to measure forgetting on, and which they are."""
+    if source is None:
+        words = f"the {len(task.part(VALIDATION))} validation images of the task itself, for want of images of the source"
+        return pixels_of(task, backbone).array[task.part(VALIDATION)], words
+    count = len(source.labels)
+    index = np.linspace(0, count - 1, min(MOST_SOURCE, count)).astype(int)
+    return pixels_of(source, backbone).array[index], f"{len(index)} images of the source ({source.name})"
+
+
+class _Before:
+    """What the untouched network made of some images, to compare a tuned one with."""
+
+    def __init__(self, backbone: Backbone, images: np.ndarray) -> None:
+        self.backbone, self.images = backbone, images
+        self.head = _source_head(backbone)
+        self.features = self._features(build(backbone))
+
+    def compare(self, tuned: nn.Module) -> tuple[float, float | None]:
+        """`Depth.drift` and `Depth.changed` of a tuned backbone."""
+        after = self._features(tuned)
+        apart = (self.features - self.features.mean(0)).square().mean().sqrt()
+        drift = float((after - self.features).square().mean().sqrt() / apart.clamp(min=1e-12))
+        if self.head is None:
+            return drift, None
+        with torch.inference_mode():
+            told = [self.head(features).argmax(1) for features in (self.features, after)]
+        return drift, float((told[0] != told[1]).float().mean())
+
+    @torch.inference_mode()
+    def _features(self, net: nn.Module) -> torch.Tensor:
+        channels_last(net).eval()
+        dtype = precision(net)
+        parts = []
+        for start in range(0, len(self.images), BATCH):
+            with autocast(dtype):
+                parts.append(net(prepare(self.images[start : start + BATCH], self.backbone)).float().cpu())
+        return torch.cat(parts)
+
+
+def _source_head(backbone: Backbone) -> nn.Linear | None:
+    """The classifier that the backbone was pretrained with, if it is one linear layer on its features."""
+    if not backbone.num_classes:
+        return None
+    linears: Sequence[nn.Linear] = [layer for layer in build(backbone, head=True).modules() if isinstance(layer, nn.Linear)]
+    fits = linears and (linears[-1].in_features, linears[-1].out_features) == (backbone.num_features, backbone.num_classes)
+    return linears[-1].cpu() if fits else None

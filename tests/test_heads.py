@@ -1,0 +1,80 @@
+"""Heads that a saved model may have, and what is said of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import QUICK
+from torch import nn
+
+from automl_tl import Candidate, Classifier, model
+from automl_tl.backbones import build, catalogue
+from automl_tl.errors import InputError, PluginError
+from automl_tl.heads import Neighbours, describe, plain, rebuild
+
+
+def neighbours(k: int = 3, *, cosine: bool = False) -> Neighbours:
+    features = torch.tensor([[0.0, 0], [0, 1], [5, 5], [5, 6], [6, 5]]).half()
+    return Neighbours(features, torch.tensor([0, 0, 1, 1, 1]), 2, k=k, cosine=cosine)
+
+
+def test_votes_by_hand() -> None:
+    probabilities = neighbours()(torch.tensor([[0.2, 0.2], [5.0, 5.4]])).softmax(1)
+    assert probabilities.tolist()[0] == pytest.approx([2.5 / 4, 1.5 / 4])
+    assert probabilities.tolist()[1] == pytest.approx([0.5 / 4, 3.5 / 4])
+
+
+def test_nearness_is_not_lost_to_rounding() -> None:
+    """Far from the origin, float32 cannot tell |f|² - 2 f·g + |g|² apart; bf16 could not even tell the features."""
+    far = torch.tensor([[1000.0, 0.0], [1000.5, 0.0]]).half()
+    head = Neighbours(far, torch.tensor([0, 1]), 2, k=1, cosine=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(torch.tensor([[1000.1, 0.0], [1000.4, 0.0]])).argmax(1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_a_model_of_neighbours_is_saved_and_read_back(tmp_path: Path, cosine: bool) -> None:
+    backbone = catalogue()[QUICK]
+    stored = torch.randn(20, backbone.num_features, generator=torch.Generator().manual_seed(0)).half()
+    head = Neighbours(stored, torch.arange(20) % 4, 4, k=3, cosine=cosine)
+    net = Classifier(build(backbone), head)
+    candidate = Candidate(QUICK, "somebody's")
+    model.save(tmp_path, net, backbone, candidate, ("a", "b", "c", "d"), {})
+    loaded = model.load(tmp_path)
+    size = backbone.input_size
+    images = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+    expected = model.Model(net, backbone, candidate, loaded.classes, {}).probabilities(images)
+    np.testing.assert_array_equal(loaded.probabilities(images), expected)
+    assert "head" not in loaded.facts
+
+
+def test_a_card_from_before_there_were_kinds_is_linear(tmp_path: Path) -> None:
+    backbone = catalogue()[QUICK]
+    net = Classifier(build(backbone), nn.Linear(backbone.num_features, 2))
+    model.save(tmp_path, net, backbone, Candidate(QUICK, "somebody's"), ("a", "b"), {})
+    card = json.loads((tmp_path / model.CARD).read_text(encoding="utf-8"))
+    assert card.pop("head") == {"kind": "linear"}
+    (tmp_path / model.CARD).write_text(json.dumps(card), encoding="utf-8")
+    assert isinstance(model.load(tmp_path).net.head, nn.Linear)
+    (tmp_path / model.CARD).write_text(json.dumps({**card, "head": {"kind": "forest"}}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"model\.json is damaged, or of another version: its head is of the kind 'forest'"):
+        model.load(tmp_path)
+
+
+@pytest.mark.parametrize("facts", [{}, {"stored": 5}, {"stored": 5, "k": 9}, {"stored": "5", "k": 1}])
+def test_a_head_that_cannot_be_is_refused(facts: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="neighbours of"):
+        rebuild({"kind": "neighbours", **facts}, 2, 2)
+
+
+def test_dropout_is_left_out_and_anything_else_is_refused() -> None:
+    linear = nn.Linear(2, 2)
+    assert plain(nn.Sequential(nn.Dropout(0.5), linear), "mine") is linear
+    assert describe(plain(neighbours(cosine=True), "mine")) == {"kind": "neighbours", "stored": 5, "k": 3, "cosine": True}
+    with pytest.raises(PluginError, match="strategy 'mine' left a head that is not linear"):
+        plain(nn.Sequential(linear, nn.ReLU(), linear), "mine")

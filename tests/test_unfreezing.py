@@ -1,0 +1,85 @@
+"""How many layers to unfreeze: every depth is what it says, and what it forgets is measured, on real images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from small import QUICK, digits
+
+from automl_tl.api import study_unfreezing
+from automl_tl.backbones import build, catalogue
+from automl_tl.errors import InputError, PluginError
+from automl_tl.layers import layer_groups
+from automl_tl.report.unfreezing import conclusion, report_study
+from automl_tl.unfreezing import Study, _Before
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
+        return study_unfreezing(digits(120), backbone=QUICK, epochs=2)
+
+
+def test_every_depth_is_trained_once(study: Study) -> None:
+    net = build(catalogue()[QUICK])
+    sizes = [sum(parameter.numel() for parameter in group) for group in layer_groups(net)]
+    head = 10 * (catalogue()[QUICK].num_features + 1)
+    assert [depth.groups for depth in study.depths] == list(range(len(sizes) + 1))
+    assert [depth.parameters for depth in study.depths] == [head + sum(sizes[len(sizes) - n :]) for n in range(len(sizes) + 1)]
+    assert all(0 <= depth.score <= 1 and depth.seconds > 0 for depth in study.depths)
+
+
+def test_the_head_alone_forgets_nothing_and_all_layers_forget_most(study: Study) -> None:
+    assert (study.depths[0].drift, study.depths[0].changed) == (0.0, 0.0)
+    assert all(depth.drift > 0 for depth in study.depths[1:])
+    assert study.depths[-1].changed is not None
+    assert study.depths[-1].changed > 0
+    assert "for want of images of the source" in study.judged_on
+
+
+def test_forgetting_is_measured_on_source_images_where_there_are_some() -> None:
+    backbone = catalogue()[QUICK]
+    images = torch.randint(0, 256, (40, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    judge = _Before(backbone, images)
+    assert judge.compare(build(backbone)) == (0.0, 0.0)
+    other = build(backbone)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * parameter.abs().mean())
+    drift, changed = judge.compare(other)
+    assert drift > 0.1
+    assert changed is not None
+    assert changed > 0.1
+
+
+def test_enough_is_the_shallowest_depth_within_a_standard_error(study: Study) -> None:
+    best = max(depth.score for depth in study.depths)
+    limit = best - (best * (1 - best) / study.images) ** 0.5
+    assert study.depths[study.enough].score >= limit
+    assert all(depth.score < limit for depth in study.depths[: study.enough])
+    assert "enough" in conclusion(study)
+
+
+def test_the_page_stands_alone(study: Study, tmp_path: Path) -> None:
+    page = report_study(study, tmp_path / "out").read_text(encoding="utf-8")
+    assert conclusion(study) in page
+    assert page.count("<tr") == len(study.depths) + 1
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    picture = ElementTree.parse(tmp_path / "out" / "unfreezing.svg").getroot()
+    circles = picture.findall(".//{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == 4 * len(study.depths), "accuracy, forgetting, drift, seconds"
+    facts = json.loads((tmp_path / "out" / "unfreezing.json").read_text(encoding="utf-8"))
+    assert facts["enough"] == study.enough
+    assert [depth["score"] for depth in facts["depths"]] == [depth.score for depth in study.depths]
+
+
+def test_wrong_requests_are_named() -> None:
+    with pytest.raises(PluginError, match="unknown backbone 'resnet51'"):
+        study_unfreezing(digits(120), backbone="resnet51")
+    with pytest.raises(InputError, match="at least 2 epochs"):
+        study_unfreezing(digits(120), backbone=QUICK, epochs=1)
