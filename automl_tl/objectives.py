@@ -294,8 +294,6 @@ def robust_accuracy(
     """Share of the images at `index` that are still told right after ten steps of PGD: for choosing, not for judging."""
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
-    model.requires_grad_(False)
     right = 0
     for start in range(0, len(index), 128):
         part = index[start : start + 128]
@@ -306,8 +304,6 @@ def robust_accuracy(
             changed = pgd(model, batch, cross_entropy_of(labels), ball, steps=ATTACK_STEPS, generator=generator)
             with torch.inference_mode():
                 right += int((model(changed).argmax(1) == labels).sum())
-    for parameter, value in zip(model.parameters(), wanted, strict=True):
-        parameter.requires_grad_(value)
     return right / max(len(index), 1)
 
 

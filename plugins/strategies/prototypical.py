@@ -1,0 +1,6 @@
+from automl_tl import hookimpl
+
+
+@hookimpl
+def register_strategies():
+    return []
