@@ -23,6 +23,7 @@ from .candidates import propose
 from .cost import CostModel
 from .errors import InputError
 from .evaluation.classification import judge
+from .evaluation.robustness import judge_robust
 from .experience import Experience
 from .facts import backbone_of, profile_of
 from .halving import follow
@@ -243,8 +244,10 @@ def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:
     return Predictions(tuple(where), trained.classes, trained.probabilities(pixels))
 
 
-def evaluate(run: Path | str, location: Any) -> dict[str, float]:
+def evaluate(run: Path | str, location: Any, *, robust: float = 0.0) -> dict[str, float]:
     """Scores of the winner of a run on labelled images: those of the test split, or all where there is none.
+
+    With `robust` above 0, attacks that change each pixel by up to so much (of 0–1) are judged, too (`judge_robust`).
 
     Raises:
         InputError: a class that the model does not know.
@@ -268,7 +271,8 @@ def evaluate(run: Path | str, location: Any) -> dict[str, float]:
         crop_pct=b.crop_pct,
     )
     labels = np.array([trained.classes.index(listing.labels[i]) for i in chosen])
-    return judge(trained.probabilities(pixels), labels)
+    scores = judge(trained.probabilities(pixels), labels)
+    return scores | judge_robust(trained.net, pixels, labels, b, epsilon=robust) if robust > 0 else scores
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:

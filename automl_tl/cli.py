@@ -205,12 +205,16 @@ def predict(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
     images: Images,
+    robust: Annotated[
+        str | None, typer.Option(help="Also attack: every pixel may change by up to this, such as 8/255 (takes minutes).")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Judge the winner of a run on labelled images that it has not seen."""
     from . import api
+    from .along import fraction
 
-    scores = api.evaluate(run, _location(images))
+    scores = api.evaluate(run, _location(images), robust=0.0 if robust is None else fraction(robust, "--robust"))
     if json:
         _print_json(scores)
     else:
