@@ -238,10 +238,16 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, best: dict[str, Tensor], progress: _Progress) -> None:
     if not leads():
         return
+    moments = {
+        f"{index}.{name}": value
+        for index, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
     tensors = {
         **checkpoint.prefixed(model.state_dict(), "model"),
         **checkpoint.prefixed(best, "best"),
-        **checkpoint.prefixed(checkpoint.moments(optimiser), "moment"),
+        **checkpoint.prefixed(moments, "moment"),
     }
     checkpoint.save(path, tensors, asdict(progress))
 
@@ -249,6 +255,10 @@ def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, best: 
 def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[_Progress, dict[str, Tensor]]:
     tensors, facts = checkpoint.load(path)
     model.load_state_dict(checkpoint.nested(tensors, "model"))
-    checkpoint.remember(optimiser, checkpoint.nested(tensors, "moment"))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in checkpoint.nested(tensors, "moment").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     curve = [Point(**point) for point in facts.pop("curve")]
     return _Progress(**facts, curve=curve), checkpoint.nested(tensors, "best")

@@ -63,7 +63,7 @@ def run_trial(
         fitted = _train(task, candidate, backbone, seed, folder, limits, report)
         validation = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
         if task.objective != ACCURACY:
-            validated = validate(fitted.model, _pixels(task, backbone).array, task, backbone)
+            validated = validate(fitted.model, pixels_of(task, backbone).array, task, backbone)
             validation |= {"score": validated.score, **validated.parts}
     except Exception as error:  # a strategy is somebody's plugin: whatever it raises is this trial's end, not the search's
         kind = "" if isinstance(error, AutomlError) else f"{type(error).__name__}: "
@@ -100,7 +100,7 @@ def _train(
         strategy=candidate.strategy,
         hyperparameters=hyperparameters,
         seed=seed,
-        pixels=_pixels(task, backbone),
+        pixels=pixels_of(task, backbone),
         build_backbone=lambda: build(backbone),
         features=lambda: task_features(task, backbone),
         folder=folder,
@@ -122,17 +122,18 @@ def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, f
         return {}
     scores = judge(probabilities_on(task, backbone, net, index), task.labels[index])
     if task.objective == ROBUSTNESS:
-        images = _pixels(task, backbone).array[index]
+        images = pixels_of(task, backbone).array[index]
         scores |= judge_robust(net, images, task.labels[index], backbone, epsilon=task.epsilon)
     return scores
 
 
 def probabilities_on(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> np.ndarray:
     """Class probabilities of the task's images at `index`."""
-    return predict(net, _pixels(task, backbone).array, index, backbone)
+    return predict(net, pixels_of(task, backbone).array, index, backbone)
 
 
-def _pixels(task: Task, backbone: Backbone) -> data.Pixels:
+def pixels_of(task: Task, backbone: Backbone) -> data.Pixels:
+    """The images of the task as `backbone` wants them, decoded once."""
     return data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
 
 

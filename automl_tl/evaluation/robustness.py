@@ -112,7 +112,7 @@ def _attacks(epsilon: float) -> list[Attack]:
 
     foolbox = _library()
 
-    class Margin(foolbox.attacks.LinfPGD):  # type: ignore[misc]
+    class Margin(foolbox.attacks.LinfPGD):  # type: ignore[misc, name-defined]
         """Descent on the lead of the true class over the best other one, which cross-entropy loses sight of where it is sure."""
 
         def get_loss_fn(self, model: Any, labels: Any) -> Callable[[Any], Any]:

@@ -78,7 +78,7 @@ def requires(needs: frozenset[str], values: Mapping[str, Value]) -> frozenset[st
 def train(job: Job, values: Mapping[str, Value], harden: Callable[[Loss], Loss]) -> Fitted:
     """Let the base train on what `harden` makes of its loss."""
     base = base_of(values)(base_values(values), job.backbone)
-    base.loss = harden(base.loss)  # type: ignore[method-assign]
+    base.loss = harden(base.loss)  # type: ignore[method-assign, assignment]
     return base.run(job)
 
 

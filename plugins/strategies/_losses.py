@@ -46,18 +46,18 @@ def mmd(source: Tensor, target: Tensor) -> Tensor:
 
 class _Reversal(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, values: Tensor, strength: float) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, values: Tensor, strength: float) -> Tensor:
         context.strength = strength
         return values.view_as(values)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -context.strength * gradient, None
 
 
 def reverse_gradient(values: Tensor, strength: float) -> Tensor:
     """`values`, whose gradient comes back times -`strength`: Ganin et al. (2016), equations 13 and 14."""
-    reversed_: Tensor = _Reversal.apply(values, strength)  # type: ignore[no-untyped-call]
+    reversed_: Tensor = _Reversal.apply(values, strength)
     return reversed_
 
 

@@ -66,7 +66,7 @@ class DANN(Strategy):
         domain = torch.zeros_like(told)
         domain[len(seen.features) :] = 1.0
         apart = F.binary_cross_entropy_with_logits(told, domain)
-        return seen.cross_entropy(batch.labels, self.hp.label_smoothing) + self.hp.weight * apart
+        return seen.cross_entropy(batch.labels, self.hp.label_smoothing) + float(self.hp.weight) * apart
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

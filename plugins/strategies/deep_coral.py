@@ -44,7 +44,7 @@ class DeepCoral(Strategy):
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         seen = _adapting.see_both(model, batch)
         apart = coral(*_adapting.to_unit(seen.features, seen.target_features))
-        return seen.cross_entropy(batch.labels, self.hp.label_smoothing) + self.hp.weight * apart
+        return seen.cross_entropy(batch.labels, self.hp.label_smoothing) + float(self.hp.weight) * apart
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -43,7 +43,7 @@ class MCC(Strategy):
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         seen = _adapting.see_both(model, batch)
         confused = class_confusion(seen.target_logits, self.hp.temperature)
-        return seen.cross_entropy(batch.labels, self.hp.label_smoothing) + self.hp.weight * confused
+        return seen.cross_entropy(batch.labels, self.hp.label_smoothing) + float(self.hp.weight) * confused
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -92,14 +92,14 @@ class Prototypical(Strategy):
         """One epoch; the mean loss. It depends on the seed and its number alone."""
         torch.manual_seed(job.seed * 1_000_003 + epoch)
         rng, generator = np.random.default_rng([job.seed, epoch]), torch.Generator().manual_seed(job.seed * 1_000_003 + epoch)
-        dtype, total, count = precision(net), 0.0, self.hp.episodes
+        dtype, total, count = precision(net), 0.0, int(self.hp.episodes)
         net.train()
         for step in range(count):
             for group in optimiser.param_groups:
                 group["lr"] = self.hp.rate * loop.schedule((epoch + step / count) / self.hp.epochs)
             index, ways, shots = draw_episode(classes, self.hp.ways, self.hp.shots, rng)
             images = torch.from_numpy(job.pixels.array[index]).to(device()).permute(0, 3, 1, 2)
-            views = augment(images, loop.augmentation(self), size=job.pixels.size, generator=generator)
+            views = augment(images, loop.AUGMENTATIONS[self.hp.augmentation], size=job.pixels.size, generator=generator)
             with autocast(dtype):
                 features = net(normalise(views, job.backbone.mean, job.backbone.std))
             loss = episode_loss(features.float(), ways, shots)

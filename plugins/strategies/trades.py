@@ -33,7 +33,7 @@ class Trades(Strategy):
                 said = model(batch.images).float()
                 still = said.detach()
                 changed = attack(model, batch.images, lambda logits: divergence(still, logits.float()))
-                return plain(model, batch) + self.hp.weight * divergence(said, model(changed).float()).mean()
+                return plain(model, batch) + float(self.hp.weight) * divergence(said, model(changed).float()).mean()
 
             return loss
 
