@@ -64,7 +64,7 @@ def test_descent_makes_it_smaller(loss: object) -> None:
     values = drawn(20, 3).requires_grad_()
     first = loss(values)  # type: ignore[operator]
     (gradient,) = torch.autograd.grad(first, values)
-    assert float(loss(values - 0.5 * gradient)) < float(first.detach())  # type: ignore[operator]
+    assert float(loss(values.detach() - 0.5 * gradient)) < float(first.detach())  # type: ignore[operator]
 
 
 def test_class_confusion_by_hand() -> None:
