@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from small import QUICK
 from torch import Tensor, nn
 
+from automl_tl import Candidate, Classifier, evaluate
 from automl_tl.attacks import Ball, cross_entropy_of, held, pgd
-from automl_tl.backbones import catalogue
+from automl_tl.backbones import build, catalogue
 from automl_tl.evaluation.robustness import judge_robust
 from automl_tl.inference import prepare
+from automl_tl.model import save
 from automl_tl.records import Backbone
 
 EPSILON = 8 / 255
@@ -142,3 +148,15 @@ def test_hidden_gradients_do_not_pass_for_robustness(backbone: Backbone) -> None
     near = (logits[:, 1] - logits[:, 0]).abs().argsort()[:4].numpy()
     scores = judge_robust(net, drawn[near], logits.argmax(1).numpy()[near], backbone, epsilon=32 / 255)
     assert scores["robust_accuracy"] < 1
+
+
+def test_a_model_of_a_run_is_judged_under_attack(tmp_path: Path) -> None:
+    backbone, digits = catalogue()[QUICK], load_digits()
+    torch.manual_seed(0)
+    save(tmp_path / "model", Classifier(build(backbone), nn.Linear(192, 2)), backbone, Candidate(QUICK, "x"), ("0", "1"), {})
+    chosen = np.flatnonzero(digits.target < 2)[:6]
+    location = [np.uint8(image * 15) for image in digits.images[chosen]], digits.target[chosen].tolist()
+    plain, attacked = evaluate(tmp_path, location), evaluate(tmp_path, location, robust=EPSILON)
+    assert "robust_accuracy" not in plain
+    assert attacked["accuracy"] == plain["accuracy"]
+    assert attacked["robust_accuracy"] <= attacked["pgd_accuracy"] <= attacked["attacked_clean_accuracy"]

@@ -118,3 +118,11 @@ def test_nearest_means_are_a_linear_classifier() -> None:
     queries = drawn(6, 4, seed=1).float()
     ours, theirs = nearest_head(centres)(queries).softmax(1), (-distances(queries, centres)).softmax(1)
     torch.testing.assert_close(ours, theirs)
+
+
+def test_losses_are_exact_inside_the_loops_autocast() -> None:
+    source, target = drawn(9, 4).float(), drawn(7, 4, seed=1).float()
+    for loss in (coral, mmd):
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = loss(source, target)
+        assert torch.equal(inside, loss(source, target))

@@ -13,12 +13,18 @@ WIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)
 """σ² of the kernels of `mmd`, in medians of the squared distance: those of the metric `mmd2`."""
 
 
+def _exactly(like: Tensor) -> torch.autocast:
+    """Products in the precision of the values: inside the loop's autocast they would have eight bits, too few for differences."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def coral(source: Tensor, target: Tensor) -> Tensor:
     """|C_S - C_T|²_F / 4d², of the covariances of n×d and m×d activations (n, m at least 2).
 
     Sun and Saenko (2016), Deep CORAL, equations 1 to 3.
     """
-    difference = _covariance(source) - _covariance(target)
+    with _exactly(source):
+        difference = _covariance(source) - _covariance(target)
     return difference.square().sum() / (4 * source.shape[1] ** 2)
 
 
@@ -36,7 +42,9 @@ def mmd(source: Tensor, target: Tensor) -> Tensor:
     """
     n = len(source)
     both = torch.cat([source, target])
-    squares = (both[:, None] - both[None]).square().sum(2)
+    with _exactly(both):
+        lengths = both.square().sum(1)
+        squares = (lengths[:, None] + lengths[None] - 2 * both @ both.T).clamp(min=0)
     different = ~torch.eye(len(both), dtype=torch.bool, device=both.device)
     median = squares.detach()[different].median().clamp(min=1e-12)
     kernel = torch.stack([torch.exp(-squares / (2 * width * median)) for width in WIDTHS]).mean(0) * different
@@ -75,7 +83,8 @@ def class_confusion(logits: Tensor, temperature: float) -> Tensor:
     probabilities = F.softmax(logits / temperature, dim=1)
     weights = 1 + torch.exp(-entropy(probabilities)).detach()
     weights = weights * len(logits) / weights.sum()
-    confusion = (probabilities * weights[:, None]).T @ probabilities
+    with _exactly(logits):
+        confusion = (probabilities * weights[:, None]).T @ probabilities
     confusion = confusion / confusion.sum(1, keepdim=True)
     return (confusion.sum() - confusion.trace()) / logits.shape[1]
 
