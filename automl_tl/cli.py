@@ -495,10 +495,15 @@ def _print_on_request() -> None:
 
 
 def _print_profile(task: Task, profile: Profile) -> None:
-    parts = ", ".join(f"{len(task.part(split))} {split}" for split in ("train", "validation", "test"))
+    usual = ("train", "validation", "test")
+    splits = [*usual, *(split for split in task.splits if split not in usual)]
+    parts = ", ".join(f"{len(task.part(split))} {split}" for split in splits)
     print(f"{task.name}: {len(task.labels)} images of {len(task.classes)} classes ({parts})")
     for warning in profile.warnings:
         print(f"note: {warning}")
+    gaps = {name.removeprefix("gap_"): value for name, value in profile.meta.items() if name.startswith("gap_")}
+    if gaps:
+        print("Gap of the two domains: " + ", ".join(f"{name} {value:.4g}" for name, value in gaps.items()))
     if profile.distances:
         names = sorted({name for scores in profile.distances.values() for name in scores})
         order = sorted(profile.distances, key=lambda source: profile.distances[source].get("frechet", float("inf")))
