@@ -16,7 +16,10 @@ from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, regist
 from automl_tl.attacks import Ball, Objective, pgd
 from automl_tl.space import Choice, Float, Int, Space, Value, defaults
 
-BASES = ("fine-tuning", "gradual-unfreezing", "from-scratch", "dann")
+BASES = (
+    *("fine-tuning", "last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "lora", "gradual-unfreezing", "from-scratch"),
+    *("dann", "deep-coral", "dan", "mcc"),
+)
 SPACE: Space = {
     "base": Choice(BASES, "fine-tuning"),
     "rate": Float(3e-4, 1e-2, 2e-3, log=True),
@@ -70,9 +73,10 @@ def base_values(values: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def requires(needs: frozenset[str], values: Mapping[str, Value]) -> frozenset[str]:
-    """The needs of the strategy and of its base."""
-    base = base_of(values)
-    return needs | base.requires(base_values(values))
+    """The needs of the strategy and of its base; a base that is not installed is a need that no task meets."""
+    if values["base"] not in registry.strategies():
+        return needs | {f"strategy {values['base']}"}
+    return needs | base_of(values).requires(base_values(values))
 
 
 def train(job: Job, values: Mapping[str, Value], harden: Callable[[Loss], Loss]) -> Fitted:
