@@ -41,7 +41,7 @@ def task_for(needs: frozenset[str]) -> Task:
     """The small task, with what a strategy needs beside it.
 
     The target is the same kind of digits in negative and noisy, without labels; the source are digits of other classes; the
-    change of a pixel is 8/255.
+    change of a pixel is 1/255.
     """
     from sklearn.datasets import load_digits
 
@@ -55,7 +55,7 @@ def task_for(needs: frozenset[str]) -> Task:
         chosen = np.flatnonzero(digits.target >= 5)[:200]
         images = [np.uint8(image * 15) for image in digits.images[chosen]]
         task = learn_to_learn(task, load_task((images, digits.target[chosen].tolist()), name="others"))
-    return harden(task, 8 / 255) if "epsilon" in needs else task
+    return harden(task, 1 / 255) if "epsilon" in needs else task
 
 
 def smallest_backbone() -> Backbone:
