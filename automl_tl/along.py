@@ -10,8 +10,9 @@ from typing import Any
 from . import model, objectives
 from .data import load_task, load_unlabelled
 from .errors import InputError
+from .evaluation.adversaries import require_attacks
 from .images import SUFFIXES
-from .records import Task
+from .records import TRAIN, Task
 
 Progress = Callable[[str, int, int], None]
 
@@ -21,7 +22,10 @@ class Along:
     """What comes with the images, and so what is asked for (see `objectives`). Locations are whatever a reader knows."""
 
     source: Any = None
-    """Labelled images of another domain with the same classes (adaptation), or of other classes (few-shot)."""
+    """Labelled images of another domain with the same classes (adaptation), or of other classes (few-shot).
+
+    Labels that an adaptation's own training images have are used. To be judged as if there were none, put those images into
+    `unlabelled/` beside `test/`, or give a folder of nothing but images."""
     after: str | Path | None = None
     """Folder of a run or a model whose knowledge must not be forgotten."""
     keep: Any = None
@@ -46,13 +50,18 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
     _check(along)
     told = None if progress is None else lambda done, total: progress("reading images", done, total)
     if along.source is not None and _is_flat(location):
-        return objectives.adapt(load_task(along.source, seed=seed, progress=told), load_unlabelled(location, progress=told))
-    task = load_task(location, seed=seed, progress=told)
+        source, target = load_task(along.source, seed=seed, progress=told), load_unlabelled(location, progress=told)
+        return _hardened(objectives.adapt(source, target), along)
+    task = load_task(location, seed=seed, target=along.source is not None, progress=told)
     if along.shots:
         task = objectives.few_shots(task, along.shots, seed=seed)
     if along.source is not None:
         source = load_task(along.source, seed=seed, progress=told)
         known = set(task.classes) <= set(source.classes)
+        if not known and TRAIN not in task.splits:
+            raise InputError(
+                f"{task.name} has no labelled training image, and classes that {source.name} has not; give it labels"
+            )
         task = objectives.adapt(source, task) if known else objectives.learn_to_learn(task, source)
     if along.after is not None:
         folder = model.model_folder(Path(along.after))
@@ -62,6 +71,10 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
         clients = along.clients
         real = clients if isinstance(clients, int) else [load_task(one, seed=seed, progress=told) for one in clients]
         task = objectives.federate(task, real, skew=along.skew, seed=seed)
+    return _hardened(task, along)
+
+
+def _hardened(task: Task, along: Along) -> Task:
     return objectives.harden(task, along.robust) if along.robust else task
 
 
@@ -72,6 +85,8 @@ def _check(along: Along) -> None:
     both = [name for name, there in asked.items() if there]
     if len(both) > 1:
         raise InputError(f"{' and '.join(both)} ask for different things; give one of them")
+    if along.robust:
+        require_attacks()
     if along.robust and (along.after is not None or along.clients):
         raise InputError("--robust goes with images alone or with --source, not with --after or --clients")
 

@@ -24,6 +24,7 @@ from .comparison import Compared
 from .comparison import compare as compare_trials
 from .cost import CostModel
 from .errors import InputError
+from .evaluation.adversaries import judge_robust
 from .evaluation.classification import ClassScores, intervals, judge, per_class
 from .evaluation.combined import WEIGHTS
 from .evaluation.robustness import Robustness, robustness
@@ -277,13 +278,16 @@ class Judgement:
     model: Predictor
 
 
-def evaluate(run: Path | str, location: Any) -> dict[str, float]:
+def evaluate(run: Path | str, location: Any, *, robust: float = 0.0) -> dict[str, float]:
     """Scores of the winner of a run on labelled images: those of the test split, or all where there is none.
+
+    With `robust` above 0, attacks that change each pixel by up to so much (of 0–1) are judged, too (`judge_robust`).
 
     Raises:
         InputError: a class that the model does not know.
     """
-    return judge_model(run, location).scores
+    judgement = judge_model(run, location)
+    return judgement.scores | (judge_attacked(run, judgement, robust) if robust > 0 else {})
 
 
 def judge_model(run: Path | str, location: Any) -> Judgement:
@@ -307,6 +311,16 @@ def judge_model(run: Path | str, location: Any) -> Judgement:
     found = trained.probabilities(pixels)
     classes = per_class(found, labels, trained.classes)
     return Judgement(judge(found, labels), intervals(found, labels), classes, labels, pixels, trained)
+
+
+def judge_attacked(run: Path | str, judgement: Judgement, epsilon: float) -> dict[str, float]:
+    """Accuracy of a run's model on images whose every pixel an attacker may change by up to `epsilon` (of 0–1).
+
+    Raises:
+        InputError: `run` holds no network whose gradients can be had, as an exported one.
+    """
+    trained = model.load(model.model_folder(Path(run)))
+    return judge_robust(trained.net, judgement.images, judgement.labels, trained.backbone, epsilon=epsilon)
 
 
 def judge_corrupted(judgement: Judgement, *, most: int = CORRUPTED, seed: int = 0) -> Robustness:

@@ -6,7 +6,8 @@ black and white lie.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,20 +56,41 @@ def cross_entropy_of(labels: Tensor) -> Objective:
     return aim
 
 
+@contextmanager
+def held(model: nn.Module) -> Iterator[None]:
+    """`model` as an attacker sees it: as in use, not in training, and without gradients of its weights; afterwards as before.
+
+    In training mode an attack would move the statistics of batch norms, and dropout would blur its gradients.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        for module, training in modes:
+            module.training = training
+
+
 def pgd(
     model: nn.Module, images: Tensor, aim: Objective, ball: Ball, *, steps: int, generator: torch.Generator, share: float = 2.5
 ) -> Tensor:
-    """Projected gradient ascent on `aim` from a random start (Madry et al., 2018, eq. 2.1's inner problem).
+    """Projected gradient ascent on `aim` from a random start: Madry et al. (2018), the inner problem of equation 2.1.
 
-    Each step goes `share` · radius / `steps` along the sign of the gradient. The model's mode and its weights' gradients stay
-    as they are.
+    Each step goes `share` · radius / `steps` along the sign of the gradient. One step with a share of 1.25 is the attack of
+    Wong et al. (2020). `images` are N×3×size×size, normalised; so is what comes back. The model is `held` meanwhile.
     """
     step = ball.radius * share / steps
     changed = ball.start(images, generator)
-    for _ in range(steps):
-        changed.requires_grad_(True)
-        with torch.enable_grad():
-            total = aim(model(changed)).sum()
-        (gradient,) = torch.autograd.grad(total, changed)
-        changed = ball.project(changed.detach() + step * gradient.sign(), images)
+    with held(model):
+        for _ in range(steps):
+            changed.requires_grad_(True)
+            with torch.enable_grad():
+                total = aim(model(changed)).sum()
+            (gradient,) = torch.autograd.grad(total, changed)
+            changed = ball.project(changed.detach() + step * gradient.sign(), images)
     return changed.detach()

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from .records import Backbone, Candidate
-from .space import Space, Value, defaults, draw
+from .space import Value, defaults, draw
 
 if TYPE_CHECKING:
     from .strategy import Strategy
@@ -29,7 +29,7 @@ def propose(
 ) -> list[Candidate]:
     """Every backbone × every strategy that suits × (its defaults, then draws of its space, `per_pair` in all).
 
-    A strategy suits if its needs are `met` and include what is `required`.
+    A strategy suits if its needs are `met` and include what is `required`; settings that need more are left out.
 
     The same seed gives the same candidates; another backbone or strategy beside them changes nothing.
     """
@@ -39,7 +39,7 @@ def propose(
         if required <= strategy.needs <= met and (only_strategies is None or name in only_strategies)
     }
     names = [name for name in backbones if only_backbones is None or name in only_backbones]
-    pools = {name: _pool(strategy.space, f"{seed}/{name}") for name, strategy in chosen.items()}
+    pools = {name: _pool(strategy, f"{seed}/{name}", met) for name, strategy in chosen.items()}
     return [
         Candidate(backbone, strategy, values)
         for backbone in names
@@ -48,11 +48,12 @@ def propose(
     ]
 
 
-def _pool(space: Space, seed: str) -> list[dict[str, Value]]:
+def _pool(strategy: type[Strategy], seed: str, met: frozenset[str]) -> list[dict[str, Value]]:
     """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose."""
+    space = strategy.space
     draws = [draw(space, f"{seed}/{index}") for index in range(POOL)] if space else []
-    distinct = {tuple(values.items()): values for values in [defaults(space), *draws]}
-    return list(distinct.values())
+    fit = [values for values in (defaults(space), *draws) if strategy.requires(values) <= met]
+    return list({tuple(values.items()): values for values in fit}.values())
 
 
 def _settings(pool: list[dict[str, Value]], count: int, *, offset: int) -> list[dict[str, Value]]:

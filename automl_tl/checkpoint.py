@@ -13,6 +13,7 @@ from safetensors.torch import load as of_bytes
 from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -52,3 +53,22 @@ def nested(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def moments(optimiser: Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of earlier steps."""
+    return {
+        f"{index}.{name}": value
+        for index, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def remember(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser of the same parameters what `moments` found."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -217,6 +217,9 @@ def evaluate(
     images: Images,
     classes: Annotated[bool, typer.Option("--classes", help="A row for each class, too.")] = False,
     corruptions: Annotated[bool, typer.Option("--corruptions", help="Accuracy on noisy, blurred, foggy … copies, too.")] = False,
+    robust: Annotated[
+        str | None, typer.Option(help="Also attack: every pixel may change by up to this, such as 8/255 (takes minutes).")
+    ] = None,
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
@@ -224,17 +227,19 @@ def evaluate(
     from dataclasses import asdict
 
     from . import api
+    from .along import fraction
 
     judgement = api.judge_model(run, _location(images))
     robustness = api.judge_corrupted(judgement, seed=seed) if corruptions else None
+    attacked = api.judge_attacked(run, judgement, fraction(robust, "--robust")) if robust is not None else {}
     if json:
-        facts: dict[str, Any] = {**judgement.scores, "intervals": judgement.intervals}
+        facts: dict[str, Any] = {**judgement.scores, **attacked, "intervals": judgement.intervals}
         facts |= {"classes": [asdict(row) for row in judgement.classes]} if classes else {}
         facts |= {"corruptions": {**asdict(robustness), "mean": robustness.mean}} if robustness else {}
         _print_json(facts)
         return
     ranges = {name: f"{low:.4f}–{high:.4f}" for name, (low, high) in judgement.intervals.items()}
-    rows = [(name, f"{value:.4f}", ranges.get(name, "")) for name, value in judgement.scores.items()]
+    rows = [(name, f"{value:.4f}", ranges.get(name, "")) for name, value in (judgement.scores | attacked).items()]
     _table("", ("score", "value", "95 % interval"), rows)
     if classes:
         cells = [(c.name, str(c.images), _figure(c.recall), _figure(c.precision), _figure(c.f1)) for c in judgement.classes]
@@ -790,10 +795,15 @@ def _print_on_request() -> None:
 
 
 def _print_profile(task: Task, profile: Profile) -> None:
-    parts = ", ".join(f"{len(task.part(split))} {split}" for split in ("train", "validation", "test"))
+    usual = ("train", "validation", "test")
+    splits = [*usual, *(split for split in task.splits if split not in usual)]
+    parts = ", ".join(f"{len(task.part(split))} {split}" for split in splits)
     print(f"{task.name}: {len(task.labels)} images of {len(task.classes)} classes ({parts})")
     for warning in profile.warnings:
         print(f"note: {warning}")
+    gaps = {name.removeprefix("gap_"): value for name, value in profile.meta.items() if name.startswith("gap_")}
+    if gaps:
+        print("Gap of the two domains: " + ", ".join(f"{name} {value:.4g}" for name, value in gaps.items()))
     if profile.distances:
         names = sorted({name for scores in profile.distances.values() for name in scores})
         order = sorted(profile.distances, key=lambda source: profile.distances[source].get("frechet", float("inf")))

@@ -76,9 +76,12 @@ def load_task(
     seed: int = 0,
     validation: float = 0.2,
     test: float = 0.0,
+    target: bool = False,
     progress: Progress | None = None,
 ) -> Task:
-    """Read, check and split labelled images.
+    """Read, check and split labelled images; unlabelled ones beside them are the split `TARGET`, with the label -1.
+
+    With `target`, another domain will be trained on, so labelled training images need not be there.
 
     Every image is decoded once to see that it can be; up to 5 % unreadable ones are skipped and listed in the warnings. Given
     splits are kept. Where there is no validation split, the share `validation` of the training images becomes one: stratified,
@@ -89,11 +92,12 @@ def load_task(
         InputError: names the file, row or class and says what to do.
     """
     listing = read_listing(location)
-    _check_listing(listing)
+    listing = _unlabel(listing)
+    _check_listing(listing, target=target)
     seen = _read_all(listing, progress)
     readable, warnings = _readable(listing, seen)
-    classes = tuple(sorted({listing.labels[i] for i in readable}, key=natural))
-    codes = {label: code for code, label in enumerate(classes)}
+    classes = tuple(sorted({listing.labels[i] for i in readable} - {""}, key=natural))
+    codes = {"": -1} | {label: code for code, label in enumerate(classes)}
     labels = np.array([codes[listing.labels[i]] for i in readable], dtype=np.int64)
     hashes = np.array([seen[i].hash for i in readable], dtype=np.uint64)
     thumbnails = np.stack([np.frombuffer(seen[i].thumbnail, dtype=np.uint8) for i in readable])
@@ -175,18 +179,30 @@ def natural(text: str) -> tuple[list[tuple[int, int | str]], str]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part], text
 
 
-def _check_listing(listing: Listing) -> None:
-    for label, where in zip(listing.labels, listing.where, strict=True):
-        if not str(label).strip():
+def _unlabel(listing: Listing) -> Listing:
+    """Labels of the split `TARGET` are not looked at, whatever they are."""
+    if listing.splits is None or TARGET not in listing.splits:
+        return listing
+    labels = ["" if split == TARGET else label for label, split in zip(listing.labels, listing.splits, strict=True)]
+    return replace(listing, labels=labels)
+
+
+def _check_listing(listing: Listing, *, target: bool) -> None:
+    splits = [TRAIN] * len(listing.labels) if listing.splits is None else listing.splits
+    for label, where, split in zip(listing.labels, listing.where, splits, strict=True):
+        if split != TARGET and not str(label).strip():
             raise InputError(f"{where}: has no label; give it one or remove it")
-    if len(set(listing.labels)) < 2:
-        raise InputError(f"{listing.name}: all images are of one class, {listing.labels[0]!r}; a classifier needs at least two")
-    if listing.splits is not None:
-        for split, where in zip(listing.splits, listing.where, strict=True):
-            if split not in (TRAIN, VALIDATION, TEST):
-                raise InputError(f"{where}: split {split!r} is not known; write train, validation or test")
-        if TRAIN not in listing.splits:
-            raise InputError(f"{listing.name}: no image is marked as train")
+    for split, where in zip(splits, listing.where, strict=True):
+        if split not in (TRAIN, VALIDATION, TEST, TARGET):
+            raise InputError(f"{where}: split {split!r} is not known; write train, validation or test")
+    if target and TRAIN not in splits:
+        return
+    if TRAIN not in splits:
+        advice = "; give labelled images of another domain with --source" if TARGET in splits else ""
+        raise InputError(f"{listing.name}: no image is marked as train{advice}")
+    known = {label for label, split in zip(listing.labels, splits, strict=True) if split != TARGET}
+    if len(known) < 2 and not target:
+        raise InputError(f"{listing.name}: all images are of one class, {known.pop()!r}; a classifier needs at least two")
 
 
 def _readable(listing: Listing, seen: Sequence[Seen]) -> tuple[list[int], list[str]]:
@@ -354,8 +370,8 @@ def _split(
     """Positions of each split, and what a person should know about it."""
     warnings = []
     given = np.full(len(labels), TRAIN) if given is None else given
-    splits = {split: np.flatnonzero(given == split) for split in (TRAIN, VALIDATION, TEST)}
-    for split in (VALIDATION, TEST):
+    splits = {split: np.flatnonzero(given == split) for split in (TRAIN, VALIDATION, TEST, TARGET)}
+    for split in (VALIDATION, TEST) if len(splits[TRAIN]) else ():
         held = splits[split]
         foreign = sorted(
             {classes[label] for label in labels[held]} - {classes[label] for label in labels[splits[TRAIN]]}, key=natural
@@ -364,14 +380,14 @@ def _split(
             raise InputError(
                 f"{name}: {split} has classes that train has not: {', '.join(foreign[:5])}; give both the same classes"
             )
-    for split, other in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST)):
+    for split, other in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST), (TARGET, TEST)):
         twins = splits[split][np.isin(groups[splits[split]], groups[splits[other]])]
         if len(twins):
             splits[split] = np.setdiff1d(splits[split], twins)
             alike = f"{len(twins)} {split} images are near-duplicates of {other} images, or of one group with them"
             warnings.append(f"{alike}; they were left out")
     for split, share in ((TEST, test), (VALIDATION, validation)):
-        if share > 0 and not len(splits[split]):
+        if share > 0 and len(splits[TRAIN]) and not len(splits[split]):
             _check_class_sizes(name, labels[splits[TRAIN]], classes)
             chosen = _hold_out(splits[TRAIN], labels, groups, share, np.random.default_rng([seed, len(split)]))
             splits[split], splits[TRAIN] = chosen, np.setdiff1d(splits[TRAIN], chosen)
@@ -379,7 +395,7 @@ def _split(
     if twins_left and not warnings:
         warnings.append(f"{twins_left} images are near-duplicates of others, or of one group with them; they stay in one split")
     missing = np.setdiff1d(np.arange(len(classes)), labels[splits[TRAIN]])
-    if len(missing):
+    if len(missing) and len(splits[TRAIN]):
         raise InputError(f"{name}: class {classes[missing[0]]!r} has no training image left; give it more images")
     return {split: part for split, part in splits.items() if len(part)}, warnings
 

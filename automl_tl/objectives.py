@@ -61,15 +61,16 @@ def brings(task: Task) -> frozenset[str]:
 # Making such tasks
 
 
-def adapt(source: Task, target: Task) -> Task:
+def adapt(source: Task, target: Task, *, labelled: bool = True) -> Task:
     """Learn `target` from the labels of `source`.
 
-    Trained and chosen on the source's images; the target's training images come along without labels, its test images (if it
-    has any) are for the last evaluation. `target` may be a task without labels (`data.load_unlabelled`). Images of it that have
-    labels (a partly labelled target) are trained on, too.
+    Labels of the target's training and validation images are used where they are there (a partly labelled target): those images
+    are trained and validated on, beside the source's. Without `labelled` they are hidden, as if nobody had given them. All
+    training images of the target come along without labels, too. Its test images, if it has any, are for the last evaluation.
+    `target` may be a task without labels (`data.load_unlabelled`).
 
     Raises:
-        InputError: the target has classes that the source has not.
+        InputError: the target has classes that the source has not, or no image to adapt to.
     """
     names = {name: code for code, name in enumerate(source.classes)}
     strange = [name for name in target.classes if name not in names]
@@ -78,13 +79,19 @@ def adapt(source: Task, target: Task) -> Task:
             f"{target.name} has classes that the source {source.name} has not: {', '.join(strange[:5])}; give both the same"
         )
     codes = np.array([names[name] for name in target.classes] + [-1], dtype=np.int64)
-    source = _only(source, {TRAIN: TRAIN, VALIDATION: VALIDATION})
-    hidden = np.full(len(target.labels), -1, dtype=np.int64)
-    hidden[target.part(TEST)] = codes[target.labels[target.part(TEST)]]
-    splits = {TARGET: np.sort(np.concatenate([target.part(name) for name in (TRAIN, VALIDATION, TARGET)]))}
-    if len(target.part(TEST)):
-        splits[TEST] = target.part(TEST)
-    both = _joined(source, replace(target, splits=splits), hidden)
+    labels = codes[target.labels]  # -1 is the last, which is -1
+    splits = {TARGET: np.union1d(target.part(TRAIN), target.part(TARGET))}
+    if labelled:
+        splits |= {TRAIN: target.part(TRAIN), VALIDATION: target.part(VALIDATION)}
+    else:
+        splits[TARGET] = np.union1d(splits[TARGET], target.part(VALIDATION))
+        labels = np.full(len(labels), -1, dtype=np.int64)
+        labels[target.part(TEST)] = codes[target.labels[target.part(TEST)]]
+    if not len(splits[TARGET]):
+        raise InputError(f"{target.name} has no training image to adapt to; put some without labels into its folder unlabelled/")
+    splits[TEST] = target.part(TEST)
+    brought = replace(target, splits={name: part for name, part in splits.items() if len(part)})
+    both = _joined(_only(source, {TRAIN: TRAIN, VALIDATION: VALIDATION}), brought, labels)
     return _sealed(replace(both, name=f"{source.name} to {target.name}", objective=ADAPTATION))
 
 
@@ -294,8 +301,6 @@ def robust_accuracy(
     """Share of the images at `index` that are still told right after ten steps of PGD: for choosing, not for judging."""
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
-    model.requires_grad_(False)
     right = 0
     for start in range(0, len(index), 128):
         part = index[start : start + 128]
@@ -306,8 +311,6 @@ def robust_accuracy(
             changed = pgd(model, batch, cross_entropy_of(labels), ball, steps=ATTACK_STEPS, generator=generator)
             with torch.inference_mode():
                 right += int((model(changed).argmax(1) == labels).sum())
-    for parameter, value in zip(model.parameters(), wanted, strict=True):
-        parameter.requires_grad_(value)
     return right / max(len(index), 1)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from . import data, features, registry
 from .backbones import build
 from .errors import InputError
+from .evaluation.domains import gap
 from .norms import norm_statistics
-from .records import TRAIN, Backbone, Features, Norms, Profile, Task
+from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
 
 LOOK = 1000
 """Training images that backbones are looked at through."""
@@ -35,16 +36,22 @@ def profile_task(
     """Profile `task`. Transferability, and how familiar the images are, is measured for the backbones named in `look`.
 
     Distances are taken between the task's training images and every source whose statistics a zoo holds, on the features of
-    that zoo's reference encoder. Test images are never looked at.
+    that zoo's reference encoder. Test images are never looked at. Where the images that count are of another domain than the
+    labelled ones, appearance and distances are theirs, and the meta-features `gap_…` are the distances of the two domains.
     """
     start = time.perf_counter()
     sample = look_sample(task, seed)
+    seen = target_sample(task, seed) if TARGET in task.splits else sample
     notes = imbalance(task)
     meta = count_features(task)
     distances: dict[str, dict[str, float]] = {}
     for encoder, sources in reference_encoders(backbones):
-        target = look_features(task, encoder, sample, progress)
-        meta |= appearance(task, encoder, sample) | separability(target)
+        labelled = look_features(task, encoder, sample, progress)
+        meta |= appearance(task, encoder, seen) | separability(labelled)
+        target = labelled
+        if TARGET in task.splits:
+            target = look_features(task, encoder, seen, progress)
+            meta |= {f"gap_{name}": value for name, value in gap(labelled, target).items()}
         for source, statistics in sources.items():
             distances[source] = _scores("distance", target, statistics, notes)
     transferability = {}
@@ -96,6 +103,11 @@ def look_sample(task: Task, seed: int) -> np.ndarray:
         share = max(2, round(LOOK * len(members) / len(train)))
         chosen.append(rng.permutation(members)[:share])
     return np.sort(np.concatenate(chosen))
+
+
+def target_sample(task: Task, seed: int) -> np.ndarray:
+    """Positions of at most `LOOK` images of the domain that counts."""
+    return np.sort(np.random.default_rng(seed).permutation(task.part(TARGET))[:LOOK])
 
 
 def count_features(task: Task) -> dict[str, float]:

@@ -16,7 +16,7 @@ from .space import Value
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # What may come with a task besides its own images (see `objectives`):
 TARGET = "target"
-"""Unlabelled images (label -1) of the domain that counts, while those of `TRAIN` are of another."""
+"""Images of the domain that counts, while those of `TRAIN` are of another; nobody uses their labels (-1 where unknown)."""
 SOURCE = "source"
 """Labelled images of other classes, to learn to learn from; their labels are numbers of their own."""
 KEPT, KEPT_VALIDATION, KEPT_TEST = "kept", "kept validation", "kept test"
@@ -37,7 +37,7 @@ class Listing:
     where: Sequence[str]
     """Where a person finds each image, for messages: a path, or "row 12"."""
     splits: Sequence[str] | None = None
-    """"train", "validation" or "test" of each image, where the data says so."""
+    """"train", "validation", "test" or "target" (no label) of each image, where the data says so."""
     groups: Sequence[str] | None = None
     """Images of one group (patient, tile, writer) stay in one split."""
     domains: Sequence[str] | None = None
@@ -54,7 +54,8 @@ class Task:
     """int64, index into `classes`."""
     classes: tuple[str, ...]
     splits: Mapping[str, np.ndarray]
-    """Positions of the images of each split; disjoint. There may be no "test"."""
+    """Positions of the images of each split; disjoint, but that labelled images of the domain that counts are in `TRAIN` and in
+    `TARGET`. There may be no "test"."""
     fingerprint: str
     """Hash of pixels, labels and splits: the same data is the same task wherever it lies."""
     where: Sequence[str]

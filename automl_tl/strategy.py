@@ -163,6 +163,11 @@ class Strategy:
         return loop.fit(self, job)
 
     @classmethod
+    def requires(cls, hyperparameters: Mapping[str, Value]) -> frozenset[str]:
+        """What a candidate with these hyperparameters needs. Override where some ask for more than `needs`."""
+        return cls.needs
+
+    @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
         """Multiply-adds of training on `images` images: for predicting seconds before anything was measured.
 

@@ -19,6 +19,7 @@ from .backbones import build, catalogue
 from .data import load_task
 from .errors import ZooError
 from .hookspecs import Metric
+from .objectives import adapt, brings, harden, learn_to_learn
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
 from .registry import forget, strategies
 from .space import Value, check, defaults, draw
@@ -39,6 +40,27 @@ def small_task() -> Task:
     chosen = np.flatnonzero(digits.target < 5)[:300]
     images = [np.uint8(image * 15) for image in digits.images[chosen]]
     return load_task((images, digits.target[chosen].tolist()), name="small", test=0.2)
+
+
+def task_for(needs: frozenset[str]) -> Task:
+    """The small task, with what a strategy needs beside it.
+
+    The target is the same kind of digits in negative and noisy, without labels; the source are digits of other classes; the
+    change of a pixel is 1/255.
+    """
+    from sklearn.datasets import load_digits
+
+    task, digits = small_task(), load_digits()
+    if "target" in needs:
+        chosen = np.flatnonzero(digits.target < 5)[300:500]
+        noise = np.random.default_rng(0).normal(0, 10, (len(chosen), 8, 8))
+        images = [np.uint8(np.clip(image, 0, 255)) for image in 240 - digits.images[chosen] * 15 + noise]
+        task = adapt(task, load_task((images, digits.target[chosen].tolist()), name="negative", test=0.3))
+    if "source" in needs:
+        chosen = np.flatnonzero(digits.target >= 5)[:200]
+        images = [np.uint8(image * 15) for image in digits.images[chosen]]
+        task = learn_to_learn(task, load_task((images, digits.target[chosen].tolist()), name="others"))
+    return harden(task, 1 / 255) if "epsilon" in needs else task
 
 
 def smallest_backbone() -> Backbone:
@@ -64,7 +86,7 @@ def check_strategy(
     Raises:
         AssertionError: says what is wrong.
     """
-    task, backbone = task or small_task(), backbone or smallest_backbone()
+    task, backbone = task or task_for(strategy.needs), backbone or smallest_backbone()
     with _registered(strategy):
         _check_facts(strategy, backbone)
         source, surroundings = _copy(build(backbone)), _surroundings()
@@ -76,7 +98,9 @@ def check_strategy(
         _check_failure(task, strategy, backbone, values)
         _check_saved(whole, task, strategy, backbone, values)
         for number in range(draws):
-            _train(task, strategy, backbone, {**draw(strategy.space, f"kit/{number}"), **_fewest_epochs(strategy)})
+            values = {**draw(strategy.space, f"kit/{number}"), **_fewest_epochs(strategy)}
+            if strategy.requires(values) <= brings(task):
+                _train(task, strategy, backbone, values)
         for name, tensor in _copy(build(backbone)).items():
             assert torch.equal(tensor, source[name]), f"the source network was changed: {name}"
         for what, value in _surroundings().items():

@@ -18,9 +18,10 @@ from . import cost, data, registry
 from .backbones import build
 from .device import hardware
 from .errors import AutomlError
+from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
 from .inference import predict
-from .objectives import ACCURACY, validate
+from .objectives import ACCURACY, ROBUSTNESS, validate
 from .profiling import task_features
 from .records import TEST, VALIDATION, Backbone, Candidate, Point, Task, Trial, trial_id
 from .space import check
@@ -132,7 +133,13 @@ def job_of(
 def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, float]:
     """Scores on the test split, or nothing where there is none. For the end: choices are made on validation scores."""
     index = task.part(TEST)
-    return judge(probabilities_on(task, backbone, net, index), task.labels[index]) if len(index) else {}
+    if not len(index):
+        return {}
+    scores = judge(probabilities_on(task, backbone, net, index), task.labels[index])
+    if task.objective == ROBUSTNESS:
+        images = pixels_of(task, backbone).array[index]
+        scores |= judge_robust(net, images, task.labels[index], backbone, epsilon=task.epsilon)
+    return scores
 
 
 def probabilities_on(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> np.ndarray:

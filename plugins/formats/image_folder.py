@@ -1,4 +1,4 @@
-"""CLASS/FILE, or SPLIT/CLASS/FILE."""
+"""CLASS/FILE, or SPLIT/CLASS/FILE; images without labels in unlabelled/."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ SPLITS = {
     "validation": "validation",
     "test": "test",
 }
+UNLABELLED = ("unlabelled", "unlabeled")
 
 
 class ImageFolder:
-    """A folder for each class, below a folder for each split if there are splits. Hidden files are passed over."""
+    """A folder for each class, below a folder for each split if there are splits. Hidden files are passed over.
+
+    Images of `unlabelled`, beside the classes or the splits, have no label: they are the split "target".
+    """
 
     name = "image-folder"
 
@@ -34,21 +38,22 @@ class ImageFolder:
         folders = _folders(root, root)
         if not folders:
             raise InputError(f"{root}: is empty of folders; expected CLASS/FILE or train/CLASS/FILE and test/CLASS/FILE")
-        splits = {folder: SPLITS.get(folder.name.lower()) for folder in folders}
+        without = [folder for folder in folders if folder.name.lower() in UNLABELLED]
+        splits = {folder: SPLITS.get(folder.name.lower()) for folder in folders if folder not in without}
         if not any(splits.values()):
-            return _listing(root, [(root, None)])
+            return _listing(root, [(root, None)] if splits else [], without)
         strangers = [folder.name for folder, split in splits.items() if split is None]
         if strangers:
             raise InputError(f"{root}: has {strangers[0]!r} beside split folders; keep only train, validation and test there")
-        return _listing(root, list(splits.items()))
+        return _listing(root, list(splits.items()), without)
 
 
-def _listing(root: Path, parts: list[tuple[Path, str | None]]) -> Listing:
+def _listing(root: Path, parts: list[tuple[Path, str | None]], without: list[Path]) -> Listing:
     images: list[Path] = []
     labels: list[str] = []
     splits: list[str] = []
     for part, split in parts:
-        classes = _folders(part, root)
+        classes = [folder for folder in _folders(part, root) if folder not in without]
         if not classes:
             raise InputError(f"{part}: has no class folders; expected {part.name}/CLASS/FILE")
         for folder in classes:
@@ -57,9 +62,16 @@ def _listing(root: Path, parts: list[tuple[Path, str | None]]) -> Listing:
                 raise InputError(f"{folder}: is a class without an image; delete the folder or fill it")
             images += found
             labels += [folder.name] * len(found)
-            splits += [split or ""] * len(found)
+            splits += [split or "train"] * len(found)
+    for folder in without:
+        found = _images(folder, root)
+        if not found:
+            raise InputError(f"{folder}: has no image; delete the folder or fill it")
+        images += found
+        labels += [""] * len(found)
+        splits += ["target"] * len(found)
     where = [str(path.relative_to(root)) for path in images]
-    return Listing(root.resolve().name, images, labels, where, splits if parts[0][1] else None)
+    return Listing(root.resolve().name, images, labels, where, splits if without or parts[0][1] else None)
 
 
 def _folders(folder: Path, root: Path) -> list[Path]:

@@ -12,13 +12,21 @@ from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
 
 COLUMNS = ("path", "label", "split", "group", "domain")
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test", "": "train"}
+SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "target": "target",
+    "": "train",
+}
 
 
 class Manifest:
     """CSV (comma, semicolon or tab) or Parquet with the columns path, label and, if there are any, split, group, domain.
 
-    Paths are relative to the table's folder and stay inside it.
+    Paths are relative to the table's folder and stay inside it. Images without a label are those of the split "target".
     """
 
     name = "manifest"
@@ -38,15 +46,17 @@ class Manifest:
         cells = list(rows.values())
         images = [_inside(root, row["path"], place) for row, place in zip(cells, where, strict=True)]
         labels = [row["label"] for row in cells]
-        _check_labels(images, labels, where)
         splits = _splits(cells, where) if "split" in cells[0] else None
+        _check_labels(images, labels, where, splits or ["train"] * len(labels))
         columns = {name: [row[name] for row in cells] if name in cells[0] else None for name in ("group", "domain")}
         return Listing(table.stem, images, labels, where, splits, columns["group"], columns["domain"])
 
 
-def _check_labels(images: Sequence[Path], labels: Sequence[str], where: Sequence[str]) -> None:
+def _check_labels(images: Sequence[Path], labels: Sequence[str], where: Sequence[str], splits: Sequence[str]) -> None:
     first: dict[Path, tuple[str, str]] = {}
-    for image, label, place in zip(images, labels, where, strict=True):
+    for image, label, place, split in zip(images, labels, where, splits, strict=True):
+        if split == "target":
+            continue
         if not label:
             raise InputError(f"{place}: has no label; give it one or remove the row")
         before, there = first.setdefault(image, (label, place))

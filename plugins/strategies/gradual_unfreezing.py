@@ -10,6 +10,7 @@ from torch import nn
 
 from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, hookimpl, loop
 from automl_tl.device import device, memory_mb
+from automl_tl.objectives import ACCURACY, validate
 from automl_tl.records import VALIDATION
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
@@ -48,8 +49,9 @@ class GradualUnfreezing(Strategy):
         probe = probe_job(job)
         model = Classifier(job.build_backbone(), probe.head()).to(device())
         probabilities = probe.probabilities(job.features().values[job.task.part(VALIDATION)])
-        curve = [Point(0, 0.0, None, probe.score, memory_mb(), "head alone")]
+        curve: list[Point] = []
         self.best = Fitted(model, curve, probabilities)
+        curve.append(Point(0, 0.0, None, _standing(self.best, job)[0], memory_mb(), "head alone"))
         kept, stages = 0, len(layer_groups(model.backbone))
         for self.depth in range(1, stages + 1):
             stage = self._train_stage(job, curve)
@@ -105,7 +107,10 @@ class GradualUnfreezing(Strategy):
 
 
 def _standing(fitted: Fitted, job: Job) -> tuple[float, float]:
-    """Validation accuracy, then negative log-loss."""
+    """Validation score, then negative log-loss."""
+    if job.task.objective != ACCURACY:
+        found = validate(fitted.model, job.pixels.array, job.task, job.backbone)
+        return found.score, -found.loss
     labels = job.task.labels[job.task.part(VALIDATION)]
     chosen = fitted.probabilities[np.arange(len(labels)), labels]
     return float((fitted.probabilities.argmax(1) == labels).mean()), float(np.log(np.clip(chosen, 1e-12, None)).mean())

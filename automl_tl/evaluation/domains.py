@@ -1,0 +1,62 @@
+"""How far two domains lie apart, for a network as it came or as it was trained, and where their images lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from automl_tl import registry
+from automl_tl.errors import InputError
+from automl_tl.inference import prepare
+from automl_tl.records import Backbone, Features
+
+BATCH = 256
+
+
+def gap(source: Features, target: Features) -> dict[str, float]:
+    """Every distance that is defined between the features (n×d, m×d) of two domains, by name: 0 is no gap."""
+    found = {}
+    for name, metric in registry.metrics("distance").items():
+        try:
+            found[name] = float(metric.score(Features(target.values), Features(source.values)))
+        except InputError:  # undefined here, such as a spread of one image
+            continue
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+@torch.no_grad()
+def features_of(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone) -> Features:
+    """What enters the head of a trained classifier's `net` (its backbone), n×d, of uint8 images at the positions `index`.
+
+    Scaled so that a row has a mean square of 1 on average: distances of two networks can be compared, as shrinking the features
+    shrinks no gap.
+    """
+    net.eval()
+    parts = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
+    values = np.concatenate([net(prepare(images[part], backbone)).float().cpu().numpy() for part in parts])
+    return Features(to_unit(values))
+
+
+def to_unit(values: np.ndarray) -> np.ndarray:
+    """n×d over the root of their mean square."""
+    return np.asarray(values / max(float(np.sqrt((values.astype(np.float64) ** 2).mean())), 1e-12))
+
+
+def gap_of(net: nn.Module, images: np.ndarray, parts: Mapping[str, np.ndarray], backbone: Backbone) -> dict[str, float]:
+    """`gap` on the features of `net` between the images at parts["source"] and parts["target"], together of unit scale."""
+    both = np.concatenate([parts["source"], parts["target"]])
+    values = features_of(net, images, both, backbone).values
+    count = len(parts["source"])
+    return gap(Features(values[:count]), Features(values[count:]))
+
+
+def in_a_plane(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """n×2 coordinates by t-SNE (van der Maaten and Hinton, 2008) of n×d features, n at least 4; near images stay near."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    drawn = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(values.astype(np.float32))
+    return np.asarray(drawn)

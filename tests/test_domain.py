@@ -1,0 +1,183 @@
+"""Domain adaptation, few-shot and adversarial training: what each strategy changes, on real images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from automl_tl_plugins.strategies._adversarial import base_values
+from automl_tl_plugins.strategies.adabn import norms_of
+from automl_tl_plugins.strategies.prototypical import draw_episode, episode_loss
+from small import QUICK
+
+from automl_tl import Candidate, Fitted, Task, Trial
+from automl_tl.backbones import build, catalogue
+from automl_tl.candidates import propose
+from automl_tl.evaluation.domains import gap_of, in_a_plane
+from automl_tl.objectives import brings, harden
+from automl_tl.profiling import profile_task
+from automl_tl.records import TARGET, TEST, TRAIN
+from automl_tl.registry import strategies
+from automl_tl.space import defaults
+from automl_tl.testing import smallest_backbone, task_for
+from automl_tl.trials import judge_on_test, pixels_of, run_trial
+
+ALIGNING = ("deep-coral", "dan", "dann", "mcc")
+
+
+def trained(task: Task, strategy: str, folder: Path, **values: Any) -> tuple[Trial, Fitted]:
+    candidate = Candidate(QUICK, strategy, {**defaults(strategies()[strategy].space), **values})
+    trial, fitted = run_trial(task, candidate, catalogue()[QUICK], seed=0, folder=folder)
+    assert fitted is not None, trial.error
+    return trial, fitted
+
+
+@pytest.fixture(scope="module")
+def shift() -> Task:
+    """Digits, and unlabelled noisy negatives of such digits."""
+    return task_for(frozenset({"target"}))
+
+
+def test_statistics_of_the_target_replace_the_sources(shift: Task, tmp_path: Path) -> None:
+    """Each norm's mean is that of what enters it, averaged over the target's images; the weights are those of training."""
+    trial, fitted = trained(shift, "adabn", tmp_path, epochs=3)
+    assert trial.curve[-1].note == "statistics of the target"
+    first = norms_of(fitted.model)[0]
+    entered = []
+    handle = first.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].mean((0, 2, 3))))
+    from automl_tl.inference import prepare
+
+    images = prepare(pixels_of(shift, catalogue()[QUICK]).array[shift.part(TARGET)], catalogue()[QUICK])
+    with torch.no_grad():
+        fitted.model(images)
+    handle.remove()
+    torch.testing.assert_close(first.running_mean, entered[0].float(), rtol=0.05, atol=0.05)
+    assert not torch.allclose(first.running_mean, norms_of(build(catalogue()[QUICK]))[0].running_mean, rtol=0.05, atol=0.05)  # type: ignore[arg-type]
+
+
+def test_the_domain_head_is_gone_from_the_trained_model(shift: Task, tmp_path: Path) -> None:
+    _, fitted = trained(shift, "dann", tmp_path, epochs=3, augmentation="none")
+    assert not any("adversary" in name for name in fitted.model.state_dict())
+
+
+def test_hidden_labels_of_the_target_change_no_model(shift: Task, tmp_path: Path) -> None:
+    labels = shift.labels.copy()
+    labels[shift.part(TARGET)] = 1
+    kept = replace(shift, labels=labels)
+    kept = replace(kept, splits={**kept.splits, TRAIN: np.setdiff1d(kept.part(TRAIN), kept.part(TARGET))})
+    same = replace(shift, splits=kept.splits)
+    (_, one), (_, other) = trained(same, "mcc", tmp_path / "a", epochs=3), trained(kept, "mcc", tmp_path / "b", epochs=3)
+    np.testing.assert_array_equal(one.probabilities, other.probabilities)
+
+
+def test_only_what_suits_is_proposed(shift: Task) -> None:
+    one = {QUICK: catalogue()[QUICK]}
+
+    def names(met: frozenset[str], required: frozenset[str] = frozenset()) -> set[str]:
+        return {candidate.strategy for candidate in propose(one, strategies(), seed=0, met=met, required=required)}
+
+    assert not {*ALIGNING, "adabn", "prototypical", "pgd"} & names(frozenset())
+    assert {*ALIGNING, "adabn", "fine-tuning"} <= names(brings(shift))
+    assert names(frozenset({"epsilon"}), frozenset({"epsilon"})) == {"pgd", "trades", "fast-adversarial"}
+
+
+def test_a_base_that_needs_a_target_is_proposed_where_there_is_one() -> None:
+    one, epsilon = {QUICK: catalogue()[QUICK]}, frozenset({"epsilon"})
+
+    def bases(met: frozenset[str]) -> set[object]:
+        found = propose(one, strategies(), seed=0, per_pair=100, met=met, required=epsilon, only_strategies=["pgd"])
+        return {candidate.hyperparameters["base"] for candidate in found}
+
+    assert "dann" not in bases(epsilon)
+    assert {"dann", "fine-tuning"} <= bases(epsilon | {"target"})
+
+
+# Adversarial training
+
+
+def test_shared_hyperparameters_reach_the_base_within_its_ranges() -> None:
+    values = {**defaults(strategies()["pgd"].space), "base": "gradual-unfreezing", "epochs": 30, "rate": 3e-3, "batch_size": 128}
+    found = base_values(values)
+    assert (found["epochs"], found["rate"], found["batch_size"]) == (10, 3e-3, 32)
+    assert isinstance(found["epochs"], int)
+
+
+def test_training_on_attacked_images_withstands_attacks(tmp_path: Path) -> None:
+    """On few digits: fine-tuning and adversarial training meet the same judges, at a change that matters."""
+    task = harden(task_for(frozenset()), 48 / 255)
+    backbone, values = catalogue()[QUICK], {"epochs": 4, "augmentation": "none"}
+    plain, _ = trained(task, "fine-tuning", tmp_path / "a", **values)
+    robust, fitted = trained(task, "pgd", tmp_path / "b", steps=3, rate=4e-3, **values)
+    assert (robust.score or 0) > (plain.score or 0)
+    few = replace(task, splits={**task.splits, TEST: task.part(TEST)[:16]})
+    scores = judge_on_test(few, backbone, fitted.model)
+    assert scores["robust_accuracy"] <= scores["pgd_accuracy"] <= scores["attacked_clean_accuracy"]
+    assert scores["attacked_images"] == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["pgd", "trades", "fast-adversarial"])
+@pytest.mark.parametrize("base", ["gradual-unfreezing", "from-scratch", "dann"])
+def test_every_base_trains_under_attack(strategy: str, base: str, tmp_path: Path) -> None:
+    task = task_for(frozenset({"epsilon", "target"} if base == "dann" else {"epsilon"}))
+    trial, _ = trained(task, strategy, tmp_path, base=base, epochs=3)
+    assert trial.score is not None
+
+
+# Few-shot
+
+
+def test_an_episode_holds_ways_and_shots() -> None:
+    classes = [np.arange(10 * number, 10 * number + count) for number, count in enumerate((6, 9, 10))]
+    index, ways, shots = draw_episode(classes, 5, 4, np.random.default_rng(0))
+    assert (ways, shots) == (3, 4)
+    assert len(index) == len(set(index.tolist())) == 3 * (4 + 2), "the smallest class has two left to ask about"
+    assert sorted(set((index.reshape(3, -1) // 10)[:, 0].tolist())) == [0, 1, 2]
+
+
+def test_an_episode_is_easy_where_classes_lie_apart() -> None:
+    centres = torch.eye(3) * 20
+    features = centres.repeat_interleave(4, 0) + 0.1 * torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    assert float(episode_loss(features, 3, 2)) < 1e-3
+    mixed = torch.zeros(12, 3)
+    assert float(episode_loss(mixed, 3, 2)) == pytest.approx(np.log(3), rel=1e-5)
+
+
+# What is told
+
+
+def test_the_profile_describes_the_target_and_the_gap(shift: Task) -> None:
+    backbones = catalogue()
+    found, source_alone = profile_task(shift, backbones), profile_task(task_for(frozenset()), backbones)
+    assert found.meta["brightness"] > source_alone.meta["brightness"] + 0.2, "negatives are bright"
+    assert found.meta["gap_frechet"] > 0
+    assert found.meta["gap_mmd2"] > 0.05
+    assert not any(name.startswith("gap_") for name in source_alone.meta)
+    labels = shift.labels.copy()
+    labels[shift.part(TEST)] = 0
+    assert profile_task(replace(shift, labels=labels), backbones).meta == found.meta
+
+
+def test_the_gap_of_a_domain_with_itself_is_small(shift: Task) -> None:
+    backbone = smallest_backbone()
+    images, net = pixels_of(shift, backbone).array, build(backbone)
+    train, target = shift.part(TRAIN), shift.part(TARGET)
+    apart = gap_of(net, images, {"source": train[::2], "target": target}, backbone)
+    within = gap_of(net, images, {"source": train[::2], "target": train[1::2]}, backbone)
+    for name in ("frechet", "mmd2"):
+        assert within[name] < apart[name]
+
+
+def test_near_images_stay_near_in_a_plane() -> None:
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0, 0.1, (20, 8)), rng.normal(5, 0.1, (20, 8))])
+    plane = in_a_plane(values)
+    assert plane.shape == (40, 2)
+    one, other = plane[:20], plane[20:]
+    spread = max(np.linalg.norm(side - side.mean(0), axis=1).max() for side in (one, other))
+    assert np.linalg.norm(one.mean(0) - other.mean(0)) > spread
+    np.testing.assert_array_equal(plane, in_a_plane(values))
