@@ -173,7 +173,7 @@ def fit(
     zoo: str | None = None,
     strategies: Sequence[str] | None = None,
     backbones: Sequence[str] | None = None,
-    trackers: Sequence[str] = (),
+    trackers: Sequence[str | Tracker] = (),
     progress: Progress | None = None,
     told: Callable[[Task, Advice], None] | None = None,
 ) -> Outcome:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .records import Backbone, Candidate
-from .space import Space, Value, defaults, draw
+from .space import Parameter, Value, defaults, draw
 
 if TYPE_CHECKING:
     from .strategy import Strategy
@@ -39,7 +40,7 @@ def propose(
         if required <= strategy.needs <= met and (only_strategies is None or name in only_strategies)
     }
     names = [name for name in backbones if only_backbones is None or name in only_backbones]
-    pools = {name: _pool(strategy.space, f"{seed}/{name}") for name, strategy in chosen.items()}
+    pools = {name: _pool(tuple(strategy.space.items()), f"{seed}/{name}") for name, strategy in chosen.items()}
     return [
         Candidate(backbone, strategy, values)
         for backbone in names
@@ -48,8 +49,10 @@ def propose(
     ]
 
 
-def _pool(space: Space, seed: str) -> list[dict[str, Value]]:
-    """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose."""
+@lru_cache(64)
+def _pool(parameters: tuple[tuple[str, Parameter], ...], seed: str) -> list[dict[str, Value]]:
+    """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose. Drawn once."""
+    space = dict(parameters)
     draws = [draw(space, f"{seed}/{index}") for index in range(POOL)] if space else []
     distinct = {tuple(values.items()): values for values in [defaults(space), *draws]}
     return list(distinct.values())
