@@ -151,7 +151,8 @@ def shown(here: Server, job: Job) -> dict[str, Any]:
     """A job as clients see it."""
     facts = {name: getattr(job, name) for name in ("id", "kind", "state", "request", "created", "started", "ended", "error")}
     model = (here.jobs.folder / job.id / "run" / "model" / "model.json").exists()
-    return {**facts, "before": here.jobs.place(job), "model": model, "report": _report(here, job.id).exists()}
+    more = {"name": FilePath(job.location).stem, "before": here.jobs.place(job), "model": model}
+    return {**facts, **more, "report": _report(here, job.id).exists()}
 
 
 def _report(here: Server, id: str) -> FilePath:

@@ -176,6 +176,7 @@ class JobShape(BaseModel):
     id: str = Field(examples=["5f3a9c0d12ab"])
     kind: Literal["profile", "recommend", "fit"]
     state: Literal["queued", "running", "cancelling", "finished", "cancelled", "failed"]
+    name: str = Field(description="Of the images.", examples=["photos"])
     before: int | None = Field(description="Jobs that come first; nothing unless it is queued.")
     request: dict[str, Any]
     created: float = Field(description="Seconds since 1970.")
