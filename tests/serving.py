@@ -41,7 +41,7 @@ def digits_zip(count: int = 160, classes: int = 4) -> bytes:
             if label < classes:
                 data = io.BytesIO()
                 Image.fromarray(image).resize((24, 24)).save(data, "PNG")
-                archive.writestr(f"digits/digit {label}/{number:03d}.png", data.getvalue())
+                archive.writestr(f"our-digits/digit {label}/{number:03d}.png", data.getvalue())
     return file.getvalue()
 
 
@@ -70,7 +70,7 @@ class Running:
             raise
 
     def _wait(self) -> None:
-        for _ in range(600):
+        for _ in range(1800):
             if self.process.poll() is not None:
                 raise AssertionError(self.log.read_text())
             with contextlib.suppress(httpx.TransportError):
@@ -88,7 +88,7 @@ class Running:
     def end(self) -> None:
         """As Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(20)
+        self.process.wait(180)
         self.client.close()
 
     def submit(self, **request: Any) -> str:

@@ -115,7 +115,7 @@ def test_who_was_cut_off_goes_on_listening(server: Running, fitted: tuple[str, l
 def test_the_job_says_what_came_of_it(server: Running, fitted: tuple[str, Any]) -> None:
     id, _ = fitted
     job = server.client.get(f"/api/jobs/{id}").json()
-    assert (job["state"], job["name"], job["model"], job["report"], job["error"]) == ("finished", "my-digits", True, True, "")
+    assert (job["state"], job["name"], job["model"], job["report"], job["error"]) == ("finished", "our-digits", True, True, "")
     assert job["result"]["winner"]["candidate"]["strategy"] == "linear-probe"
     assert len(job["result"]["trials"]) == 2
     page = server.client.get("/api/jobs", params={"kind": "fit", "state": "finished", "limit": 1}).json()
@@ -165,7 +165,7 @@ def test_a_picture_that_is_none_is_named(server: Running, fitted: tuple[str, Any
 
 
 def test_the_trials_are_in_the_history(server: Running, fitted: tuple[str, Any]) -> None:
-    page = server.client.get("/api/history/trials", params={"search": "MY-DIGITS probe", "limit": 1}).json()
+    page = server.client.get("/api/history/trials", params={"search": "OUR-DIGITS probe", "limit": 1}).json()
     assert page["total"] == 2
     trial = page["items"][0]
     assert server.client.get(f"/api/history/trials/{trial['id']}").json() == trial
@@ -313,10 +313,11 @@ def test_a_body_that_is_too_large_is_refused_whether_announced_or_not(server: Ru
         ("POST", "/api/jobs", b"{", 400),
         ("POST", "/api/jobs", b"[]", 422),
         ("POST", "/api/jobs", b'{"kind": "fit", "images": {"dataset": "0123456789abcdef"}}', 404),
-        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "digits"}, "budget": "soon"}', 422),
-        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "digits"}, "backbones": ["resnet"]}', 422),
-        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "digits"}, "seed": -1}', 422),
-        ("POST", "/api/jobs", b'{"kind": "dance", "images": {"path": "digits"}}', 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "our-digits"}, "budget": "soon"}', 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "our-digits"}, "backbones": ["resnet"]}', 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "our-digits"}, "seed": -1}', 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "\\ud800"}}', 422),
+        ("POST", "/api/jobs", b'{"kind": "dance", "images": {"path": "our-digits"}}', 422),
         ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "..", "dataset": "x"}}', 422),
     ],
 )
@@ -325,7 +326,7 @@ def test_faults_are_json_with_the_right_status(server: Running, method: str, pat
     assert fault(server.client.request(method, path, content=body, headers=headers), status)
 
 
-@pytest.mark.parametrize("path", ["..", "../..", "/etc", "escape", "digits/../..", "nowhere", "a\0b", "\ud800", "x" * 4000])
+@pytest.mark.parametrize("path", ["..", "../..", "/etc", "escape", "our-digits/../..", "nowhere", "a\0b", "x" * 4000])
 def test_no_path_leads_out_of_the_root(server: Running, path: str) -> None:
     body = json.dumps({"kind": "profile", "images": {"path": path}})
     answer = server.client.post("/api/jobs", content=body, headers={"Content-Type": "application/json"})
@@ -422,8 +423,9 @@ def test_archives_over_http(server: Running, dataset: str) -> None:
         return server.client.post("/api/datasets", files={"archive": ("some.zip", file)})
 
     assert "leads out" in fault(send(zipped(("../evil.png", b"x")).getvalue()), 422)
-    message = fault(send(zipped(("photos/1.png", b"x")).getvalue()), 422)
-    assert "some" in message
+    assert "one class" in fault(send(zipped(("photos/1.png", b"x")).getvalue()), 422)
+    message = fault(send(zipped(("1.png", b"x")).getvalue()), 422)
+    assert message.startswith("some: ")
     assert str(server.state) not in message, "the server's folders are nobody's business"
     assert "archive" in fault(server.client.post("/api/datasets"), 422)
     again = server.client.post("/api/datasets", files={"archive": ("other name.zip", digits_zip())})
@@ -446,7 +448,7 @@ def test_a_manifest_in_an_archive_is_read(server: Running) -> None:
 
 
 def test_one_job_at_a_time_and_the_others_wait(server: Running, dataset: str) -> None:
-    first = server.submit(kind="profile", images={"path": "digits"})
+    first = server.submit(kind="profile", images={"path": "our-digits"})
     second = server.submit(kind="profile", images={"dataset": dataset})
     waiting = server.client.get(f"/api/jobs/{second}").json()
     assert (waiting["state"], waiting["before"]) == ("queued", 1)
@@ -595,8 +597,8 @@ def test_a_fit_is_cancelled_with_its_best_model_and_goes_on(server: Running, dat
 def test_kill_9_of_the_server_loses_nothing(tmp_path: Path, home: Path, root: Path) -> None:
     server = Running(tmp_path / "state", home, "--root", root)
     request = {"strategies": ["fine-tuning"], "backbones": [QUICK], "budget": "2 trials + 30 epochs"}
-    fit = server.submit(kind="fit", images={"path": "digits"}, **request)
-    later = [server.submit(kind="profile", images={"path": "digits"}) for _ in range(2)]
+    fit = server.submit(kind="fit", images={"path": "our-digits"}, **request)
+    later = [server.submit(kind="profile", images={"path": "our-digits"}) for _ in range(2)]
     for _, kind, facts in server.events(fit):
         if kind == "epoch" and facts["epoch"] >= 2:
             break

@@ -71,6 +71,8 @@ class Datasets:
             except InputError as error:
                 raise InputError(str(error).replace(str(images), name)) from None
             classes = dict(Counter(str(label) for label in listing.labels))
+            if len(classes) < 2:
+                raise InputError(f"{name}: all images are of one class, {next(iter(classes))!r}; a classifier needs at least two")
             place = str(location.relative_to(partial))
             found = Dataset(id, name, len(listing.images), classes, unpacked.bytes, unpacked.passed_over, place)
             write_text(partial / FACTS, json.dumps(asdict(found), indent=1))

@@ -29,12 +29,11 @@ class Fault(BaseModel):
     message: str = Field(examples=["cannot read the budget 'soon'; write it like 90s, 10m, 1h, '5 trials' or '60 epochs'"])
 
 
-class Refused(Exception):
-    """A request that is not done, with its HTTP status."""
+class Refused(HTTPException):
+    """A request that is not done. As FastAPI's own it also passes through the reading of a body."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
+        super().__init__(status, message, dict(headers or {}))
 
 
 class _Plain(JSONResponse):
@@ -60,7 +59,7 @@ def handle_faults(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     def refused(_: Request, error: Refused) -> JSONResponse:
-        return answer(error.status, str(error), error.headers)
+        return answer(error.status_code, error.detail, error.headers)
 
     @app.exception_handler(AutomlError)
     def unusable(_: Request, error: AutomlError) -> JSONResponse:

@@ -62,7 +62,7 @@ class Gate:
                 raise _too_large(most)
         except Refused as refused:
             await _drain(receive, _announced(headers))
-            await answer(refused.status, str(refused), refused.headers)(scope, receive, send)
+            await answer(refused.status_code, refused.detail, refused.headers)(scope, receive, send)
             return
         taken = 0
 

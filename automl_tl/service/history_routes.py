@@ -55,9 +55,10 @@ def find_trials(
 def show_trial(id: Annotated[str, Path(description="Of a trial.", max_length=200)]) -> Any:
     """One trial in full, with its learning curve."""
     with open_history() as history:
-        if id not in history.known():
-            raise Refused(404, f"there is no trial {id!r}; GET /api/history/trials names them")
-        return history.trial(id)
+        try:
+            return history.trial(id)
+        except HistoryError:
+            raise Refused(404, f"there is no trial {id!r}; GET /api/history/trials names them") from None
 
 
 @router.get("/tasks", response_model=TaskList, responses=responses())

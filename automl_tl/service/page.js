@@ -270,6 +270,7 @@ async function showResult(job) {
   ]);
   $("read").hidden = !facts.report;
   $("outcome").hidden = false;
+  await showHistory();
 }
 
 function keyFigures(id, pairs) {
@@ -297,7 +298,7 @@ function showProfile(profile, task) {
 function showRanking(advice) {
   $("basis").textContent = `From ${advice.basis}; the first of ${advice.candidates} candidates${advice.stage === 1 ? ", by numbers alone" : ""}.`;
   const known = advice.ranking.some((item) => item.low > 0 || item.high < 1);
-  const rows = advice.ranking.slice(0, 10).map((item, place) => ({
+  const rows = advice.ranking.slice(0, 6).map((item, place) => ({
     best: place === 0,
     cells: [place + 1, element("span", {}, `${item.candidate.strategy} on ${item.candidate.backbone}`, element("br"), element("span", { class: "thin" }, settings(item.candidate.hyperparameters))),
       known ? `${percent(item.score)} (${Math.round(100 * item.low)}–${Math.round(100 * item.high)})` : "–", seconds(item.seconds), item.reasons.join("; ")],
