@@ -111,7 +111,7 @@ def start(folder: Path, token: str) -> tuple[subprocess.Popen[bytes], str]:
 
 def main() -> None:
     options = arguments(__doc__, "a tenth of the requests").parse_args()
-    clients, each, jobs = (30, 2, 2) if options.quick else (300, 3, 5)
+    clients, each, jobs = (30, 2, 2) if options.quick else (300, 2, 5)
     token = secrets.token_urlsafe(24)
     with tempfile.TemporaryDirectory() as name:
         server, url = start(Path(name), token)

@@ -621,7 +621,7 @@ def test_kill_9_of_the_server_loses_nothing(tmp_path: Path, home: Path, root: Pa
 def test_the_client_of_the_docs_works(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(code.strip().splitlines()) <= 10
+    assert len([line for line in code.splitlines() if line]) <= 10
     server = Running(tmp_path / "state", home)
     (tmp_path / "photos.zip").write_bytes(digits_zip())
     (tmp_path / "new.png").write_bytes(picture(2))

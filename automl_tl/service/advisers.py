@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from automl_tl.adviser import Adviser
@@ -32,14 +31,10 @@ class Advisers:
     def __init__(self) -> None:
         self._places: OrderedDict[str, _Place] = OrderedDict()
         self._lock = threading.Lock()
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="advisers")
 
     def warm(self) -> None:
         """Learn in the background, before the first question."""
-        self._background.submit(self._learn, "", self._place(""))
-
-    def close(self) -> None:
-        self._background.shutdown(cancel_futures=True)
+        self._learn_aside("", self._place(""))
 
     def recommend(
         self, profile: Profile, *, zoo: str | None, strategies: Sequence[str] | None, backbones: Sequence[str] | None
@@ -57,8 +52,12 @@ class Advisers:
             self._learn(without, place)
         assert place.known is not None
         if place.known[0] != digest and not place.learning.locked():
-            self._background.submit(self._learn, without, place)
+            self._learn_aside(without, place)
         return place.known[1]
+
+    def _learn_aside(self, without: str, place: _Place) -> None:
+        """A server that ends does not wait for it: what it learns is written whole or not at all."""
+        threading.Thread(target=self._learn, args=[without, place], daemon=True).start()
 
     def _learn(self, without: str, place: _Place) -> None:
         """Learn what the history says now, unless somebody did meanwhile."""

@@ -52,7 +52,6 @@ def build_app(settings: Settings) -> FastAPI:
             yield
         finally:
             server.jobs.stop()
-            server.advisers.close()
 
     app = FastAPI(
         title="automl_tl",
