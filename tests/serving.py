@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -32,6 +33,7 @@ def picture(number: int) -> bytes:
     return file.getvalue()
 
 
+@functools.cache  # a zip holds the time of its making: the same archive is the same dataset
 def digits_zip(count: int = 160, classes: int = 4) -> bytes:
     """CLASS/FILE of the first digits below `classes`."""
     file = io.BytesIO()
