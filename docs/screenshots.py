@@ -36,7 +36,7 @@ def picture(number: int) -> bytes:
     return file.getvalue()
 
 
-def photos(path: Path, count: int = 400) -> None:
+def photos(path: Path, count: int = 160) -> None:
     labels = load_digits().target
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(count):
@@ -74,11 +74,11 @@ def take(url: str, token: str, folder: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 900})
-        page.set_default_timeout(500_000)
+        page.set_default_timeout(3_000_000)
         page.goto(f"{url}/#token={token}")
         page.set_input_files("#archive", folder / "digits.zip")
         page.locator("#taken").wait_for()
-        page.get_by_label("Budget for training").fill("4 trials + 24 epochs")
+        page.get_by_label("Budget for training").fill("2 trials + 12 epochs")
         page.get_by_role("button", name="Train").click()
         page.locator("#outcome").wait_for()
         page.set_input_files("#pictures", [folder / f"{number}.png" for number in (1795, 1796, 1794)])
