@@ -7,10 +7,13 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from automl_tl.errors import InputError
-from automl_tl.service import archives, gate
+from automl_tl.service import archives, events, gate
 from automl_tl.service.archives import unpack
 from automl_tl.service.gate import Allowance, Gate
+from automl_tl.service.jobs import Job, Jobs
 from automl_tl.service.settings import Settings
 from automl_tl.service.shapes import PROFILE, TASK, TRIAL
 
@@ -471,6 +475,51 @@ def test_a_job_that_fails_says_why(server: Running, root: Path) -> None:
     assert job["state"] == "failed"
     assert "a classifier needs at least two" in job["error"]
     assert "only a fit" in fault(server.client.post(f"/api/jobs/{job['id']}/resume", json={"budget": "1m"}), 422)
+
+
+def left_by(state: str, folder: Path, number: int) -> Job:
+    """A job as a killed server leaves it."""
+    job = Job(f"{number:012x}", "profile", state, {"seed": 0, "zoo": None}, "nowhere", 1.0 * number, 1.0 * number)
+    (folder / job.id).mkdir(parents=True)
+    (folder / job.id / "job.json").write_text(json.dumps(asdict(job)))
+    return job
+
+
+def test_what_a_killed_server_left_goes_on(tmp_path: Path) -> None:
+    states = ("queued", "running", "finished", "cancelling", "failed")
+    left = {state: left_by(state, tmp_path, number) for number, state in enumerate(states, 1)}
+    (tmp_path / left["running"].id / "events.jsonl").write_bytes(b'{"event": "progress", "do')  # cut off in the middle of a line
+    jobs = Jobs(tmp_path)
+    assert {state: jobs.get(job.id).state for state, job in left.items()} == {
+        "queued": "queued",
+        "running": "queued",
+        "finished": "finished",
+        "cancelling": "cancelled",
+        "failed": "failed",
+    }
+    assert [jobs.place(jobs.get(left[state].id)) for state in ("queued", "running", "failed")] == [0, 1, None]
+    (event,) = events.read(tmp_path / left["running"].id)
+    assert (event.kind, event.facts["state"]) == ("state", "queued")
+    assert "started anew" in event.facts["note"]
+
+
+def test_a_worker_ends_with_its_server(tmp_path: Path) -> None:
+    job = left_by("running", tmp_path, 1)
+    line = [sys.executable, "-m", "automl_tl.service.worker", str(tmp_path / job.id)]
+    worker = subprocess.Popen(line, stdin=subprocess.PIPE)
+    assert worker.stdin is not None
+    worker.stdin.close()  # as the end of the server does, however it ends
+    assert worker.wait(300) == 3
+
+
+def test_lines_of_two_writers_never_mix(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: events.append(tmp_path, "epoch", {"number": number, "score": float("nan")}), range(400)))
+    found = list(events.read(tmp_path))
+    assert sorted(event.facts["number"] for event in found) == list(range(400))
+    assert {event.facts["score"] for event in found} == {None}, "JSON has no NaN"
+    assert found[-1].end == (tmp_path / events.EVENTS).stat().st_size
+    assert list(events.read(tmp_path, found[200].end)) == found[201:]
 
 
 # The history
