@@ -35,6 +35,8 @@ PAGE_POLICY = (
 )
 """Of the page: nothing from elsewhere. Inline styles are the report's, which is shown in a frame without scripts."""
 PARTS = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than a client's pause, or its next request meets a closed one."""
 LAST_WORDS = 2
 """Seconds for open requests when the server ends; those who watch a job would stay for ever."""
 
@@ -98,6 +100,7 @@ def serve(settings: Settings, *, host: str, port: int, say: Callable[[str], None
             port=port,
             log_level="warning",
             timeout_graceful_shutdown=LAST_WORDS,
+            timeout_keep_alive=KEEP_ALIVE,
             server_header=False,
         )
     finally:
