@@ -199,7 +199,7 @@ def fit(
         "backbones": list(backbones or ()),
     }
     _check_free(out, request)
-    chosen = [_tracker(name) for name in trackers]
+    chosen = [_tracker(each) if isinstance(each, str) else each for each in trackers]
     with open_history() as history:
         history.record_task(task)
         advice = _advice_of(out) if (out / "advice.json").exists() else None
