@@ -182,7 +182,7 @@ def fit(
     zoo: str | None = None,
     strategies: Sequence[str] | None = None,
     backbones: Sequence[str] | None = None,
-    trackers: Sequence[str] = (),
+    trackers: Sequence[str | Tracker] = (),
     progress: Progress | None = None,
     told: Callable[[Task, Advice], None] | None = None,
 ) -> Outcome:
@@ -208,7 +208,7 @@ def fit(
         "backbones": list(backbones or ()),
     }
     _check_free(out, request)
-    chosen = [_tracker(name) for name in trackers]
+    chosen = [_tracker(each) if isinstance(each, str) else each for each in trackers]
     with open_history() as history:
         history.record_task(task)
         advice = _advice_of(out) if (out / "advice.json").exists() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .records import Backbone, Candidate
@@ -48,8 +49,9 @@ def propose(
     ]
 
 
+@lru_cache(64)
 def _pool(strategy: type[Strategy], seed: str, met: frozenset[str]) -> list[dict[str, Value]]:
-    """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose."""
+    """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose. Drawn once."""
     space = strategy.space
     draws = [draw(space, f"{seed}/{index}") for index in range(POOL)] if space else []
     fit = [values for values in (defaults(space), *draws) if strategy.requires(values) <= met]

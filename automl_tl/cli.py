@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import AutomlError
+from .errors import AutomlError, InputError
 
 if TYPE_CHECKING:
     from .along import Along
@@ -209,6 +209,34 @@ def predict(
     else:
         rows = zip(predictions.where, predictions.labels, predictions.probabilities, strict=True)
         _table("", ("image", "class", "confidence"), [(where, label, f"{row.max():.3f}") for where, label, row in rows])
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine reaches it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8765,
+    root: Annotated[Path | None, typer.Option(help="Folder whose images may be asked for by their path.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder of jobs, uploads and models; by default in the user's home.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="AUTOML_TL_TOKEN", help="By default a new one, which is printed.")] = None,
+    upload_mb: Annotated[int, typer.Option(min=1, help="Largest archive that is taken.")] = 1024,
+    requests_per_minute: Annotated[int, typer.Option(min=1, help="Of one address.")] = 1200,
+) -> None:
+    """Serve everything over HTTP, with a page for people."""
+    from .home import home
+
+    try:
+        from .service.app import serve as run
+        from .service.settings import Settings, new_token
+    except ModuleNotFoundError as error:
+        raise InputError(f"serving needs {error.name}: pip install 'automl_tl[http]'") from None
+    settings = Settings(
+        state or home() / "serve",
+        token=new_token() if token is None else token,
+        root=root,
+        upload_bytes=upload_mb * 2**20,
+        requests_per_minute=requests_per_minute,
+    )
+    run(settings, host=host, port=port, say=_say)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
@@ -46,8 +47,16 @@ def backbone_of(facts: Mapping[str, Any]) -> Backbone:
     for name in ("input_size", "params", "macs", "num_features"):
         _whole(facts, name)
     for name in ("mean", "std"):
-        if not isinstance(facts[name], (list, tuple)) or len(facts[name]) != 3:
+        if not isinstance(facts[name], (list, tuple)) or len(facts[name]) != 3 or not all(map(_is_number, facts[name])):
             raise HistoryError(f"{name}: expected three numbers, but got {facts[name]!r}")
+    whole = {"num_classes": 0, "download_bytes": 0, **facts}
+    for name in ("num_classes", "download_bytes"):
+        _whole(whole, name)
+    _amounts(facts, "crop_pct")
+    if facts.get("source_accuracy") is not None:
+        _amounts(facts, "source_accuracy")
+    _texts({"licence": "", "weights": "", "digest": "", **facts}, "interpolation", "licence", "weights", "digest")
+    _object(facts, "kwargs")
     return Backbone(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
 
 
@@ -58,6 +67,8 @@ def profile_of(facts: Mapping[str, Any]) -> Profile:
     for name in ("distances", "transferability"):
         for about in _object(facts, name):
             _numbers(facts[name], about)
+    if not isinstance(facts.get("warnings", ()), (list, tuple)):
+        raise HistoryError(f"warnings: expected a list, but got {facts['warnings']!r}")
     return Profile(**{**facts, "warnings": tuple(facts.get("warnings", ()))})
 
 
@@ -79,12 +90,25 @@ def trial_of(facts: Mapping[str, Any]) -> Trial:
         raise HistoryError("validation: a finished trial has an accuracy")
     if facts["status"] == "failed" and facts.get("validation"):
         raise HistoryError("validation: a failed trial has no score")
+    _amounts(facts, "seconds", "memory_mb")
+    _texts({"artefact": "", "error": "", **facts}, "artefact", "error")
+    provenance = _object(facts, "provenance")
+    if "speed" in provenance:
+        _amounts(provenance, "speed")
+    if not isinstance(facts.get("curve", ()), (list, tuple)):
+        raise HistoryError(f"curve: expected a list of points, but got {facts['curve']!r}")
     curve = tuple(_point_of(point) for point in facts.get("curve", ()))
     return Trial(**{**facts, "candidate": Candidate(**candidate), "curve": curve})
 
 
 def _point_of(facts: Mapping[str, Any]) -> Point:
     _check_names(Point, facts)
+    _amounts(facts, "epoch", "seconds", "memory_mb")
+    if facts["loss"] is not None and not _is_number(facts["loss"]):
+        raise HistoryError(f"loss: expected a finite number or nothing, but got {facts['loss']!r}")
+    if not _is_number(facts["score"]):
+        raise HistoryError(f"score: expected a finite number, but got {facts['score']!r}")
+    _texts({"note": "", **facts}, "note")
     return Point(**facts)
 
 
@@ -104,6 +128,10 @@ def _check_names(record: type, facts: Any) -> None:
         raise HistoryError(f"{min(strange)!r} is no field of a {record.__name__}; known: {', '.join(sorted(known))}")
     if missing := required - facts.keys():
         raise HistoryError(f"incomplete: {min(missing)!r} is missing")
+    try:
+        json.dumps(facts, allow_nan=False, ensure_ascii=False, default=dict).encode()
+    except ValueError as error:  # Python reads more than JSON has: NaN, halves of a surrogate pair
+        raise HistoryError(f"a {record.__name__} that JSON cannot hold: {error}") from None
 
 
 def _texts(facts: Mapping[str, Any], *names: str) -> None:
@@ -114,9 +142,22 @@ def _texts(facts: Mapping[str, Any], *names: str) -> None:
 
 def _whole(facts: Mapping[str, Any], name: str) -> int:
     value = facts[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise HistoryError(f"{name}: expected a whole number, but got {value!r}")
     return value
+
+
+def _amounts(facts: Mapping[str, Any], *names: str) -> None:
+    """Numbers that are not below 0; a name may be missing."""
+    for name in names:
+        value = facts.get(name, 0.0)
+        if not _is_number(value) or value < 0:
+            raise HistoryError(f"{name}: expected a finite number, not below 0, but got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, and a double: what SQLite and JSON keep."""
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _object(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -128,5 +169,5 @@ def _object(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _numbers(facts: Mapping[str, Any], name: str) -> None:
     for key, value in _object(facts, name).items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_number(value):
             raise HistoryError(f"{name}: {key!r} is {value!r}; expected a finite number")

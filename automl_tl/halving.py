@@ -162,7 +162,7 @@ def search(
     rule = f"interrupted; of what was trained until then, {RULE}" if interrupted else RULE
     _note_spent(state)
     trials = tuple(state.trials.values())
-    return Outcome(task.fingerprint, profile, ranking, trials, winner, folder, state.spent(), rule)
+    return Outcome(task.fingerprint, profile, ranking, trials, winner, folder, state.spent(), rule, interrupted)
 
 
 def follow(task: Task, *, seed: int) -> Outcome:

@@ -131,6 +131,43 @@ class History:
         sql = f"SELECT * FROM trials {'WHERE ' + where if where else ''} ORDER BY number DESC LIMIT ?"
         return [trial_of_row(self.db, row) for row in self._rows(sql, [*values, -1 if limit is None else limit])]
 
+    def find(
+        self,
+        text: str = "",
+        *,
+        task: str | None = None,
+        backbone: str | None = None,
+        strategy: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> tuple[int, list[Trial]]:
+        """How many trials match, and a page of them, newest first.
+
+        Each word of `text` is somewhere in the name of the task, the backbone, the strategy, the status or the id. `task` is a
+        name or a fingerprint.
+        """
+        told = "k.name || ' ' || t.backbone || ' ' || t.strategy || ' ' || t.status || ' ' || t.id"
+        conditions, values = ["1"], []
+        for word in text.split():
+            conditions.append(f"instr(lower({told}), lower(?)) > 0")
+            values.append(word)
+        for column, value in (("t.backbone", backbone), ("t.strategy", strategy), ("t.status", status)):
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                values.append(value)
+        if task is not None:
+            conditions.append("(t.task = ? OR k.name = ?)")
+            values += [task, task]
+        matching = f"FROM trials t JOIN tasks k ON k.fingerprint = t.task WHERE {' AND '.join(conditions)}"
+        total = self._rows(f"SELECT count(*) {matching}", values)[0][0]
+        rows = self._rows(f"SELECT t.* {matching} ORDER BY t.number DESC LIMIT ? OFFSET ?", [*values, limit, offset])
+        return total, [self._trial(row) for row in rows]
+
+    def knows(self, task: str) -> bool:
+        """Whether there is a task of this fingerprint."""
+        return bool(self._rows("SELECT 1 FROM tasks WHERE fingerprint = ?", [task]))
+
     def known(self) -> dict[str, str]:
         """Trial → status, of all trials."""
         return dict(self._rows("SELECT id, status FROM trials", []))

@@ -269,6 +269,8 @@ class Outcome:
     seconds: float
     rule: str
     """How the winner was chosen, in words."""
+    interrupted: bool = False
+    """By Ctrl-C, before the budget was spent."""
 
 
 def trial_id(task: str, candidate: Candidate, seed: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "timm", "torchvision", "sklearn", "lightgbm", "scipy", "accelerate", "jinja2")
+HEAVY = ("torch", "timm", "torchvision", "sklearn", "lightgbm", "scipy", "accelerate", "jinja2", "fastapi", "pydantic", "uvicorn")
 LAYERS = (
     {"errors", "metadb", "starter"},
     {"home", "space", "extras"},
@@ -27,9 +27,9 @@ LAYERS = (
     {"cost"},
     {"explain", "trials", "surrogate"},
     {"ranker", "halving", "campaign", "comparison", "unfreezing"},
-    {"report"},
+    {"adviser", "report"},
     {"api", "testing", "scaffold"},
-    {"estimator", "study"},
+    {"estimator", "study", "service"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,83 @@
+"""The models that fits left, ready to predict."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from automl_tl import data, model
+from automl_tl.api import Predictions
+
+from .faults import Refused
+from .jobs import Job, Jobs
+
+KEPT = 4
+"""Models that stay in memory."""
+
+
+class Models:
+    """A model for each fit that has one; it is named as its job is."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+        self._loaded: OrderedDict[str, tuple[int, model.Model]] = OrderedDict()
+        self._lock = threading.Lock()
+        """One prediction at a time: two at once on one device are no faster."""
+
+    def folder(self, id: str) -> Path:
+        """Raises Refused (404) where there is none (yet)."""
+        folder = self.jobs.path(id) / "run" / "model"
+        if not (folder / model.CARD).exists():
+            raise Refused(404, f"job {id!r} has no model, or none yet; GET /api/models names those there are")
+        return folder
+
+    def card(self, id: str) -> dict[str, Any]:
+        """What is known of a model. Raises Refused (404) where there is none."""
+        facts = json.loads((self.folder(id) / model.CARD).read_text(encoding="utf-8"))
+        return {"id": id, **{name: facts.get(name) for name in _TOLD}}
+
+    def all(self) -> list[dict[str, Any]]:
+        """Of the newest job first."""
+        return [self.card(job.id) for job in self.jobs.all() if _has_model(self.jobs, job)]
+
+    def predict(self, id: str, images: Sequence[bytes], names: Sequence[str]) -> Predictions:
+        """Classify encoded images.
+
+        Raises:
+            InputError: one cannot be read; it is named.
+            Refused: 404 where there is no model.
+        """
+        folder = self.folder(id)
+        with self._lock:
+            trained = self._load(id, folder)
+            b = trained.backbone
+            pixels = data.decode_images(images, names, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
+            return Predictions(tuple(names), trained.classes, trained.probabilities(pixels))
+
+    def pack(self, id: str, target: IO[bytes]) -> None:
+        """Write a zip of the weights and the card, which `automl-tl predict` takes once it is unpacked."""
+        folder = self.folder(id)
+        with zipfile.ZipFile(target, "w") as file:
+            for name in (model.CARD, model.WEIGHTS):
+                file.write(folder / name, f"model/{name}")
+
+    def _load(self, id: str, folder: Path) -> model.Model:
+        changed = (folder / model.WEIGHTS).stat().st_mtime_ns
+        if id not in self._loaded or self._loaded[id][0] != changed:
+            self._loaded[id] = changed, model.load(folder)
+        self._loaded.move_to_end(id)
+        while len(self._loaded) > KEPT:
+            self._loaded.popitem(last=False)
+        return self._loaded[id][1]
+
+
+_TOLD = ("task", "fingerprint", "classes", "backbone", "candidate", "validation", "test")
+
+
+def _has_model(jobs: Jobs, job: Job) -> bool:
+    return job.kind == "fit" and (jobs.folder / job.id / "run" / "model" / model.CARD).exists()

@@ -1,0 +1,718 @@
+"""The HTTP API, asked as a stranger asks it: a real server on loopback, a real client, real images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from serving import FIT, TOKEN, Running, digits_zip, picture
+from small import QUICK, TINY
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from automl_tl.errors import InputError
+from automl_tl.service import archives, events, gate
+from automl_tl.service.archives import unpack
+from automl_tl.service.gate import Allowance, Gate
+from automl_tl.service.jobs import Job, Jobs
+from automl_tl.service.settings import Settings
+from automl_tl.service.shapes import PROFILE, TASK, TRIAL
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server-side folder with images, and with a link that leads out of it."""
+    root = tmp_path_factory.mktemp("root")
+    with zipfile.ZipFile(io.BytesIO(digits_zip())) as archive:
+        archive.extractall(root)
+    outside = tmp_path_factory.mktemp("outside")
+    (root / "escape").symlink_to(outside)
+    (root / "notes.txt").write_text("no images")
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, home: Path, root: Path) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("service") / "state", home, "--root", root)
+    yield running
+    running.end()
+    assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def dataset(server: Running) -> str:
+    answer = server.client.post("/api/datasets", files={"archive": ("my digits.zip", digits_zip())})
+    assert answer.status_code == 201, answer.text
+    facts = answer.json()
+    assert (facts["name"], facts["images"], facts["classes"]["digit 0"]) == ("my-digits", 64, 16)
+    return str(facts["id"])
+
+
+@pytest.fixture(scope="module")
+def fitted(server: Running, dataset: str) -> tuple[str, list[tuple[int, str, dict[str, Any]]]]:
+    """A finished fit of two trials, with all that was heard of it."""
+    id = server.submit(images={"dataset": dataset}, **FIT)
+    heard = list(server.events(id))
+    assert heard[-1][1:] == ("state", heard[-1][2]), heard[-1]
+    assert heard[-1][2]["state"] == "finished", heard[-1]
+    return id, heard
+
+
+def fault(answer: httpx.Response, status: int) -> str:
+    """The message of a fault, which has the form that the description promises."""
+    assert answer.status_code == status, answer.text
+    facts = answer.json()
+    assert facts["status"] == status
+    assert set(facts) == {"status", "error", "message"}
+    assert "Traceback" not in answer.text
+    return str(facts["message"])
+
+
+# A fit, from an archive to predictions
+
+
+def test_what_is_heard_of_a_fit(fitted: tuple[str, list[tuple[int, str, dict[str, Any]]]]) -> None:
+    _, heard = fitted
+    kinds = [kind for _, kind, _ in heard]
+    assert [facts["state"] for _, kind, facts in heard if kind == "state"] == ["queued", "running", "finished"]
+    assert kinds.index("progress") < kinds.index("advice") < kinds.index("trial")
+    advice = next(facts for _, kind, facts in heard if kind == "advice")
+    assert advice["task"]["classes"] == ["digit 0", "digit 1", "digit 2", "digit 3"]
+    assert advice["profile"]["meta"]["classes"] == 4
+    assert {item["candidate"]["backbone"] for item in advice["ranking"]} == {QUICK}
+    finished = [facts for _, kind, facts in heard if kind == "trial" and facts["status"] == "finished"]
+    assert len(finished) == 2
+    assert all(0 <= facts["validation"]["accuracy"] <= 1 for facts in finished)
+    places = [place for place, _, _ in heard]
+    assert places == sorted(set(places))
+
+
+def test_who_was_cut_off_goes_on_listening(server: Running, fitted: tuple[str, list[tuple[int, str, dict[str, Any]]]]) -> None:
+    id, heard = fitted
+    assert list(server.events(id, after=heard[3][0])) == heard[4:]
+
+
+def test_the_job_says_what_came_of_it(server: Running, fitted: tuple[str, Any]) -> None:
+    id, _ = fitted
+    job = server.client.get(f"/api/jobs/{id}").json()
+    assert (job["state"], job["name"], job["model"], job["report"], job["error"]) == ("finished", "our-digits", True, True, "")
+    assert job["result"]["winner"]["candidate"]["strategy"] == "linear-probe"
+    assert len(job["result"]["trials"]) == 2
+    page = server.client.get("/api/jobs", params={"kind": "fit", "state": "finished", "limit": 1}).json()
+    assert page["items"][0]["id"] == id
+    assert "result" not in page["items"][0]
+    report = server.client.get(f"/api/jobs/{id}/report")
+    assert report.headers["content-type"].startswith("text/html")
+    assert "sandbox" in report.headers["content-security-policy"]
+    assert "automl-tl fit" in report.text, "how to do it again, as a person would"
+    assert "job is finished" in fault(server.client.post(f"/api/jobs/{id}/cancel"), 409)
+    assert "larger budget" in fault(server.client.post(f"/api/jobs/{id}/resume"), 409)
+
+
+def test_the_model_predicts_the_same_here_and_where_it_was_downloaded(
+    server: Running, fitted: tuple[str, Any], tmp_path: Path
+) -> None:
+    import automl_tl
+
+    id, _ = fitted
+    assert [card["id"] for card in server.client.get("/api/models").json()] == [id]
+    card = server.client.get(f"/api/models/{id}").json()
+    assert card["classes"] == ["digit 0", "digit 1", "digit 2", "digit 3"]
+    assert card["candidate"]["backbone"] == QUICK
+    blobs = [picture(number) for number in range(4)]
+    told = server.client.post(
+        f"/api/models/{id}/predictions", files=[("images", (f"{i}.png", blob)) for i, blob in enumerate(blobs)]
+    ).json()
+    assert [one["name"] for one in told["predictions"]] == ["0.png", "1.png", "2.png", "3.png"]
+    assert [one["label"] for one in told["predictions"]] == ["digit 0", "digit 1", "digit 2", "digit 3"]
+    packed = server.client.get(f"/api/models/{id}/archive")
+    assert packed.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+        assert archive.namelist() == ["model/model.json", "model/model.safetensors"]
+        archive.extractall(tmp_path)
+    here = automl_tl.predict(tmp_path, blobs).probabilities
+    there = np.array([one["probabilities"] for one in told["predictions"]])
+    assert np.abs(here - there).max() < 1e-6
+    assert not list(server.state.glob("*.zip")), "the server keeps no copy"
+
+
+def test_a_picture_that_is_none_is_named(server: Running, fitted: tuple[str, Any]) -> None:
+    id, _ = fitted
+    files = [("images", ("good.png", picture(0))), ("images", ("bad.png", b"no image"))]
+    assert "bad.png" in fault(server.client.post(f"/api/models/{id}/predictions", files=files), 422)
+    many = [("images", (f"{number}.png", b"x")) for number in range(257)]
+    assert "257 images are too many" in fault(server.client.post(f"/api/models/{id}/predictions", files=many), 422)
+
+
+def test_the_trials_are_in_the_history(server: Running, fitted: tuple[str, Any]) -> None:
+    page = server.client.get("/api/history/trials", params={"search": "OUR-DIGITS probe", "limit": 1}).json()
+    assert page["total"] == 2
+    trial = page["items"][0]
+    assert server.client.get(f"/api/history/trials/{trial['id']}").json() == trial
+
+
+# Advice on a profile
+
+
+def test_advice_on_a_profile_is_given_at_once_and_always_the_same(server: Running) -> None:
+    question = {"profile": PROFILE, "top": 7}
+    answer = server.client.post("/api/recommendations", json=question)
+    assert answer.status_code == 200, answer.text
+    advice = answer.json()
+    assert "trials over" in advice["basis"]
+    assert (advice["stage"], len(advice["ranking"])) == (1, 7)
+    scores = [item["score"] for item in advice["ranking"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(item["low"] <= item["score"] <= item["high"] for item in advice["ranking"])
+    assert advice["ranking"][0]["reasons"]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: server.client.post("/api/recommendations", json=question), range(32)))
+    assert {answer.status_code for answer in answers} == {200}
+    rankings = {json.dumps(answer.json()["ranking"]) for answer in answers}
+    assert len(rankings) <= 2, "one of the history as it was, perhaps one of the history with the trials of another test"
+
+
+def test_advice_is_narrowed_and_looks_closer_where_the_profile_does(server: Running) -> None:
+    looked = {**PROFILE, "transferability": {TINY: {"logme": 0.1, "leep": -1.2}}}
+    question = {"profile": looked, "backbones": [TINY], "strategies": ["linear-probe"]}
+    advice = server.client.post("/api/recommendations", json=question).json()
+    assert advice["stage"] == 2
+    assert {item["candidate"]["backbone"] for item in advice["ranking"]} == {TINY}
+    assert {item["candidate"]["strategy"] for item in advice["ranking"]} == {"linear-probe"}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"strategies": ["linear-prob"]}, "did you mean 'linear-probe'"),
+        ({"zoo": "nowhere"}, "unknown zoo"),
+        ({"top": 0}, "top"),
+        ({"profile": {"meta": {"classes": 3}}}, "profile.meta.images"),
+        ({"profile": {"meta": {"images": 0, "classes": 3}}}, "profile.meta.images"),
+        ({"profile": {"meta": {"images": 10, "classes": 3, "side": 1e300}}}, "profile.meta.side"),
+        ({"profil": {}}, "profil"),
+    ],
+)
+def test_a_wrong_question_is_answered_with_what_is_wrong(server: Running, change: dict[str, Any], named: str) -> None:
+    assert named in fault(server.client.post("/api/recommendations", json={"profile": PROFILE, **change}), 422)
+
+
+# Who may, and how much
+
+
+def test_only_with_the_token(server: Running) -> None:
+    with httpx.Client(base_url=server.url) as stranger:
+        assert stranger.get("/api/health").json()["status"] == "ok"
+        for path in ("/api/jobs", "/api/models", "/api/history/trials", "/api/datasets"):
+            answer = stranger.get(path)
+            assert "Authorization: Bearer" in fault(answer, 401)
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert fault(stranger.get("/api/jobs", headers={"Authorization": f"Bearer {TOKEN}x"}), 401)
+        assert fault(stranger.get("/api/jobs", headers={"Authorization": f"Basic {TOKEN}"}), 401)
+
+
+def test_it_listens_on_loopback_alone(server: Running) -> None:
+    import psutil
+
+    listening = [one.laddr for one in psutil.Process(server.process.pid).net_connections() if one.status == "LISTEN"]
+    assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", server.port)]
+
+
+async def _length(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+def behind_gate(settings: Settings, address: str = "10.0.0.1") -> httpx.AsyncClient:
+    app = Starlette(routes=[Route("/api/{rest:path}", _length, methods=["GET", "POST"])])
+    transport = httpx.ASGITransport(Gate(app, settings), client=(address, 1))
+    return httpx.AsyncClient(transport=transport, base_url="http://gate", headers={"Authorization": f"Bearer {TOKEN}"})
+
+
+def run(work: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(work)
+
+
+def test_too_many_requests_have_to_wait(tmp_path: Path) -> None:
+    async def ask() -> list[httpx.Response]:
+        async with behind_gate(Settings(tmp_path, TOKEN, requests_per_minute=3)) as client:
+            return [await client.get("/api/jobs") for _ in range(4)]
+
+    answers = run(ask())
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert "wait" in fault(answers[-1], 429)
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
+
+
+def test_who_guesses_tokens_is_shut_out(tmp_path: Path) -> None:
+    async def guess() -> list[httpx.Response]:
+        async with behind_gate(Settings(tmp_path, TOKEN)) as client:
+            wrong = [await client.get("/api/jobs", headers={"Authorization": f"Bearer {number}"}) for number in range(25)]
+            return [*wrong, await client.get("/api/jobs")]
+
+    statuses = [answer.status_code for answer in run(guess())]
+    assert statuses[: gate.WRONG_TOKENS_PER_MINUTE] == [401] * gate.WRONG_TOKENS_PER_MINUTE
+    assert set(statuses[gate.WRONG_TOKENS_PER_MINUTE :]) == {429}
+
+
+def test_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    allowance = Allowance(60)
+    assert [allowance.seconds_to_wait("a") for _ in range(60)] == [0] * 60
+    assert allowance.seconds_to_wait("a") == pytest.approx(1)
+    assert allowance.seconds_to_wait("b") == 0, "each address has its own"
+    now[0] += 2.5
+    assert [allowance.seconds_to_wait("a") for _ in range(2)] == [0, 0]
+    assert allowance.seconds_to_wait("a") == pytest.approx(0.5)
+
+
+def test_a_body_that_is_too_large_is_refused_whether_announced_or_not(server: Running) -> None:
+    large = b" " * (33 * 2**20)
+    json_header = {"Content-Type": "application/json"}
+    assert "larger than" in fault(server.client.post("/api/recommendations", content=large, headers=json_header), 413)
+    pieces = (large[: 2**20] for _ in range(33))
+    assert "larger than" in fault(server.client.post("/api/recommendations", content=pieces, headers=json_header), 413)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/api/nothing", None, 404),
+        ("PUT", "/api/jobs", None, 405),
+        ("GET", "/api/jobs/nothing", None, 404),
+        ("GET", "/api/jobs/nothing/events", None, 404),
+        ("GET", "/api/jobs/..%2f..%2fetc/report", None, 404),
+        ("DELETE", "/api/jobs/nothing", None, 404),
+        ("GET", "/api/models/nothing", None, 404),
+        ("GET", "/api/models/..", None, 404),
+        ("GET", "/api/datasets/0123456789abcdef", None, 404),
+        ("GET", "/api/history/trials/nothing", None, 404),
+        ("GET", "/api/history/trials?limit=1000000", None, 422),
+        ("POST", "/api/jobs", b"{", 400),
+        ("POST", "/api/jobs", b"[]", 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"dataset": "0123456789abcdef"}}', 404),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "our-digits"}, "budget": "soon"}', 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "our-digits"}, "backbones": ["resnet"]}', 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "our-digits"}, "seed": -1}', 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "\\ud800"}}', 422),
+        ("POST", "/api/jobs", b'{"kind": "dance", "images": {"path": "our-digits"}}', 422),
+        ("POST", "/api/jobs", b'{"kind": "fit", "images": {"path": "..", "dataset": "x"}}', 422),
+    ],
+)
+def test_faults_are_json_with_the_right_status(server: Running, method: str, path: str, body: bytes | None, status: int) -> None:
+    headers = {"Content-Type": "application/json"} if body else {}
+    assert fault(server.client.request(method, path, content=body, headers=headers), status)
+
+
+@pytest.mark.parametrize("path", ["..", "../..", "/etc", "escape", "our-digits/../..", "nowhere", "a\0b", "x" * 4000])
+def test_no_path_leads_out_of_the_root(server: Running, path: str) -> None:
+    body = json.dumps({"kind": "profile", "images": {"path": path}})
+    answer = server.client.post("/api/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert "below the server's root" in fault(answer, 404)
+
+
+def test_what_is_no_folder_of_images_is_refused(server: Running) -> None:
+    answer = server.client.post("/api/jobs", json={"kind": "profile", "images": {"path": "notes.txt"}})
+    assert "neither a folder nor a manifest" in fault(answer, 422)
+
+
+# Archives
+
+
+def zipped(*entries: tuple[str | zipfile.ZipInfo, bytes]) -> io.BytesIO:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return file
+
+
+def link(name: str, target: str) -> tuple[zipfile.ZipInfo, bytes]:
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return entry, target.encode()
+
+
+def encrypted() -> io.BytesIO:
+    file = zipped(("a/1.png", b"secret"))
+    data = bytearray(file.getvalue())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    return io.BytesIO(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("archive", "named"),
+    [
+        (lambda: zipped(("../evil.png", b"x")), "leads out"),
+        (lambda: zipped(("a/../../evil.png", b"x")), "leads out"),
+        (lambda: zipped(("/etc/evil.png", b"x")), "leads out"),
+        (lambda: zipped(("C:/evil.png", b"x")), "leads out"),
+        (lambda: zipped(("a\\..\\evil.png", b"x")), "leads out"),
+        (lambda: zipped(link("a/1.png", "/etc/passwd")), "a link"),
+        (lambda: zipped(link("a", "/etc"), ("a/1.png", b"x")), "a link"),
+        (lambda: zipped(("a/1.png", b"\0" * 80 * 2**20)), "bomb"),
+        (lambda: zipped(("a.png", b"x"), ("a.png/1.png", b"x")), "both as a file and as a folder"),
+        (lambda: zipped(("a/" + "n" * 300 + ".png", b"x")), "no name for a file"),
+        (encrypted, "encrypted"),
+        (lambda: io.BytesIO(b"no zip at all"), "cannot be unpacked"),
+        (lambda: io.BytesIO(digits_zip()[:-200]), "cannot be unpacked"),
+        (lambda: io.BytesIO(b""), "cannot be unpacked"),
+    ],
+)
+def test_a_wicked_archive_writes_nothing(archive: Any, named: str, tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    with pytest.raises(InputError, match=named):
+        unpack(archive(), inside)
+    assert list(tmp_path.rglob("*")) == [inside]
+
+
+def test_limits_of_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = zipped(*((f"a/{number}.png", b"x") for number in range(20)))
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "MOST_ENTRIES", 10)
+        with pytest.raises(InputError, match="20 entries"):
+            unpack(many, tmp_path)
+    monkeypatch.setattr(archives, "MOST_BYTES", 10)
+    with pytest.raises(InputError, match="unpacks to 20 bytes"):
+        unpack(many, tmp_path)
+
+
+def test_a_file_that_is_larger_than_it_says_is_cut_off(tmp_path: Path) -> None:
+    data = bytearray(zipped(("a/1.png", b"x" * 5000)).getvalue())
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        at = data.index(signature) + offset
+        data[at : at + 4] = (100).to_bytes(4, "little")
+    with pytest.raises(InputError, match="cannot be unpacked"):
+        unpack(io.BytesIO(bytes(data)), tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 100
+
+
+def test_what_is_no_image_stays_packed(tmp_path: Path) -> None:
+    archive = zipped(("cat/1.png", b"x"), ("cat/run.sh", b"x"), ("__MACOSX/cat/1.png", b"x"), ("cat/.hidden.png", b"x"))
+    told = unpack(archive, tmp_path)
+    assert (told.files, told.passed_over) == (1, 3)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["1.png"]
+
+
+def test_archives_over_http(server: Running, dataset: str) -> None:
+    def send(file: io.BytesIO | bytes) -> httpx.Response:
+        return server.client.post("/api/datasets", files={"archive": ("some.zip", file)})
+
+    assert "leads out" in fault(send(zipped(("../evil.png", b"x")).getvalue()), 422)
+    assert "one class" in fault(send(zipped(("photos/1.png", b"x")).getvalue()), 422)
+    message = fault(send(zipped(("1.png", b"x")).getvalue()), 422)
+    assert message.startswith("some: ")
+    assert str(server.state) not in message, "the server's folders are nobody's business"
+    assert "archive" in fault(server.client.post("/api/datasets"), 422)
+    again = server.client.post("/api/datasets", files={"archive": ("other name.zip", digits_zip())})
+    assert again.json()["id"] == dataset, "the same archive is the same dataset"
+    assert [one["id"] for one in server.client.get("/api/datasets").json()] == [dataset]
+    assert not [path for path in (server.state / "datasets").iterdir() if path.name != dataset]
+
+
+def test_a_manifest_in_an_archive_is_read(server: Running) -> None:
+    rows = "path,label\n" + "".join(f"pictures/{number}.png,digit {number % 2}\n" for number in range(6))
+    entries = [(f"set/pictures/{number}.png", picture(number)) for number in range(6)]
+    archive = zipped(("set/list.csv", rows.encode()), *entries).getvalue()
+    facts = server.client.post("/api/datasets", files={"archive": ("listed.zip", archive)}).json()
+    assert facts["classes"] == {"digit 0": 3, "digit 1": 3}
+    assert server.client.delete(f"/api/datasets/{facts['id']}").status_code == 204
+    assert fault(server.client.get(f"/api/datasets/{facts['id']}"), 404)
+
+
+# Jobs in a queue
+
+
+def test_one_job_at_a_time_and_the_others_wait(server: Running, dataset: str) -> None:
+    first = server.submit(kind="profile", images={"path": "our-digits"})
+    second = server.submit(kind="profile", images={"dataset": dataset})
+    waiting = server.client.get(f"/api/jobs/{second}").json()
+    assert (waiting["state"], waiting["before"]) == ("queued", 1)
+    assert "cancel it first" in fault(server.client.delete(f"/api/jobs/{second}"), 409)
+    assert "cancel that first" in fault(server.client.delete(f"/api/datasets/{dataset}"), 409)
+    assert server.client.post(f"/api/jobs/{second}/cancel").json()["state"] == "cancelled"
+    assert server.client.post(f"/api/jobs/{first}/cancel").json()["state"] in ("cancelling", "cancelled")
+    assert server.ended(first)["state"] == "cancelled"
+    states = [facts["state"] for _, _, facts in server.events(second)]
+    assert states == ["queued", "cancelled"], "it never ran"
+    assert server.client.delete(f"/api/jobs/{second}").status_code == 204
+    assert fault(server.client.get(f"/api/jobs/{second}"), 404)
+    assert not (server.state / "jobs" / second).exists()
+
+
+def test_a_job_that_fails_says_why(server: Running, root: Path) -> None:
+    (root / "broken" / "cat").mkdir(parents=True)
+    (root / "broken" / "cat" / "1.png").write_bytes(b"no image")
+    job = server.ended(server.submit(kind="profile", images={"path": "broken"}))
+    assert job["state"] == "failed"
+    assert "a classifier needs at least two" in job["error"]
+    assert "only a fit" in fault(server.client.post(f"/api/jobs/{job['id']}/resume", json={"budget": "1m"}), 422)
+
+
+def left_by(state: str, folder: Path, number: int) -> Job:
+    """A job as a killed server leaves it."""
+    job = Job(f"{number:012x}", "profile", state, {"seed": 0, "zoo": None}, "nowhere", 1.0 * number, 1.0 * number)
+    (folder / job.id).mkdir(parents=True)
+    (folder / job.id / "job.json").write_text(json.dumps(asdict(job)))
+    return job
+
+
+def test_what_a_killed_server_left_goes_on(tmp_path: Path) -> None:
+    states = ("queued", "running", "finished", "cancelling", "failed")
+    left = {state: left_by(state, tmp_path, number) for number, state in enumerate(states, 1)}
+    (tmp_path / left["running"].id / "events.jsonl").write_bytes(b'{"event": "progress", "do')  # cut off in the middle of a line
+    jobs = Jobs(tmp_path)
+    assert {state: jobs.get(job.id).state for state, job in left.items()} == {
+        "queued": "queued",
+        "running": "queued",
+        "finished": "finished",
+        "cancelling": "cancelled",
+        "failed": "failed",
+    }
+    assert [jobs.place(jobs.get(left[state].id)) for state in ("queued", "running", "failed")] == [0, 1, None]
+    (event,) = events.read(tmp_path / left["running"].id)
+    assert (event.kind, event.facts["state"]) == ("state", "queued")
+    assert "started anew" in event.facts["note"]
+
+
+def test_a_worker_ends_with_its_server(tmp_path: Path) -> None:
+    job = left_by("running", tmp_path, 1)
+    line = [sys.executable, "-m", "automl_tl.service.worker", str(tmp_path / job.id)]
+    worker = subprocess.Popen(line, stdin=subprocess.PIPE)
+    assert worker.stdin is not None
+    worker.stdin.close()  # as the end of the server does, however it ends
+    assert worker.wait(300) == 3
+
+
+def test_lines_of_two_writers_never_mix(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: events.append(tmp_path, "epoch", {"number": number, "score": float("nan")}), range(400)))
+    found = list(events.read(tmp_path))
+    assert sorted(event.facts["number"] for event in found) == list(range(400))
+    assert {event.facts["score"] for event in found} == {None}, "JSON has no NaN"
+    assert found[-1].end == (tmp_path / events.EVENTS).stat().st_size
+    assert list(events.read(tmp_path, found[200].end)) == found[201:]
+
+
+# The history
+
+
+def test_the_history_is_found_a_page_at_a_time(server: Running) -> None:
+    everything = server.client.get("/api/history/trials", params={"limit": 500}).json()
+    assert everything["total"] == server.client.get("/api/history").json()["trials"]
+    pages = [
+        server.client.get("/api/history/trials", params={"limit": 7, "offset": offset, "strategy": "linear-probe"}).json()
+        for offset in (0, 7)
+    ]
+    found = [trial["id"] for page in pages for trial in page["items"]]
+    wanted = [trial["id"] for trial in everything["items"] if trial["candidate"]["strategy"] == "linear-probe"]
+    assert found == wanted[:14]
+    tasks = server.client.get("/api/history/tasks").json()["items"]
+    task = next(task for task in tasks if task["fingerprint"] == everything["items"][-1]["task"])
+    by_name = server.client.get("/api/history/trials", params={"task": task["name"], "status": "finished"}).json()
+    by_fingerprint = server.client.get("/api/history/trials", params={"task": task["fingerprint"]}).json()
+    assert by_name["total"] >= by_fingerprint["total"] > 0
+    assert server.client.get("/api/history/trials", params={"search": "'; DROP TABLE trials; --"}).json()["total"] == 0
+    assert server.client.get("/api/history").json()["integrity"] == []
+
+
+def test_facts_are_added_all_or_none(server: Running) -> None:
+    before = server.client.get("/api/history").json()
+    wrong = {**TRIAL, "id": "00000000000000bb", "status": "failed"}
+    message = fault(server.client.post("/api/history", json={"tasks": [TASK], "trials": [TRIAL, wrong]}), 422)
+    assert "trials[1]" in message
+    assert "failed trial has no score" in message
+    stranger = {**TRIAL, "task": "nowhere"}
+    message = fault(server.client.post("/api/history", json={"tasks": [TASK], "trials": [stranger]}), 422)
+    assert "trials.jsonl line 1" in message
+    assert os.sep not in message.split(":")[0]
+    assert server.client.get("/api/history").json() == before
+    answer = server.client.post("/api/history", json={"tasks": [TASK], "trials": [TRIAL]})
+    assert answer.status_code == 201, answer.text
+    assert answer.json() == {"tasks": 1, "backbones": 0, "profiles": 0, "trials": 1}
+    assert server.client.post("/api/history", json={"tasks": [TASK], "trials": [TRIAL]}).json()["trials"] == 0
+    assert server.client.get("/api/history/trials", params={"task": "our letters"}).json()["total"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": "long"},
+        {"seconds": -1},
+        {"seed": 2**70},
+        {"curve": [{"epoch": 1, "seconds": 1, "loss": None, "score": "high"}]},
+        {"curve": 3},
+        {"provenance": {"speed": "fast"}},
+        {"error": "\ud800"},
+        {"validation": {"accuracy": 10**400}},
+        {"artefact": None},
+    ],
+)
+def test_facts_of_wrong_kinds_are_refused(server: Running, change: dict[str, Any]) -> None:
+    body = json.dumps({"tasks": [TASK], "trials": [{**TRIAL, "id": "00000000000000cc", **change}]})
+    answer = server.client.post("/api/history", content=body, headers={"Content-Type": "application/json"})
+    assert "trials[0]" in fault(answer, 422)
+
+
+# The description, and the settings
+
+
+def test_every_operation_is_described_with_its_faults_and_an_example(server: Running) -> None:
+    schema = httpx.get(f"{server.url}/api/openapi.json").json()
+    assert schema["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    operations = [(path, method, operation) for path, methods in schema["paths"].items() for method, operation in methods.items()]
+    assert len(operations) >= 20
+    assert len({operation["operationId"] for _, _, operation in operations}) == len(operations)
+    for path, method, operation in operations:
+        assert operation["summary"], path
+        assert operation["description"], path
+        if path != "/api/health":
+            assert operation["security"] == [{"token": []}]
+            assert {"401", "422", "429"} <= operation["responses"].keys(), (method, path)
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if content:
+            assert re.search('"examples?"', json.dumps(content)), f"{method} {path} has no example"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"token": "short"}, "too weak"),
+        ({"token": "with a space in it, long"}, "too weak"),
+        ({"root": Path("/nowhere")}, "is no folder"),
+        ({"state": Path("/proc/nowhere")}, "cannot be written"),
+        ({"upload_bytes": 0}, "limits"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=named):
+        Settings(**{"state": tmp_path / "state", "token": TOKEN, **change}).checked()
+
+
+def test_two_servers_do_not_share_a_state(server: Running, home: Path) -> None:
+    with pytest.raises(AssertionError, match="another server works there"):
+        Running(server.state, home)
+
+
+# What takes longer
+
+
+@pytest.mark.slow
+def test_a_fit_is_cancelled_with_its_best_model_and_goes_on(server: Running, dataset: str) -> None:
+    request = {"kind": "fit", "strategies": ["fine-tuning", "linear-probe"], "backbones": [QUICK], "budget": "10m"}
+    id = server.submit(images={"dataset": dataset}, **request)
+    for _, kind, facts in server.events(id):
+        if kind == "trial" and facts["status"] in ("finished", "stopped"):
+            server.client.post(f"/api/jobs/{id}/cancel")
+            break
+    job = server.ended(id)
+    assert (job["state"], job["model"], job["result"]["interrupted"]) == ("cancelled", True, True)
+    before = len(job["result"]["trials"])
+    assert server.client.post(f"/api/jobs/{id}/resume", json={"budget": f"{before + 1} trials"}).status_code == 202
+    job = server.ended(id)
+    assert (job["state"], job["request"]["budget"]) == ("finished", f"{before + 1} trials")
+    assert len(job["result"]["trials"]) > before
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_server_loses_nothing(tmp_path: Path, home: Path, root: Path) -> None:
+    server = Running(tmp_path / "state", home, "--root", root)
+    request = {"strategies": ["fine-tuning"], "backbones": [QUICK], "budget": "2 trials + 30 epochs"}
+    fit = server.submit(kind="fit", images={"path": "our-digits"}, **request)
+    later = [server.submit(kind="profile", images={"path": "our-digits"}) for _ in range(2)]
+    for _, kind, facts in server.events(fit):
+        if kind == "epoch" and facts["epoch"] >= 2:
+            break
+    server.kill()
+    seen = {path.parent.name for path in (tmp_path / "state" / "jobs").glob("*/job.json")}
+    assert seen == {fit, *later}
+    again = Running(tmp_path / "state", home, "--root", root)
+    job = again.ended(fit)
+    assert job["state"] == "finished", job["error"]
+    assert job["result"]["winner"]["validation"]["accuracy"] > 0.5
+    states = [(facts["state"], facts["note"]) for _, kind, facts in again.events(fit) if kind == "state"]
+    assert [state for state, _ in states] == ["queued", "running", "queued", "running", "finished"]
+    assert "started anew" in states[2][1]
+    assert [again.ended(id)["state"] for id in later] == ["finished", "finished"]
+    assert again.client.get("/api/history").json()["integrity"] == []
+    again.end()
+
+
+@pytest.mark.slow
+def test_the_client_of_the_docs_works(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    server = Running(tmp_path / "state", home)
+    (tmp_path / "photos.zip").write_bytes(digits_zip())
+    (tmp_path / "new.png").write_bytes(picture(2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOML_TL_TOKEN", TOKEN)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("http://127.0.0.1:8765", server.url), "http.md", "exec"), names)
+    assert names["told"]["predictions"][0]["label"].startswith("digit")
+    server.end()
+
+
+@pytest.mark.slow
+def test_no_request_makes_the_server_fail(tmp_path: Path, home: Path, root: Path) -> None:
+    """schemathesis: every operation of the description, with what fits it and what does not."""
+    import hypothesis
+    import schemathesis
+    from schemathesis.checks import CHECKS, not_a_server_error
+
+    server = Running(tmp_path / "state", home, "--root", root, "--requests-per-minute", 1_000_000)
+    schema = schemathesis.openapi.from_url(f"{server.url}/api/openapi.json")
+    assert CHECKS
+    asked: dict[str, set[int]] = {}
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        def ask(case: Any) -> None:
+            answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120)
+            asked.setdefault(f"{case.method} {case.path}", set()).add(answer.status_code)
+            case.validate_response(answer, checks=[not_a_server_error])
+            if answer.status_code >= 400:
+                assert set(answer.json()) == {"status", "error", "message"}
+
+        settings = hypothesis.settings(
+            max_examples=25, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        )
+        for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
+            strategy = operation.as_strategy(generation_mode=mode)
+            with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # what takes nothing cannot be asked wrongly
+                settings(hypothesis.seed(0)(hypothesis.given(case=strategy)(ask)))()
+        for job in server.client.get("/api/jobs", params={"state": "running"}).json()["items"]:
+            server.client.post(f"/api/jobs/{job['id']}/cancel")
+    assert len(asked) >= 20, asked
+    assert "Traceback" not in server.log.read_text()
+    server.end()
