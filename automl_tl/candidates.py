@@ -40,7 +40,7 @@ def propose(
         if required <= strategy.needs <= met and (only_strategies is None or name in only_strategies)
     }
     names = [name for name in backbones if only_backbones is None or name in only_backbones]
-    pools = {name: _pool(strategy, f"{seed}/{name}", met) for name, strategy in chosen.items()}
+    pools = {name: _pool(strategy, f"{seed}/{name}", met) for name, strategy in chosen.items()}  # type: ignore[arg-type]
     return [
         Candidate(backbone, strategy, values)
         for backbone in names

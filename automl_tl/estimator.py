@@ -200,7 +200,7 @@ def _labels(y: Any) -> np.ndarray:
     labels = np.asarray(y)
     if labels.ndim != 1 and not (labels.ndim == 2 and labels.shape[1] == 1):
         raise InputError(f"y must be one-dimensional, but has shape {labels.shape}")
-    labels = column_or_1d(labels, warn=True)
+    labels = np.asarray(column_or_1d(labels, warn=True))
     if labels.dtype.kind == "f":
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)

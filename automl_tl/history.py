@@ -162,7 +162,7 @@ class History:
         matching = f"FROM trials t JOIN tasks k ON k.fingerprint = t.task WHERE {' AND '.join(conditions)}"
         total = self._rows(f"SELECT count(*) {matching}", values)[0][0]
         rows = self._rows(f"SELECT t.* {matching} ORDER BY t.number DESC LIMIT ? OFFSET ?", [*values, limit, offset])
-        return total, [self._trial(row) for row in rows]
+        return total, [trial_of_row(self.db, row) for row in rows]
 
     def knows(self, task: str) -> bool:
         """Whether there is a task of this fingerprint."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -138,7 +138,8 @@ def pretrain(
     supervised = recipe.method == SUPERVISED
     classes = int(train[1].max()) + 1 if supervised else 0
     made = timm.create_model(recipe.build["timm"], num_classes=classes, **recipe.build["kwargs"])
-    head = (nn.Identity() if supervised else projector(made.num_features)).to(device)
+    width = cast(int, made.num_features)
+    head = (nn.Identity() if supervised else projector(width)).to(device)
     net = channels_last(made)
     learner = nn.ModuleList([net, head])
     optimiser = torch.optim.AdamW(_groups(learner, recipe.weight_decay), lr=recipe.rate, betas=(0.9, 0.98))

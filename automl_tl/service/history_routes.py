@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Body, Path, Query
 
 from automl_tl.errors import HistoryError
+from automl_tl.exchange import BACKBONES, PROFILES, TASKS, TRIALS
 from automl_tl.facts import TaskFacts, backbone_of, profile_of, task_facts_of, trial_of
-from automl_tl.history import BACKBONES, PROFILES, TASKS, TRIALS, open_history
+from automl_tl.history import open_history
 from automl_tl.records import Trial
 
 from .faults import Refused, responses

@@ -48,7 +48,7 @@ class Events:
     def told(self, task: Task, advice: Advice) -> None:
         append(self.folder, "advice", {"task": task_facts(task), **advice_facts(advice.profile, advice.ranking, RANKED)})
 
-    def opened(self, task: Task, seconds: float) -> None:
+    def opened(self, task: Task, seconds: float, folder: Path) -> None:
         append(self.folder, "progress", {"step": "training", "done": 0, "total": 0})
 
     def started(self, trial: Trial) -> None:

@@ -60,7 +60,7 @@ class LowRank(Strategy):
         config = LoraConfig(r=self.hp.rank, lora_alpha=self.hp.scale, target_modules=targets(backbone))
         with warnings.catch_warnings():  # it asks for a configuration that only language models have
             warnings.simplefilter("ignore")
-            adapted: nn.Module = get_peft_model(backbone, config)  # type: ignore[arg-type]
+            adapted: nn.Module = get_peft_model(backbone, config)
         return Classifier(adapted, nn.Sequential(nn.Dropout(self.hp.dropout), self.probed))
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
