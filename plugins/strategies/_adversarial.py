@@ -26,7 +26,7 @@ SPACE: Space = {
     "backbone_rate": Float(0.1, 1.0, 0.5, log=True),
     "epochs": Int(3, 40, 12),
     "batch_size": Choice((32, 64, 128), 64),
-    "norms": Choice(("still", "moving"), "moving"),
+    "norms": Choice(("still", "moving"), "still"),
     "weight_decay": Float(1e-4, 0.3, 0.02, log=True),
     "augmentation": Choice(("none", "light", "medium"), "light"),
     "flip": Choice((False, True), False),
