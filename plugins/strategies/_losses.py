@@ -85,7 +85,7 @@ def class_confusion(logits: Tensor, temperature: float) -> Tensor:
     weights = weights * len(logits) / weights.sum()
     with _exactly(logits):
         confusion = (probabilities * weights[:, None]).T @ probabilities
-    confusion = confusion / confusion.sum(1, keepdim=True)
+    confusion = confusion / confusion.sum(1, keepdim=True).clamp(min=1e-8)
     return (confusion.sum() - confusion.trace()) / logits.shape[1]
 
 
