@@ -12,8 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from . import api, data, model
 from .along import Along
@@ -202,6 +201,10 @@ def _labels(y: Any) -> np.ndarray:
         raise InputError(f"y must be one-dimensional, but has shape {labels.shape}")
     labels = np.asarray(column_or_1d(labels, warn=True))
     if labels.dtype.kind == "f":
-        assert_all_finite(labels, input_name="y")
-        check_classification_targets(labels)
+        for place, label in enumerate(labels):  # in our words, and in those that scikit-learn's checks listen for
+            if not np.isfinite(label):
+                kind = "NaN" if np.isnan(label) else "infinity"
+                raise InputError(f"image {place}: has no label; give it one or remove it (Input y contains {kind})")
+            if label != np.floor(label):
+                raise InputError(f"image {place}: its label is {label:g}; labels are classes (Unknown label type: continuous)")
     return labels

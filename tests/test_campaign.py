@@ -20,6 +20,7 @@ from automl_tl.backbones import catalogue
 from automl_tl.campaign import Plan, TaskPlan, build_history, make_task, read_plan, sample_candidates
 from automl_tl.errors import InputError
 from automl_tl.history import open_history
+from automl_tl.registry import strategies
 
 DIGITS = TaskPlan("few digits", "digits", "digits", per_class=8, most_judged=60)
 PLAN = Plan((DIGITS,), trials=3, strategies=("linear-probe",), backbones=(TINY, QUICK))
@@ -47,7 +48,9 @@ def test_candidates_are_sampled_from_everything_by_seed() -> None:
     assert len({candidate.id for candidate in chosen}) == 24
     embedded = {name for name, backbone in backbones.items() if backbone.zoo == "embedded"}
     assert {candidate.backbone for candidate in chosen} >= embedded
-    assert len({candidate.strategy for candidate in chosen}) == 4
+    assert len({candidate.strategy for candidate in chosen}) >= 8
+    known = strategies()
+    assert not any(known[candidate.strategy].needs for candidate in chosen), "the task brings nothing but its images"
 
 
 def test_only_gaps_are_filled() -> None:

@@ -186,7 +186,7 @@ class _Metric:
 @pytest.mark.parametrize(
     ("metric", "sentence"),
     [
-        (_Metric("distances", lambda target, source: 0.0), "write distance or transferability"),
+        (_Metric("distances", lambda target, source: 0.0), "write distance, transferability or familiarity"),
         (_Metric("distance", lambda target, source: 1.0), "not farther"),
         (_Metric("distance", lambda target, source: float("nan")), "gave nan"),
         (_Metric("transferability", lambda target, source: float(np.abs(target.values[0]).sum())), "order|higher"),

@@ -202,7 +202,7 @@ def test_a_profile_is_complete_and_finite(profiles: dict[str, Profile]) -> None:
         assert profile.seconds > 0
         assert set(profile.transferability) == {SMALL, "resnet10t_24.omniglot_a_64"}
         for scores in profile.transferability.values():
-            assert set(scores) == set(metrics("transferability"))
+            assert set(scores) == set(metrics("transferability")) | set(metrics("familiarity"))
 
 
 def test_meta_features_see_what_a_person_sees(profiles: dict[str, Profile]) -> None:

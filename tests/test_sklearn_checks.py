@@ -86,6 +86,6 @@ def checks() -> Iterator[Any]:
         yield pytest.param(estimator, check, marks=marks, id="-".join([name, *map(str, options.values())]))
 
 
-@pytest.mark.parametrize(("estimator", "check"), checks())
+@pytest.mark.parametrize(("estimator", "check"), list(checks()))
 def test_every_check_that_makes_sense(estimator: OfRows, check: Callable[[OfRows], None]) -> None:
     check(estimator)

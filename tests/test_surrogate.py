@@ -11,7 +11,7 @@ from small import QUICK, TINY
 from automl_tl import Candidate, Ranked
 from automl_tl.backbones import catalogue
 from automl_tl.registry import strategies
-from automl_tl.space import defaults, draw
+from automl_tl.space import Choice, Float, Int, defaults, draw
 from automl_tl.surrogate import Growth, Observed, Surrogate, growth_of
 
 BIG = "resnet10t_40.tiny_imagenet_64"
@@ -88,14 +88,24 @@ def test_improvement_is_the_expectation_that_it_says() -> None:
     assert model.improvement(observed) == pytest.approx(sampled, rel=0.02, abs=1e-4)
 
 
+SPACE = {
+    "rate": Float(1e-4, 1e-2, 1e-3, log=True),
+    "epochs": Int(3, 40, 12),
+    "dropout": Float(0.0, 0.5, 0.0),
+    "weight_decay": Float(1e-4, 0.3, 0.02, log=True),
+    "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
+    "flip": Choice((False, True), False),
+    "batch_size": Choice((16, 32, 64), 32),
+}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_it_finds_the_right_rate_sooner_than_chance_does(seed: int) -> None:
     """The ranking holds low rates for a little better; on this task high ones are. Twelve trials each."""
-    space = strategies()["fine-tuning"].space
-    settings = [draw(space, f"{seed}/{number}") for number in range(150)]
+    settings = [draw(SPACE, f"{seed}/{number}") for number in range(150)]
     scores = [0.74 - 0.02 * math.log10(float(values["rate"])) for values in settings]
     items = [
-        Ranked(Candidate(BIG, "fine-tuning", values), score, score - 0.3, score + 0.1, 5.0, 100.0)
+        Ranked(Candidate(BIG, "tuning", values), score, score - 0.3, score + 0.1, 5.0, 100.0)
         for values, score in zip(settings, scores, strict=True)
     ]
 
@@ -103,7 +113,7 @@ def test_it_finds_the_right_rate_sooner_than_chance_does(seed: int) -> None:
         rate, epochs = (float(candidate.hyperparameters[name]) for name in ("rate", "epochs"))
         return 1 / (1 + math.exp(-(1.2 + 0.9 * (math.log10(rate) + 3) + 0.3 * math.log(epochs / 12))))
 
-    model, observed = surrogate(items), list[Observed]()
+    model, observed = Surrogate(items, catalogue(), {"tuning": SPACE}, validation_images=200), list[Observed]()
     for _ in range(12):
         tried = {one.candidate.id for one in observed}
         order = np.argsort(-model.improvement(observed))

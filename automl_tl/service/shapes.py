@@ -17,12 +17,12 @@ PROFILE: dict[str, Any] = {
     "transferability": {},
 }
 TRIAL: dict[str, Any] = {
-    "id": "00000000000000aa",
+    "id": "9a68e551ceba2889",
     "task": "0123456789abcdef",
     "candidate": {
         "backbone": "resnet10t_24.omniglot_a_64",
         "strategy": "linear-probe",
-        "hyperparameters": {"regularisation": 1.0},
+        "hyperparameters": {"penalty": 0.01},
     },
     "seed": 0,
     "status": "finished",
