@@ -174,12 +174,13 @@ def follow(task: Task, *, seed: int) -> Outcome:
 
 
 def _look(state: _Search) -> None:
-    """The candidates whose predicted seconds are a small share of the budget, one a backbone, best first."""
+    """Candidates without epochs (probes) whose predicted seconds are a small share of the budget, one a backbone, best first."""
     cheap = state.budget.seconds * LOOK_SHARE if math.isfinite(state.budget.seconds) else 0.0
     looked: set[str] = set()
     for item in state.ranking.items:
         backbone = item.candidate.backbone
-        if item.seconds <= cheap and backbone not in looked and len(looked) < MOST_LOOKS:
+        probe = math.isinf(_rung(item.candidate))
+        if probe and item.seconds <= cheap and backbone not in looked and len(looked) < MOST_LOOKS:
             looked.add(backbone)
             _advance(state, item, math.inf)
 

@@ -344,3 +344,18 @@ def test_pretrained_beats_random_on_few_images(tmp_path: Path) -> None:
     transferred, _ = trained(task, "fine-tuning", tmp_path / "a", epochs=5)
     scratch, _ = trained(task, "from-scratch", tmp_path / "b", epochs=5)
     assert transferred.validation["accuracy"] > scratch.validation["accuracy"]
+
+
+@pytest.mark.parametrize("name", [name for name, backbone in catalogue().items() if backbone.zoo == "embedded"])
+def test_low_rank_pairs_fit_every_embedded_network(name: str) -> None:
+    """Strides, groups and dilations differ: the adapted network starts as the pretrained one."""
+    from automl_tl_plugins.strategies.lora import LowRank
+
+    backbone = catalogue()[name]
+    strategy = LowRank(defaults(LowRank.space), backbone)
+    strategy.probed = torch.nn.Linear(backbone.num_features, 3)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain, adapted = build(backbone), strategy.build(build(backbone), 3).eval()
+    assert torch.allclose(strategy.probed(plain(images)), adapted(images), atol=1e-5)
+    trained = sum(parameter.numel() for parameter in adapted.backbone.parameters() if parameter.requires_grad)
+    assert 0 < trained < 0.5 * backbone.params

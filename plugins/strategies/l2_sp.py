@@ -24,8 +24,8 @@ class StartingPoint(Strategy):
     name = "l2-sp"
     paper = "Li, Grandvalet and Davoine (2018), Explicit inductive bias for transfer learning with convolutional networks"
     space = {
-        "rate": Float(1e-4, 1e-2, 2e-3, log=True),
-        "backbone_rate": Float(0.05, 1.0, 0.3, log=True),
+        "rate": Float(3e-4, 2e-2, 2e-3, log=True),
+        "backbone_rate": Float(0.1, 1.0, 0.3, log=True),
         "alpha": Float(1e-4, 1.0, 0.01, log=True),
         "beta": Float(1e-4, 0.1, 0.01, log=True),
         "epochs": Int(3, 40, 12),

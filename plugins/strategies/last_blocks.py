@@ -25,8 +25,8 @@ class LastBlocks(Strategy):
     paper = "Yosinski et al. (2014), How transferable are features in deep neural networks?"
     space = {
         "blocks": Int(1, MOST_GROUPS - 1, 2),
-        "rate": Float(1e-4, 1e-2, 2e-3, log=True),
-        "backbone_rate": Float(0.05, 1.0, 0.5, log=True),
+        "rate": Float(3e-4, 2e-2, 2e-3, log=True),
+        "backbone_rate": Float(0.1, 1.0, 0.5, log=True),
         "epochs": Int(3, 40, 12),
         "batch_size": Choice((16, 32, 64), 32),
         "norms": Choice(("still", "moving"), "still"),

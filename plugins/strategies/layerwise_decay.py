@@ -24,7 +24,7 @@ class LayerwiseDecay(Strategy):
     name = "layerwise-decay"
     paper = "Clark et al. (2020), ELECTRA: Pre-training text encoders as discriminators rather than generators (layer-wise rates)"
     space = {
-        "rate": Float(1e-4, 1e-2, 2e-3, log=True),
+        "rate": Float(3e-4, 2e-2, 2e-3, log=True),
         "decay": Float(0.2, 0.95, 0.6),
         "epochs": Int(3, 40, 12),
         "batch_size": Choice((16, 32, 64), 32),

@@ -76,11 +76,14 @@ class LowRank(Strategy):
 
 
 def targets(backbone: nn.Module) -> list[str]:
-    """Names of the layers to adapt, in full: a pattern would also match what holds them."""
+    """Names of the layers to adapt, in full: a pattern would also match what holds them.
+
+    Dilated kernels are left out: PEFT gives its low-rank pair their stride and padding, but not their dilation.
+    """
     return [
         name
         for name, layer in backbone.named_modules()
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1))
     ]
 
 
