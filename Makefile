@@ -22,10 +22,10 @@ demo: $(READY)       ## from scikit-learn's digits to a trained, explained model
 	$(BIN)/automl-tl fit digits --budget 1m --out $(RUNS)/demo
 
 test: $(READY)       ## the tests that take less than ten minutes together
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 test-all: $(READY)   ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(READY)       ## style and types
 	$(BIN)/ruff check

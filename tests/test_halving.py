@@ -51,7 +51,7 @@ def run(items: list[Ranked], out: Path, budget: str, seed: int = 0, **task_optio
 
 
 def test_halving_takes_the_better_third_to_the_end(tmp_path: Path) -> None:
-    rates = (0.0001, 0.002, 0.005)
+    rates = (0.0003, 0.002, 0.005)
     items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=rate, epochs=6) for i, rate in enumerate(rates)]
     items[2] = ranked("fine-tuning", TINY, 0.88, rate=0.005, epochs=6)  # at most two of a pair enter
     outcome = run(items, tmp_path, "3 trials")
