@@ -106,12 +106,14 @@ def build_history(
     for name in plan.backbones:
         registry.lookup("backbone", name, backbones)
     done = {id_ for id_, status in history.known().items() if status != "stopped"}
+    seen = {fingerprint: profile.transferability for fingerprint, profile in history.profiles().items()}
     units: list[Unit] = []
     for task_plan in plan.tasks:
         task = make_task(data, task_plan)
         history.record_task(task, task_plan.source_dataset)
-        if task.fingerprint not in history.profiles():
-            units.append(Unit(str(data), task_plan, None, plan.backbones or tuple(backbones), plan.seed))
+        unseen = [name for name in plan.backbones or backbones if name not in seen.get(task.fingerprint, ())]
+        if unseen:
+            units.append(Unit(str(data), task_plan, None, tuple(unseen), plan.seed))
         for candidate in sample_candidates(plan, task, backbones):
             if trial_id(task.fingerprint, candidate, plan.seed) not in done:
                 units.append(Unit(str(data), task_plan, candidate, (), plan.seed))
