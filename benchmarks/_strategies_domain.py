@@ -18,8 +18,7 @@ from _report import unpacked
 from automl_tl import Candidate, Fitted, Task, load_task, registry
 from automl_tl.backbones import catalogue
 from automl_tl.data import subset
-from automl_tl.evaluation.domains import gap_of, in_a_plane, to_unit
-from automl_tl.inference import prepare
+from automl_tl.evaluation.domains import features_of, flattened, gap_of
 from automl_tl.objectives import adapt
 from automl_tl.records import TARGET, TRAIN, Backbone
 from automl_tl.space import defaults
@@ -90,29 +89,23 @@ def _gaps(task: Task, backbone: Backbone, fitted: Fitted, *, drawing: Path | Non
     before = registry.zoos()[backbone.zoo].build(backbone)
     nets = {"before": before, "after": fitted.model.get_submodule("backbone")}
     if drawing is not None:
-        _draw({name: _values(net, images, parts, backbone) for name, net in nets.items()}, len(parts["source"]), drawing)
+        both = np.concatenate(list(parts.values()))
+        first = len(parts["source"])
+        seen = {name: features_of(net, images, both, backbone).values for name, net in nets.items()}
+        _draw({name: flattened({"source": v[:first], "target": v[first:]}) for name, v in seen.items()}, drawing)
     return {f"{name}_{when}": value for when, net in nets.items() for name, value in gap_of(net, images, parts, backbone).items()}
 
 
-def _values(net: Any, images: np.ndarray, parts: Mapping[str, np.ndarray], backbone: Backbone) -> np.ndarray:
-    import torch
-
-    with torch.no_grad():
-        both = np.concatenate([parts["source"], parts["target"]])
-        return to_unit(net.eval()(prepare(images[both], backbone)).float().cpu().numpy())
-
-
-def _draw(values: Mapping[str, np.ndarray], sources: int, path: Path) -> None:
+def _draw(maps: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 4.5))
-    for axis, (when, one) in zip(axes, values.items(), strict=True):
-        plane = in_a_plane(one)
-        axis.scatter(*plane[:sources].T, s=5, label="source")
-        axis.scatter(*plane[sources:].T, s=5, label="target")
+    for axis, (when, groups) in zip(axes, maps.items(), strict=True):
+        for name, points in groups.items():
+            axis.scatter(*points.T, s=5, label=name)
         axis.set(title=f"{when} training", xticks=[], yticks=[])
     axes[0].legend()
     figure.savefig(path)

@@ -17,11 +17,13 @@ from small import QUICK
 from automl_tl import Candidate, Fitted, Task, Trial
 from automl_tl.backbones import build, catalogue
 from automl_tl.candidates import propose
-from automl_tl.evaluation.domains import gap_of, in_a_plane
+from automl_tl.evaluation.domains import gap_of
+from automl_tl.model import Model
 from automl_tl.objectives import brings, harden
 from automl_tl.profiling import profile_task
 from automl_tl.records import TARGET, TEST, TRAIN
 from automl_tl.registry import strategies
+from automl_tl.report.domains import gap_maps
 from automl_tl.space import defaults
 from automl_tl.testing import smallest_backbone, task_for
 from automl_tl.trials import judge_on_test, pixels_of, run_trial
@@ -172,12 +174,14 @@ def test_the_gap_of_a_domain_with_itself_is_small(shift: Task) -> None:
         assert within[name] < apart[name]
 
 
-def test_near_images_stay_near_in_a_plane() -> None:
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(0, 0.1, (20, 8)), rng.normal(5, 0.1, (20, 8))])
-    plane = in_a_plane(values)
-    assert plane.shape == (40, 2)
-    one, other = plane[:20], plane[20:]
-    spread = max(np.linalg.norm(side - side.mean(0), axis=1).max() for side in (one, other))
-    assert np.linalg.norm(one.mean(0) - other.mean(0)) > spread
-    np.testing.assert_array_equal(plane, in_a_plane(values))
+def test_the_report_shows_both_domains_before_and_after(shift: Task, tmp_path: Path) -> None:
+    trial, fitted = trained(shift, "deep-coral", tmp_path, epochs=3)
+    backbone = catalogue()[QUICK]
+    before, after = gap_maps(shift, Model(fitted.model, backbone, trial.candidate, shift.classes, {}))  # type: ignore[arg-type]
+    assert (before.when, after.when) == ("before training", "after training")
+    for one in (before, after):
+        assert set(one.groups) == {"labelled domain", "target"}
+        assert {"frechet", "mmd2", "coral"} <= set(one.distances)
+    assert after.distances["frechet"] != before.distances["frechet"]
+    alone = replace(shift, splits={TRAIN: shift.part(TRAIN)})
+    assert gap_maps(alone, Model(fitted.model, backbone, trial.candidate, (), {})) == []  # type: ignore[arg-type]

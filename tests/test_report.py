@@ -21,7 +21,8 @@ import automl_tl
 from automl_tl import Backbone, Candidate, Outcome, Task, Trial
 from automl_tl.backbones import catalogue
 from automl_tl.evaluation.calibration import reliability
-from automl_tl.report.domains import flattened, nearest
+from automl_tl.evaluation.domains import flattened
+from automl_tl.report.domains import nearest
 from automl_tl.report.draw import (
     Dot,
     Line,

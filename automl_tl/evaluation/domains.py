@@ -14,6 +14,10 @@ from automl_tl.inference import prepare
 from automl_tl.records import Backbone, Features
 
 BATCH = 256
+DIMENSIONS = 30
+"""Principal components that are laid flat."""
+STEPS = 400
+PERPLEXITY = 30
 
 
 def gap(source: Features, target: Features) -> dict[str, float]:
@@ -37,12 +41,7 @@ def features_of(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone:
     net.eval()
     parts = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
     values = np.concatenate([net(prepare(images[part], backbone)).float().cpu().numpy() for part in parts])
-    return Features(to_unit(values))
-
-
-def to_unit(values: np.ndarray) -> np.ndarray:
-    """n×d over the root of their mean square."""
-    return np.asarray(values / max(float(np.sqrt((values.astype(np.float64) ** 2).mean())), 1e-12))
+    return Features(values / max(float(np.sqrt((values.astype(np.float64) ** 2).mean())), 1e-12))
 
 
 def gap_of(net: nn.Module, images: np.ndarray, parts: Mapping[str, np.ndarray], backbone: Backbone) -> dict[str, float]:
@@ -53,10 +52,16 @@ def gap_of(net: nn.Module, images: np.ndarray, parts: Mapping[str, np.ndarray], 
     return gap(Features(values[:count]), Features(values[count:]))
 
 
-def in_a_plane(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """n×2 coordinates by t-SNE (van der Maaten and Hinton, 2008) of n×d features, n at least 4; near images stay near."""
+def flattened(groups: Mapping[str, np.ndarray], *, seed: int = 0) -> dict[str, np.ndarray]:
+    """t-SNE (van der Maaten and Hinton, 2008) of all rows together, within 0–1; seeded, started from principal components."""
+    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    perplexity = min(30.0, (len(values) - 1) / 3)
-    drawn = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(values.astype(np.float32))
-    return np.asarray(drawn)
+    values = np.concatenate(list(groups.values())).astype(np.float64)
+    values += np.random.default_rng(seed).normal(0, 1e-9 + 1e-6 * values.std(), values.shape)  # equal images need a place each
+    reduced = PCA(min(DIMENSIONS, *values.shape), svd_solver="full").fit_transform(values)
+    perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
+    flat = TSNE(perplexity=perplexity, init="pca", max_iter=STEPS, random_state=seed, n_jobs=1).fit_transform(reduced)
+    flat = (flat - flat.min(axis=0)) / np.maximum(np.ptp(flat, axis=0), 1e-9)
+    ends = np.cumsum([len(rows) for rows in groups.values()])
+    return dict(zip(groups, np.split(flat, ends[:-1]), strict=True))

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from automl_tl.backbones import build
+from automl_tl.evaluation.domains import features_of, flattened, gap
+from automl_tl.model import Model
 from automl_tl.profiling import look_features, look_sample, reference_encoders
-from automl_tl.records import Backbone, Task
+from automl_tl.records import TARGET, TRAIN, Backbone, Features, Task
+from automl_tl.trials import pixels_of
 
 OWN, THEIRS, SOURCES = 150, 60, 5
 """Images of the task, images of each source, and nearest sources on the map: more would take longer than they tell."""
-DIMENSIONS = 30
-STEPS = 400
-PERPLEXITY = 30
 FEWEST = 12
 
 
@@ -45,6 +46,35 @@ def domain_maps(
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class GapMap:
+    """The two domains of an adaptation, as one network sees them."""
+
+    when: str
+    distances: Mapping[str, float]
+    """metric → value, on features of unit scale."""
+    groups: Mapping[str, np.ndarray]
+    """Domain → n×2, within 0–1."""
+
+
+def gap_maps(task: Task, trained: Model, *, seed: int = 0) -> list[GapMap]:
+    """The domains of `task` on the features of the winner's network before and after it was trained; none where there is one."""
+    if TARGET not in task.splits:
+        return []
+    rng = np.random.default_rng(seed)
+    parts = {"labelled domain": np.setdiff1d(task.part(TRAIN), task.part(TARGET)), "target": task.part(TARGET)}
+    parts = {name: np.sort(rng.permutation(part)[:OWN]) for name, part in parts.items()}
+    first = len(parts["labelled domain"])
+    images, both = pixels_of(task, trained.backbone).array, np.concatenate(list(parts.values()))
+    found = []
+    for when, net in (("before training", build(trained.backbone)), ("after training", trained.net.backbone)):
+        values = features_of(net, images, both, trained.backbone).values
+        source, target = values[:first], values[first:]
+        flat = flattened(dict(zip(parts, (source, target), strict=True)), seed=seed)
+        found.append(GapMap(when, gap(Features(source), Features(target)), flat))
+    return found
+
+
 def nearest(distances: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Sources by their mean place among all, over the metrics."""
     places: dict[str, list[int]] = {name: [] for name in distances}
@@ -53,18 +83,3 @@ def nearest(distances: Mapping[str, Mapping[str, float]]) -> list[str]:
         for place, name in enumerate(order):
             places[name].append(place)
     return sorted(distances, key=lambda name: float(np.mean(places[name] or [len(distances)])))
-
-
-def flattened(groups: Mapping[str, np.ndarray], *, seed: int = 0) -> dict[str, np.ndarray]:
-    """t-SNE (van der Maaten and Hinton, 2008) of all rows together, within 0–1; seeded, started from principal components."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    values = np.concatenate(list(groups.values())).astype(np.float64)
-    values += np.random.default_rng(seed).normal(0, 1e-9 + 1e-6 * values.std(), values.shape)  # equal images need a place each
-    reduced = PCA(min(DIMENSIONS, *values.shape), svd_solver="full").fit_transform(values)
-    perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
-    flat = TSNE(perplexity=perplexity, init="pca", max_iter=STEPS, random_state=seed, n_jobs=1).fit_transform(reduced)
-    flat = (flat - flat.min(axis=0)) / np.maximum(np.ptp(flat, axis=0), 1e-9)
-    ends = np.cumsum([len(rows) for rows in groups.values()])
-    return dict(zip(groups, np.split(flat, ends[:-1]), strict=True))

@@ -97,7 +97,7 @@ def trade_off(dots: Sequence[Dot], along: str) -> Markup:
     return _svg(f"Validation accuracy by {along}", told, parts)
 
 
-def scatter(groups: Mapping[str, np.ndarray]) -> Markup:
+def scatter(groups: Mapping[str, np.ndarray], title: str = "t-SNE of the task's images among those of the sources") -> Markup:
     """Points of the plane (0–1), each group with a mark of its own; the first group is full and on top."""
     side = HEIGHT
     marks = []
@@ -109,7 +109,7 @@ def scatter(groups: Mapping[str, np.ndarray]) -> Markup:
         marks.append(Markup('<path class="{}" d="{}"/>').format(kind, _mark(number, side + 20, middle)))
         marks.append(_text(side + 32, middle + 4, f"{name} ({len(points)})", "strong" if number == 0 else ""))
     told = "; ".join(f"{name}: {len(points)} images" for name, points in groups.items())
-    return _svg("t-SNE of the task's images among those of the sources", told, marks[3:] + marks[:3])
+    return _svg(title, told, marks[3:] + marks[:3])
 
 
 def laws(found: Sequence[Law]) -> Markup:

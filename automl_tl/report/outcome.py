@@ -21,7 +21,7 @@ from automl_tl.evaluation.cost import InferenceCost, inference_cost
 from automl_tl.home import write_text
 from automl_tl.records import TEST, TRAIN, VALIDATION, Backbone, Outcome, Task
 
-from .domains import domain_maps
+from .domains import domain_maps, gap_maps
 from .draw import Dot, Line, learning_curves, reliability_diagram, scatter, trade_off
 from .measure import Judged, doubts, judge_winner, mistakes
 
@@ -88,6 +88,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
             maps=[
                 (one.encoder, scatter(one.groups)) for one in domain_maps(task, backbones, outcome.profile.distances, seed=seed)
             ],
+            gaps=[(one, scatter(one.groups, "t-SNE of both domains")) for one in gap_maps(task, trained, seed=seed)],
             transferability=_by_metric(outcome.profile.transferability, reverse=True),
             ranked=outcome.ranking.items[:RANKED],
             known=any((item.low, item.high) != (0.0, 1.0) for item in outcome.ranking.items),
