@@ -3,8 +3,8 @@
     python benchmarks/learning.py [--json FILE] [--svg FILE] [--quick]
 
 As `advice.py`, but the ranker sees trials of 2, 4, 8 … of the other source datasets only, drawn by the seed; the same tasks are
-judged each time. Regret: points of validation accuracy between the first choice and the best trial of the task. The picture goes
-to docs/images/learning.svg.
+judged each time. Regret: points of test accuracy between the first choice and the trial with the best validation score. The picture
+goes to docs/images/learning.svg.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from _report import arguments, table, write
-from advice import leave_one_source_out
+from advice import known_history, leave_one_source_out
 from markupsafe import Markup
 
 from automl_tl import registry
-from automl_tl.experience import Experience
-from automl_tl.history import open_history
 
 SVG = Path(__file__).resolve().parents[1] / "docs" / "images" / "learning.svg"
 WAYS = {"ours": "our first choice", "ours, metadata alone": "without a look at the images", "best on average": "best on average"}
@@ -69,8 +67,7 @@ def main() -> None:
     parser = arguments(__doc__, "one seed, three source datasets left out, three sizes")
     parser.add_argument("--svg", type=Path, default=SVG, help="the picture")
     options = parser.parse_args()
-    with open_history() as history:
-        experience = Experience.of(history)
+    experience, test = known_history()
     trials = experience.trials
     others = len(set(trials.source_dataset)) - 1
     doublings = [2**power for power in range(1, 10) if 2**power < others]
@@ -80,7 +77,7 @@ def main() -> None:
     tasks, random = [], 0.0
     for count in counts:
         result = leave_one_source_out(
-            experience, registry.strategies(), seeds=seeds, most_known=count, most_left_out=most_left_out
+            experience, registry.strategies(), test=test, seeds=seeds, most_known=count, most_left_out=most_left_out
         )
         for way, own in regrets.items():
             own.append(float(np.mean(result.ways[way].first)))
