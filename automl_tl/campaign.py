@@ -12,6 +12,7 @@ import os
 import random
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -171,6 +172,7 @@ def _end_with(parent: BaseProcess) -> None:
 
 def run_unit(unit: Unit, command: str) -> Trial | Profile:
     """A worker's work."""
+    from .device import device
     from .profiling import profile_task
     from .trials import judge_on_test, run_trial
 
@@ -178,11 +180,21 @@ def run_unit(unit: Unit, command: str) -> Trial | Profile:
     if unit.candidate is None:
         return profile_task(task, backbones, look=unit.look, seed=unit.seed)
     backbone = backbones[unit.candidate.backbone]
+    wall, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         trial, fitted = run_trial(task, unit.candidate, backbone, seed=unit.seed, folder=Path(folder), command=command)
+    if device().type == "cpu":
+        trial = _own_seconds(trial, (time.process_time() - worked) / max(time.perf_counter() - wall, 1e-9))
     if fitted is not None:
         trial = replace(trial, test=judge_on_test(task, backbone, fitted.model))
     return trial
+
+
+def _own_seconds(trial: Trial, share: float) -> Trial:
+    """With the seconds that its one thread computed, not those that it waited for other programs on the machine."""
+    share = min(share, 1.0)
+    curve = tuple(replace(point, seconds=point.seconds * share) for point in trial.curve)
+    return replace(trial, curve=curve, seconds=max(trial.seconds * share, 1e-6))
 
 
 @cache

@@ -9,12 +9,12 @@ Regret is in points of test accuracy, which no ranker sees. Against what? The la
 partly luck, the more so the more trials there are: on a few hundred test images nobody could have chosen it. So it is counted
 against two:
 
-- the test accuracy of the trial with the best validation score: what a person has who trained all of them. For one task regret may
-  be below 0; luck cancels in the mean.
+- the test accuracy of the trial with the best validation score: what a person has who trained all of them. For one task regret
+  may be below 0; luck cancels in the mean.
 - *hindsight*: that largest test accuracy. The row "all of them" says what even trying everything loses to luck.
 
-Best of three: what a search begins with three trials (`surrogate`: each is chosen as if those before had come out as expected), or the
-first three of another way's order; validation scores choose one of them.
+Best of three: what a search begins with three trials (`surrogate`: each is chosen as if those before had come out as expected), or
+the first three of another way's order; validation scores choose one of them.
 """
 
 from __future__ import annotations

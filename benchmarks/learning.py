@@ -3,8 +3,8 @@
     python benchmarks/learning.py [--json FILE] [--svg FILE] [--quick]
 
 As `advice.py`, but the ranker sees trials of 2, 4, 8 … of the other source datasets only, drawn by the seed; the same tasks are
-judged each time. Regret: points of test accuracy between the first choice and the trial with the best validation score. The picture
-goes to docs/images/learning.svg.
+judged each time. Regret: points of test accuracy between the first choice and the trial with the best validation score. The
+picture goes to docs/images/learning.svg.
 """
 
 from __future__ import annotations
