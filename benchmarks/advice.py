@@ -13,7 +13,7 @@ against two:
   may be below 0; luck cancels in the mean.
 - *hindsight*: that largest test accuracy. The row "all of them" says what even trying everything loses to luck.
 
-Best of three: what a search begins with three trials (`surrogate`: each is chosen as if those before had come out as expected), or
+Best of three: what a search begins with three trials (`surrogate`: each is chosen as if those before came out as expected), or
 the first three of another way's order; validation scores choose one of them.
 """
 

@@ -31,6 +31,7 @@ LAYERS = (
     {"profiling"},
     {"cost"},
     {"explain", "trials", "surrogate"},
+    {"longrun"},
     {"ranker", "halving", "campaign", "comparison", "unfreezing"},
     {"adviser", "report"},
     {"api", "testing", "scaffold"},
