@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from . import registry
 from .records import Backbone, Profile
-from .space import Value
+from .space import Value, defaults
 
 if TYPE_CHECKING:
     from .history import History
@@ -71,7 +72,7 @@ class Experience:
             name: np.array(getattr(table, name), dtype=np.float64)
             for name in ("score", "seconds", "memory_mb", "images", "speed")
         }
-        trials = Trials(**texts, **numbers, hyperparameters=list(table.hyperparameters))
+        trials = Trials(**texts, **numbers, hyperparameters=completed(list(table.strategy), list(table.hyperparameters)))
         known = [task in profiles and name in backbones for task, name in zip(trials.task, trials.backbone, strict=True)]
         usable = np.flatnonzero(np.array(known, dtype=bool) & np.isfinite(trials.score) & (trials.task != without))
         return cls(trials.take(usable), profiles, backbones, history.digest(without=without, objective=objective))
@@ -80,6 +81,16 @@ class Experience:
         """The same with some of the trials; its digest is not the whole's."""
         selection = xxhash.xxh64_hexdigest(np.asarray(rows, dtype=np.int64).tobytes())
         return Experience(self.trials.take(rows), self.profiles, self.backbones, f"{self.digest}-{selection}")
+
+
+def completed(strategies: Sequence[str], hyperparameters: Sequence[Mapping[str, Value]]) -> list[Mapping[str, Value]]:
+    """The hyperparameters of each trial with those that its strategy got later: they were at their defaults, which do nothing."""
+    plain = {name: defaults(strategy.space) for name, strategy in registry.strategies().items()}
+    known: dict[tuple[str, int], Mapping[str, Value]] = {}
+    for strategy, values in zip(strategies, hyperparameters, strict=True):
+        if (strategy, id(values)) not in known:
+            known[strategy, id(values)] = {**plain.get(strategy, {}), **values}
+    return [known[strategy, id(values)] for strategy, values in zip(strategies, hyperparameters, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

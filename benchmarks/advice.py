@@ -29,7 +29,7 @@ from _report import arguments, table, write
 
 from automl_tl import registry
 from automl_tl.cost import CostModel
-from automl_tl.experience import Experience, Trials
+from automl_tl.experience import Experience, Trials, completed
 from automl_tl.history import open_history
 from automl_tl.ranker import Ranker, learn, rank, shortlist
 from automl_tl.records import Candidate, Profile, Ranked, Ranking
@@ -270,7 +270,12 @@ def known_history() -> tuple[Experience, np.ndarray]:
     """All trials, and the test accuracy of each (NaN: never judged), which no ranker is shown."""
     with open_history() as history:
         experience = Experience.of(history)
-        told = {(one.task, one.candidate.id): one.test.get("accuracy", np.nan) for one in history.trials(status="finished")}
+        judged = history.trials(status="finished")
+    values = completed([one.candidate.strategy for one in judged], [one.candidate.hyperparameters for one in judged])
+    told = {
+        (one.task, replace(one.candidate, hyperparameters=own).id): one.test.get("accuracy", np.nan)
+        for one, own in zip(judged, values, strict=True)
+    }
     trials = experience.trials
     facts = zip(trials.task, trials.backbone, trials.strategy, trials.hyperparameters, strict=True)
     return experience, np.array([told[task, Candidate(*candidate).id] for task, *candidate in facts])
