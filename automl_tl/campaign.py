@@ -26,10 +26,13 @@ import numpy as np
 from . import registry
 from .backbones import catalogue
 from .candidates import propose
-from .data import load_task, subset
+from .data import altered, load_task, subset
 from .errors import InputError
 from .history import History
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
+
+COPY_SIDE = 128
+"""Pixels of the longer side of an image that is copied with a change."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class TaskPlan:
     """Keep at most so many validation and as many test images."""
     validation: float = 0.2
     seed: int = 0
+    copy: str = ""
+    """Of what the images are copies: "grey", or a corruption and its severity 1–5, such as "fog 3"."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,26 @@ def make_task(data: Path, plan: TaskPlan) -> Task:
         if split == TRAIN and plan.per_class is not None:
             part = np.concatenate([part[task.labels[part] == label][: plan.per_class] for label in labels])
         keep.append(part if most is None else _proportionally(part, task.labels[part], most))
-    return subset(task, np.sort(np.concatenate(keep)), name=plan.name)
+    chosen = subset(task, np.sort(np.concatenate(keep)), name=plan.name)
+    return _copied(chosen, plan.copy, plan.seed) if plan.copy else chosen
+
+
+def _copied(task: Task, how: str, seed: int) -> Task:
+    """Raises InputError: no such corruption."""
+    from .evaluation.robustness import CORRUPTIONS, SEVERITIES, corrupt
+
+    kind, _, severity = how.rpartition(" ")
+    if how == "grey":
+        return altered(
+            task, lambda image, _: np.repeat(image.mean(2, keepdims=True), 3, 2).astype(np.uint8), name=task.name, side=COPY_SIDE
+        )
+    if kind not in CORRUPTIONS or severity not in map(str, SEVERITIES):
+        raise InputError(
+            f"{task.name}: a copy is 'grey', or one of {', '.join(CORRUPTIONS)} with a severity, such as 'fog 3', not {how!r}"
+        )
+    return altered(
+        task, lambda image, place: corrupt(image[None], kind, int(severity), seed=seed + place)[0], name=task.name, side=COPY_SIDE
+    )
 
 
 def _proportionally(part: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:

@@ -143,6 +143,28 @@ def subset(task: Task, keep: np.ndarray, *, name: str) -> Task:
     )
 
 
+def altered(task: Task, change: Callable[[np.ndarray, int], np.ndarray], *, name: str, side: int) -> Task:
+    """A copy of `task` of which every image was changed: uint8 height×width×3 and its place in the task to the same.
+
+    Images are read at a longer side of at most `side` pixels, and are in memory from then on. Labels and splits stay.
+    """
+    images = []
+    for place, (source, where) in enumerate(zip(task.images, task.where, strict=True)):
+        image = read_image(source, where=where, least=side)
+        image.thumbnail((side, side), Image.Resampling.BICUBIC)
+        images.append(change(np.asarray(image), place))
+    seen = list(_spread(_look, list(zip(images, task.where, strict=True))))
+    hashes = np.array([one.hash for one in seen], dtype=np.uint64)
+    return replace(
+        task,
+        name=name,
+        images=images,
+        fingerprint=_fingerprint(task.classes, hashes, task.labels, dict(task.splits)),
+        hashes=hashes,
+        sizes=np.array([(one.width, one.height) for one in seen]),
+    )
+
+
 def load_unlabelled(location: Any, *, progress: Progress | None = None) -> Task:
     """All images below a folder as a task without classes: one that others learn to suit.
 

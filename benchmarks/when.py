@@ -2,7 +2,7 @@
 
     python benchmarks/when.py [--json FILE] [--quick]
 
-No training: each finished trial of the history is compared with the others of its task. *Standing*: the share of them that it beats
+No training: each finished trial of the history is compared with the others of its task. *Standing*: the share that it beats
 on validation, in percent, mean over a strategy's trials of a task and then over tasks. *Short of the best*: points of validation
 accuracy between the best trial of the task and the best one by that strategy, mean over tasks. Trials were sampled from the
 whole search space, so a standing is that of a strategy with settings drawn by chance.

@@ -20,6 +20,7 @@ from automl_tl.backbones import catalogue
 from automl_tl.campaign import Plan, TaskPlan, build_history, make_task, read_plan, sample_candidates
 from automl_tl.errors import InputError
 from automl_tl.history import open_history
+from automl_tl.images import read_image
 from automl_tl.registry import strategies
 
 DIGITS = TaskPlan("few digits", "digits", "digits", per_class=8, most_judged=60)
@@ -36,6 +37,20 @@ def test_a_task_of_fewer_classes_and_images() -> None:
         assert set(judged.tolist()) == {0, 1, 2, 3}
     assert make_task(Path("."), replace(DIGITS, classes=4, seed=5)).fingerprint == task.fingerprint
     assert make_task(Path("."), replace(DIGITS, classes=4, seed=6)).fingerprint != task.fingerprint
+
+
+def test_copies_are_tasks_of_their_own_with_the_same_labels() -> None:
+    plain = make_task(Path("."), DIGITS)
+    grey, noisy = (make_task(Path("."), replace(DIGITS, copy=how)) for how in ("grey", "gaussian noise 3"))
+    assert len({plain.fingerprint, grey.fingerprint, noisy.fingerprint}) == 3
+    for copy in (grey, noisy):
+        np.testing.assert_array_equal(copy.labels, plain.labels)
+        assert copy.splits.keys() == plain.splits.keys()
+    before, after = (np.asarray(read_image(task.images[0])).astype(float) for task in (plain, noisy))
+    assert 5 < np.abs(after - before).mean() < 100
+    assert make_task(Path("."), replace(DIGITS, copy="gaussian noise 3")).fingerprint == noisy.fingerprint
+    with pytest.raises(InputError, match="rain 3"):
+        make_task(Path("."), replace(DIGITS, copy="rain 3"))
 
 
 def test_candidates_are_sampled_from_everything_by_seed() -> None:
@@ -97,7 +112,9 @@ def test_a_plan_that_is_none_is_said(text: str, tmp_path: Path) -> None:
         read_plan(path)
 
 
-def test_the_committed_plan_can_be_read() -> None:
-    plan = read_plan(Path(__file__).parents[1] / "metadb" / "plan.json")
-    assert len(plan.tasks) >= 12
-    assert len({task.source_dataset for task in plan.tasks}) >= 10
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "metadb").glob("plan*.json")), ids=lambda path: path.stem)
+def test_the_committed_plans_can_be_read(path: Path) -> None:
+    plan = read_plan(path)
+    assert len({task.name for task in plan.tasks}) == len(plan.tasks) >= 5
+    assert len({task.source_dataset for task in plan.tasks}) >= 5
+    assert set(plan.strategies) <= set(strategies())
