@@ -1,8 +1,9 @@
-"""Same predictions from safetensors, timm, ONNX and torch.export: the largest difference of a probability, network by network.
+"""Same predictions from safetensors, timm, ONNX, torch.export and HTTP: the largest difference of a probability.
 
 Each network gets a linear probe on photographs (sign_digits of ../shared where it is, else scikit-learn's digits), is
 exported in every form, and every form classifies images that were not trained on, through the same call that `automl-tl predict`
-makes. Networks: the embedded ones and, where ../shared is, real ones of other people. HTTP has a benchmark of its own.
+makes. Networks: the embedded ones and, where ../shared is, real ones of other people. HTTP: a real server trains a linear probe
+and classifies; the model that it gives away as an archive classifies the same images here.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ def main() -> None:
             figures |= measured
             figures["largest_difference_in_millionths"] = max(value for key, value in figures.items() if "difference" in key)
             write(options.json, figures)  # after each network: a run that is cut short keeps what it has measured
+        difference = over_http(Path(folder))
+        figures |= {"http.difference_in_millionths": 1e6 * difference}
+        write(options.json, figures)
+        print(f"over HTTP: largest difference {difference:.1e}")
     columns = ("network", "images", *(f"{form}: largest difference" for form in FORMS), *(f"{form}: kB" for form in FORMS))
     table("Probabilities against those of the run itself (safetensors)", columns, rows)
 
@@ -78,6 +83,46 @@ def measure(folder: Path, *, quick: bool) -> Iterator[tuple[tuple[object, ...], 
         row = (name, len(held_out), *differences, *sizes)
         print(*row, flush=True)
         yield row, figures
+
+
+def over_http(folder: Path) -> float:
+    """Largest difference of a probability between what a server says and what the model says that it gave away."""
+    import io
+    import secrets
+    import zipfile
+
+    import httpx
+    from service import photos, start
+
+    from automl_tl import predict
+
+    token = secrets.token_urlsafe(24)
+    server, url = start(folder / "server", token)
+    try:
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=600) as client:
+            archive = photos()
+            dataset = client.post("/api/datasets", files={"archive": ("digits.zip", archive)}).json()["id"]
+            request = {"kind": "fit", "images": {"dataset": dataset}, "budget": "1 trials", "strategies": ["linear-probe"]}
+            job = client.post("/api/jobs", json=request).raise_for_status().json()["id"]
+            while (state := client.get(f"/api/jobs/{job}").json()["state"]) not in ("finished", "failed", "cancelled"):
+                time.sleep(0.5)
+            assert state == "finished", client.get(f"/api/jobs/{job}").text
+            with zipfile.ZipFile(io.BytesIO(archive)) as digits:
+                pictures = {Path(name).name: digits.read(name) for name in digits.namelist()[:64]}
+            sent = [("images", (name, data)) for name, data in pictures.items()]
+            told = client.post(f"/api/models/{job}/predictions", files=sent).raise_for_status().json()
+            given = client.get(f"/api/models/{job}/archive").raise_for_status().content
+    finally:
+        server.terminate()
+        server.wait()
+    with zipfile.ZipFile(io.BytesIO(given)) as model:
+        model.extractall(folder / "given")
+    run = next((folder / "given").rglob("model.json")).parent
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+    found = predict(run, [folder / name for name in pictures]).probabilities
+    over = np.array([one["probabilities"] for one in told["predictions"]])
+    return float(np.abs(found - over).max())
 
 
 def _images(folder: Path) -> tuple[list[object], list[object]]:
