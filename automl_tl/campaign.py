@@ -1,4 +1,4 @@
-"""Filling the history: a plan of tasks and a sample of candidates for each, carried out by several processes.
+"""Filling the history: a plan of tasks and a sample of candidates for each, carried out by several workers.
 
 A plan is JSON: where the images are, which tasks to make of them, how many trials each. What is in the history already is
 not run again, so a campaign that was stopped goes on, and a larger plan fills only its gaps.
@@ -7,17 +7,12 @@ not run again, so a campaign that was stopped goes on, and a larger plan fills o
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from multiprocessing.process import BaseProcess
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +22,10 @@ from . import registry
 from .backbones import catalogue
 from .candidates import propose
 from .data import altered, load_task, subset
-from .errors import InputError
+from .errors import InputError, WorkerLost
 from .history import History
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
+from .workers import open_workers, results
 
 COPY_SIDE = 128
 """Pixels of the longer side of an image that is copied with a change."""
@@ -102,12 +98,42 @@ def read_plan(path: Path) -> Plan:
 
 
 def build_history(
-    plan: Plan, data: Path, history: History, *, workers: int, say: Callable[[str], None], command: str = ""
+    plan: Plan,
+    data: Path,
+    history: History,
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    say: Callable[[str], None],
+    command: str = "",
 ) -> int:
     """Run what `plan` asks for and `history` lacks; the number of trials run.
 
-    Each worker computes on one thread. Only this process writes.
+    The work is done by at most so many `workers`, those of a Ray cluster where `ray` says which (see `open_workers`); there
+    `data` must be the same folder on every machine. Only this process writes.
     """
+    with open_workers(ray, most=workers) as crew:
+        units = _gaps(plan, data.absolute(), history)
+        trials = sum(unit.candidate is not None for unit in units)
+        say(f"{trials} trials and {len(units) - trials} profiles to run on {crew.size} workers")
+        count = 0
+        for unit, result in results(crew, partial(run_unit, command=command), units):
+            if isinstance(result, WorkerLost):
+                result = _failed(unit, result)
+            if isinstance(result, Profile):
+                history.record_profile(result)
+                say(f"profile of {result.task}: {result.seconds:.1f} s")
+            elif isinstance(result, Trial):
+                history.record_trial(result)
+                count += 1
+                say(f"{count}/{trials} {_in_words(result)}")
+            else:
+                say(f"no profile of {unit.plan.name}: {result}")
+    return count
+
+
+def _gaps(plan: Plan, data: Path, history: History) -> list[Unit]:
+    """What `plan` asks for and `history` lacks; the tasks and backbones of all that are recorded by then."""
     backbones = catalogue()
     for name in plan.backbones:
         registry.lookup("backbone", name, backbones)
@@ -126,56 +152,25 @@ def build_history(
     for backbone in backbones.values():
         if not plan.backbones or backbone.name in plan.backbones:
             history.record_backbone(backbone)
-    trials = sum(unit.candidate is not None for unit in units)
-    say(f"{trials} trials and {len(units) - trials} profiles to run on {workers} workers")
-    count = 0
-    for result in _results(units, workers, command):
-        if isinstance(result, Profile):
-            history.record_profile(result)
-            say(f"profile of {result.task}: {result.seconds:.1f} s")
-            continue
-        history.record_trial(result)
-        count += 1
-        candidate, score = result.candidate, result.validation.get("accuracy", float("nan"))
-        say(
-            f"{count}/{trials} {candidate.strategy} on {candidate.backbone}: "
-            f"{result.status} {score:.3f} in {result.seconds:.1f} s {result.error}".rstrip()
-        )
-    return count
+    return units
 
 
-def _results(units: list[Unit], workers: int, command: str) -> Iterator[Trial | Profile]:
-    """Results as they come. Few futures are in flight, so Ctrl-C loses little."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
-        waiting: set[Future[Trial | Profile]] = set()
-        todo = iter(units)
-        while True:
-            while len(waiting) < 2 * workers and (unit := next(todo, None)) is not None:
-                waiting.add(pool.submit(run_unit, unit, command))
-            if not waiting:
-                return
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
+def _failed(unit: Unit, lost: WorkerLost) -> Trial | WorkerLost:
+    """A trial that no worker survived, as a fact; a profile is left for the next time."""
+    if unit.candidate is None:
+        return lost
+    task = _task(unit.data, unit.plan).fingerprint
+    id_ = trial_id(task, unit.candidate, unit.seed)
+    return Trial(id_, task, unit.candidate, unit.seed, "failed", error=f"{unit.candidate.strategy}: {lost}")
 
 
-def _prepare_worker() -> None:
-    """One thread for computing; and a worker ends with its parent, even one that was killed."""
-    import torch
-
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+def _in_words(trial: Trial) -> str:
+    candidate, score = trial.candidate, trial.validation.get("accuracy", float("nan"))
+    what = f"{candidate.strategy} on {candidate.backbone}: {trial.status}"
+    return f"{what} {score:.3f} in {trial.seconds:.1f} s {trial.error}".rstrip()
 
 
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def run_unit(unit: Unit, command: str) -> Trial | Profile:
+def run_unit(unit: Unit, *, command: str = "") -> Trial | Profile:
     """A worker's work."""
     from .device import device
     from .profiling import profile_task

@@ -54,6 +54,10 @@ Skew = Annotated[float, typer.Option(help="Of simulated clients: 1 is mild, 0.1 
 Robust = Annotated[str | None, typer.Option(help="Stand changes of every pixel up to this, such as 8/255.")]
 Shots = Annotated[int, typer.Option(min=0, help="Use so many training images a class; 0: all.")]
 Trackers = Annotated[list[str] | None, typer.Option("--tracker", help="Also tell tensorboard, mlflow… (repeatable).")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Spread the work over a Ray cluster: local, auto or HOST:PORT."),
+]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Consider this backbone only (repeatable).")]
 MaxParams = Annotated[str | None, typer.Option(help="Networks with at most so many parameters, such as 5M.")]
 Licences = Annotated[list[str] | None, typer.Option(help="Networks under this licence, such as apache-2.0 (repeatable).")]
@@ -74,7 +78,9 @@ def main() -> None:
         app()
     except AutomlError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:  # typer makes the one the other
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         _fail("interrupted; the same command goes on where it stopped", 130)
     except Exception as error:  # our fault: say so in one line; the traceback is for those who ask
         if os.environ.get("AUTOML_TL_DEBUG"):
@@ -533,15 +539,20 @@ def history_pull(repository: Annotated[str, typer.Argument(help="OWNER/NAME of a
 def history_build(
     plan: Annotated[Path, typer.Argument(help="What to run, as JSON; see metadb/plan.json.")],
     data: Annotated[Path, typer.Option(help="Folder that the plan's locations are in.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes; each computes on one thread.")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="At most so many, each on one thread; 2 processes, or all that --ray has.")
+    ] = None,
+    ray: RayAddress = None,
 ) -> None:
     """Fill the history: run what a plan asks for and the history lacks."""
     from .campaign import build_history, read_plan
     from .history import open_history
 
+    options = {"--workers": workers, "--ray": ray}
+    given = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
     with open_history() as history:
-        command = f"automl-tl history build {plan.name} --workers {workers}"
-        count = build_history(read_plan(plan), data, history, workers=workers, say=_say, command=command)
+        command = f"automl-tl history build {plan.name}{given}"
+        count = build_history(read_plan(plan), data, history, workers=workers, ray=ray, say=_say, command=command)
     print(f"{count} trials added")
 
 

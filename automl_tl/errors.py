@@ -7,6 +7,7 @@ AutomlError
 ├── PluginError       a plugin: import, name clash, broken promise
 ├── BudgetError       nothing could be trained in the time given
 └── TrialError        one trial failed; the search goes on
+    └── WorkerLost    the process or machine that it ran on is gone
 """
 
 
@@ -36,3 +37,7 @@ class BudgetError(AutomlError):
 
 class TrialError(AutomlError):
     """One trial cannot go on; the search does."""
+
+
+class WorkerLost(TrialError):
+    """The process or the machine that something ran on is gone."""

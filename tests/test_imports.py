@@ -16,7 +16,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn", "lightgbm", "scipy", "accele
 LAYERS = (
     {"errors", "metadb", "starter"},
     {"home", "space", "extras"},
-    {"records", "augment", "checkpoint", "budget"},
+    {"records", "augment", "checkpoint", "budget", "workers"},
     {"hookspecs", "device", "facts", "images", "networks", "sources", "attacks", "schema", "pretexts"},
     {"registry", "strategy", "processes", "exchange", "inference", "averaging", "heads", "layers", "randaugment"},
     {"rows"},

@@ -1,0 +1,194 @@
+"""Where work is carried out: processes of this machine, or a Ray cluster (Moritz et al., 2018).
+
+Work is a function and its units, one argument each. Whoever hands it out gets futures, and alone writes down what comes back.
+Each worker computes on one thread, so that the same work gives the same wherever it is done.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol, TypeVar
+
+from .errors import AutomlError, InputError, WorkerLost
+from .extras import require
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+RETRIES = 3
+"""A unit whose worker was lost is begun again so often; then it is the unit, not the machine."""
+PROCESSES = 2
+"""Of this machine, where nothing is said."""
+REACHED_WITHIN = 10.0
+"""Seconds in which a cluster answers; Ray itself would wait for two minutes."""
+
+
+class Workers(Protocol):
+    """Several that work at once."""
+
+    @property
+    def size(self) -> int:
+        """How many there are now; a cluster may grow."""
+
+    def submit(self, run: Callable[[Work], Result], unit: Work, /) -> Future[Result]:
+        """Have `run(unit)` done. The future raises what `run` raises, or WorkerLost."""
+
+
+@contextmanager
+def open_workers(ray: str | None = None, *, most: int | None = None) -> Iterator[Workers]:
+    """Workers for the time of the block, at most `most` of them.
+
+    Without `ray` they are processes of this machine. Else `ray` names a cluster: "local" starts one here for the time of the
+    block, "auto" is the one that runs here, HOST:PORT another. What still runs when the block ends is given up.
+
+    Raises:
+        PluginError: the package ray is missing.
+        InputError: no cluster answers there.
+    """
+    if ray is None:
+        pool = _Processes(most or PROCESSES)
+        try:
+            yield pool
+        finally:
+            pool.executor.shutdown(cancel_futures=True)
+        return
+    require("ray", "ray")
+    begun = _join(ray, most)
+    try:
+        yield _Cluster(most)
+    finally:
+        if begun:
+            import ray as library
+
+            library.shutdown()
+
+
+def results(workers: Workers, run: Callable[[Work], Result], units: Iterable[Work]) -> Iterator[tuple[Work, Result | WorkerLost]]:
+    """Each unit and what came of it, as they come. Not more than two units a worker are out at once: a stop loses little."""
+    todo = iter(units)
+    waiting: dict[Future[Result], Work] = {}
+    while True:
+        while len(waiting) < 2 * workers.size and (unit := next(todo, None)) is not None:
+            waiting[workers.submit(run, unit)] = unit
+        if not waiting:
+            return
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            unit = waiting.pop(future)
+            try:
+                yield unit, future.result()
+            except WorkerLost as lost:
+                yield unit, lost
+            except BrokenProcessPool:
+                raise AutomlError(
+                    "a worker process was ended from outside (no memory left?); the same command goes on where it stopped"
+                ) from None
+
+
+class _Processes:
+    """Processes of this machine. They end with their parent, even one that was killed."""
+
+    def __init__(self, count: int) -> None:
+        self.size = count
+        context = multiprocessing.get_context("spawn")
+        self.executor = ProcessPoolExecutor(count, mp_context=context, initializer=_watch_parent)
+
+    def submit(self, run: Callable[[Work], Result], unit: Work, /) -> Future[Result]:
+        return self.executor.submit(_on_one_thread, run, unit)
+
+
+class _Cluster:
+    """The Ray cluster that this process has joined. A lost worker's unit is begun again by Ray, wherever there is room."""
+
+    def __init__(self, most: int | None) -> None:
+        import ray
+
+        self._most = most
+        self._gpus = ray.cluster_resources().get("GPU", 0.0) > 0
+        self._task: Any = ray.remote(max_retries=RETRIES, num_gpus=float(self._gpus))(_on_one_thread)
+        self._sent: tuple[Any, Any] = (None, None)
+
+    @property
+    def size(self) -> int:
+        import ray
+
+        there = int(ray.cluster_resources().get("GPU" if self._gpus else "CPU", 1.0))
+        return max(1, there if self._most is None else min(there, self._most))
+
+    def submit(self, run: Callable[[Work], Result], unit: Work, /) -> Future[Result]:
+        import ray
+
+        if self._sent[0] is not run:  # sent once, however much is bound to it
+            self._sent = run, ray.put(run)
+        answer: Future[Result] = Future()
+        self._task.remote(self._sent[1], unit).future().add_done_callback(lambda done: _pass_on(done, answer))
+        return answer
+
+
+def _pass_on(done: Future[Result], answer: Future[Result]) -> None:
+    """What Ray's future says, its errors in our words: one of `run` as it was raised there, any other is a lost worker."""
+    from ray.exceptions import RayError, RayTaskError
+
+    error = done.exception()
+    if error is None:
+        answer.set_result(done.result())
+    elif not isinstance(error, RayTaskError):
+        answer.set_exception(WorkerLost(f"lost {RETRIES + 1} workers (no memory left?): {type(error).__name__}"))
+    elif isinstance(error.cause, RayError):  # the work could not even be read there
+        text = str(error.cause).strip().splitlines()[-1]
+        answer.set_exception(
+            AutomlError(f"a machine of the cluster cannot do the work: {text}; install the same packages on all")
+        )
+    else:
+        answer.set_exception(error.cause)
+
+
+def _join(address: str, most: int | None) -> bool:
+    """Join or start a Ray cluster; False where this process is in one already."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
+    import ray
+
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"num_cpus": most, "include_dashboard": False} if address == "local" else {}
+    try:
+        _check_reachable(address)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--ray {address}: no Ray cluster answers there ({error}); 'local' starts one on this machine, "
+            "'auto' finds one that `ray start` has started here, HOST:PORT is that of its head"
+        ) from None
+    return True
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError if HOST:PORT does not answer."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
+
+
+def _on_one_thread(run: Callable[[Work], Result], unit: Work) -> Result:
+    import torch
+
+    torch.set_num_threads(1)
+    return run(unit)
+
+
+def _watch_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
