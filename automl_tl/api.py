@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ from .objectives import REQUIRED, brings
 from .profiling import profile_task as _profile_task
 from .ranker import Ranker, rank, ranker_for, shortlist
 from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
+from .workers import open_workers
 
 if TYPE_CHECKING:
     from .strategy import Strategy
@@ -183,6 +185,7 @@ def fit(
     strategies: Sequence[str] | None = None,
     backbones: Sequence[str] | None = None,
     trackers: Sequence[str | Tracker] = (),
+    ray: str | None = None,
     progress: Progress | None = None,
     told: Callable[[Task, Advice], None] | None = None,
 ) -> Outcome:
@@ -191,9 +194,11 @@ def fit(
     All of it lies in `out`.
 
     The same call again goes on where an interrupted one stopped. `told` hears the advice before the training starts.
+    With `ray`, the address of a Ray cluster (see `open_workers`), as many trials train at once as it has workers; `out` and the
+    images must then be in folders that all its machines share.
 
     Raises:
-        InputError: the images, or `out` holds the run of something else.
+        InputError: the images, or `out` holds the run of something else, or no cluster answers.
     """
     start = time.monotonic()
     limits, out = parse_budget(budget), Path(out)
@@ -209,7 +214,7 @@ def fit(
     }
     _check_free(out, request)
     chosen = [_tracker(each) if isinstance(each, str) else each for each in trackers]
-    with open_history() as history:
+    with nullcontext() if ray is None else open_workers(ray) as workers, open_history() as history:
         history.record_task(task)
         advice = _advice_of(out) if (out / "advice.json").exists() else None
         if advice is None:
@@ -235,6 +240,7 @@ def fit(
             spent=advising,
             trackers=chosen,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            workers=workers,
         )
     from .report.outcome import report_outcome
 

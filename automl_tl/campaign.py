@@ -113,7 +113,7 @@ def build_history(
     `data` must be the same folder on every machine. Only this process writes.
     """
     with open_workers(ray, most=workers) as crew:
-        units = _gaps(plan, data.absolute(), history)
+        units = _gaps(plan, data, history)
         trials = sum(unit.candidate is not None for unit in units)
         say(f"{trials} trials and {len(units) - trials} profiles to run on {crew.size} workers")
         count = 0

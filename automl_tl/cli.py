@@ -112,6 +112,7 @@ def fit(
     strategy: Strategies = None,
     backbone: Backbones = None,
     tracker: Trackers = None,
+    ray: RayAddress = None,
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
@@ -129,6 +130,7 @@ def fit(
             strategies=strategy,
             backbones=backbone,
             trackers=list(dict.fromkeys([*(() if json else ("console",)), *(tracker or ())])),
+            ray=ray,
             progress=progress,
             told=None if json else functools.partial(_tell, zoo=zoo),
         )

@@ -11,6 +11,9 @@
 
 What is promising is told by the ranking, corrected by what the trials so far showed (see `surrogate`).
 
+With several workers as many trials train at once, each chosen as if those that still train had come out as expected (the kriging
+believer of Ginsbourger et al., 2010).
+
 Every trial is on disk and in the history before the next one starts, so a search that was killed goes on where it stood.
 """
 
@@ -18,12 +21,15 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import shutil
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,7 @@ import numpy as np
 
 from . import model, processes, registry
 from .budget import Budget
-from .errors import BudgetError, PluginError
+from .errors import BudgetError, InputError, PluginError, WorkerLost
 from .evaluation.calibration import choose_temperature
 from .facts import trial_of
 from .history import History
@@ -56,6 +62,7 @@ from .records import (
 from .space import Space
 from .surrogate import Growth, Observed, Surrogate, growth_of
 from .trials import Limits, judge_on_test, probabilities_on, run_trial
+from .workers import Workers
 
 LONG_RUN = "long_run.json"
 RULE = (
@@ -73,6 +80,37 @@ LONG_SHARE = 0.4
 """Of the time: is kept for the long run."""
 RESERVE = 0.02
 """Share of the time kept for the test images and the report."""
+NOTED_EVERY = 2.0
+"""Seconds, while workers train: what was spent is on disk."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One candidate to be trained now."""
+
+    candidate: Candidate
+    backbone: Backbone
+    seed: int
+    folder: Path
+    """Of the trial."""
+    epochs: float
+    """In all, not only now."""
+    deadline: float
+    """`time.time()`: machines agree on that one."""
+    bar: tuple[float, float, float]
+    """Standing from which on the model is kept."""
+    command: str
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A step that a worker has been given."""
+
+    item: Ranked
+    step: _Step
+    epochs: float
+    """That it may train now."""
+    future: Future[Trial]
 
 
 @dataclass
@@ -92,6 +130,8 @@ class _Search:
     surrogate: Surrogate
     growth: Mapping[str, Growth]
     """Of each strategy, from a third of the epochs to the end."""
+    workers: Workers | None
+    """None: this process trains, one trial at a time."""
     started: float = field(default_factory=time.monotonic)
     trials: dict[str, Trial] = field(default_factory=dict)
     earlier: dict[str, Trial] = field(default_factory=dict)
@@ -102,6 +142,11 @@ class _Search:
     """Seconds that the search does not spend yet."""
     pace: list[float] = field(default_factory=list)
     """log(real / predicted seconds) of the finished trials."""
+    training: dict[str, _Training] = field(default_factory=dict)
+    """By trial; what workers do now."""
+
+    def __post_init__(self) -> None:
+        self.carry_out = partial(_carry_out, self.task)
 
     def spent(self) -> float:
         return self.spent_before + time.monotonic() - self.started
@@ -111,10 +156,11 @@ class _Search:
 
     def epochs_left(self) -> float:
         trained = {**self.trials, **self.earlier}.values()
-        return self.budget.epochs - sum(trial.curve[-1].epoch for trial in trained if trial.curve)
+        promised = sum(one.epochs for one in self.training.values())
+        return self.budget.epochs - promised - sum(map(_reached, trained))
 
     def trials_left(self) -> float:
-        return self.budget.trials - len(self.trials)
+        return self.budget.trials - len(self.trials.keys() | self.training.keys())
 
     def expected_seconds(self, item: Ranked) -> float:
         """The prediction, corrected by how wrong it has been here so far."""
@@ -135,10 +181,12 @@ def search(
     spent: float = 0.0,
     trackers: Sequence[Tracker] = (),
     command: str = "",
+    workers: Workers | None = None,
 ) -> Outcome:
     """Train the top of `ranking` on `task` within `budget`; everything lies in `folder`, the winner in `folder/model`.
 
-    `spent` seconds of the budget are gone already: they went into the advice.
+    `spent` seconds of the budget are gone already: they went into the advice. With `workers` as many trials train at once;
+    `folder` must be one that all of them see.
 
     Ctrl-C ends it with the best model so far. A second call with the same arguments goes on where the first one stopped.
 
@@ -150,7 +198,8 @@ def search(
     before = _spent(folder) + spent
     grown = history.growths(1 / ETA, objective=task.objective)
     growth = {name: growth_of(grown.get(name, ())) for name in spaces}
-    state = _Search(task, backbones, ranking, budget, folder, seed, history, list(trackers), command, before, surrogate, growth)
+    told = list(trackers)
+    state = _Search(task, backbones, ranking, budget, folder, seed, history, told, command, before, surrogate, growth, workers)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _recall(state)
     for tracker in trackers:
@@ -206,9 +255,11 @@ def _entrants(state: _Search) -> list[Ranked]:
     """
     chosen: list[Ranked] = []
     believed: list[Observed] = []
-    money = BRACKET_SHARE * state.time_left()
+    dearest = BRACKET_SHARE * state.time_left()
+    money = dearest * (1 if state.workers is None else state.workers.size)
     while len(chosen) < min(MOST_ENTRANTS, state.trials_left()):
-        affordable = (item for item in _in_order(state, believed) if item not in chosen and _price(state, item) <= money)
+        most = min(dearest, money)
+        affordable = (item for item in _in_order(state, believed) if item not in chosen and _price(state, item) <= most)
         item = next(affordable, None)
         if item is None:
             break
@@ -228,15 +279,14 @@ def _price(state: _Search, item: Ranked) -> float:
 
 def _go_on(state: _Search) -> None:
     """Spend what is left on what promises most for its seconds."""
-    while state.epochs_left() > 0 and state.time_left() > 0:
-        item = _next(state)
-        if item is None:
+    while True:
+        item = _next(state) if state.epochs_left() > 0 and state.time_left() > 0 else None
+        if item is None and not state.training:
             return
-        id_ = _id(state, item)
-        begun = state.trials.get(id_)
-        _advance(state, item, _rung(item.candidate) if begun is None else math.inf)
-        if state.trials.get(id_) == begun:  # no further epoch fits
-            state.stuck.add(id_)
+        if item is None:
+            _await(state)  # what comes of it may leave room for more
+        elif not _advance(state, item, _rung(item.candidate) if _id(state, item) not in state.trials else math.inf):
+            state.stuck.add(_id(state, item))
 
 
 def _train_long(state: _Search, spaces: Mapping[str, Space]) -> None:
@@ -264,7 +314,7 @@ def _next(state: _Search) -> Ranked | None:
     items = state.ranking.items
     done = {place for place in prices if _id(state, items[place]) in state.earlier}
     fitting = [place for place in prices if place in done or prices[place] < state.time_left()]
-    if not fitting and prices and not state.trials:
+    if not fitting and prices and not state.trials and not state.training:
         return items[min(prices, key=lambda place: prices[place])]  # better a cut-off model than none
     floor = LEAST_PRICE * state.budget.seconds if timed else 1.0
     best = max(fitting, key=lambda place: (place in done, promise[place] / (prices[place] + floor)), default=None)
@@ -277,7 +327,7 @@ def _options(state: _Search) -> Iterable[tuple[int, float]]:
     for place, item in enumerate(state.ranking.items):
         id_ = _id(state, item)
         trial = state.trials.get(id_)
-        if id_ in state.stuck:
+        if id_ in state.stuck or id_ in state.training:
             continue
         if trial is None and state.trials_left() >= 1 and item.candidate.strategy not in hopeless:
             yield place, 1.0
@@ -290,7 +340,7 @@ def _may_finish_more(state: _Search) -> bool:
     if math.isfinite(state.budget.seconds):
         return True
     begun = [trial for trial in state.trials.values() if math.isfinite(_rung(trial.candidate)) and trial.curve]
-    ended = sum(trial.status == "finished" for trial in begun)
+    ended = sum(trial.status == "finished" or trial.id in state.training for trial in begun)
     return ended < math.ceil(len(begun) / ETA)
 
 
@@ -300,7 +350,8 @@ def _in_order(state: _Search, believed: Sequence[Observed]) -> Iterable[Ranked]:
     hopeless = _hopeless(state)
     for place in np.argsort(-promise, kind="stable"):
         item = state.ranking.items[place]
-        if _id(state, item) not in state.trials and item.candidate.strategy not in hopeless:
+        tried = _id(state, item) in state.trials or _id(state, item) in state.training
+        if not tried and item.candidate.strategy not in hopeless:
             yield item
 
 
@@ -313,8 +364,8 @@ def _hopeless(state: _Search) -> set[str]:
 
 
 def _observed(state: _Search) -> list[Observed]:
-    """What the trials of this search showed."""
-    return [
+    """What the trials of this search showed; those that still train as what is expected of them."""
+    seen = [
         Observed(
             trial.candidate,
             trial.score,
@@ -323,25 +374,34 @@ def _observed(state: _Search) -> list[Observed]:
         for trial in state.trials.values()
         if trial.score is not None
     ]
+    for one in state.training.values():
+        seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen)))
+    return seen
 
 
-def _advance(state: _Search, item: Ranked, epochs: float) -> None:
-    """Train a candidate up to `epochs`, unless that was done before or the budget is used up."""
+def _advance(state: _Search, item: Ranked, epochs: float) -> bool:
+    """Train a candidate up to `epochs`, or have a worker begin it; whether there was anything to do and the budget for it."""
     id_ = _id(state, item)
-    if id_ in state.earlier:
+    recalled = id_ in state.earlier
+    if recalled:
         whole = state.earlier[id_]
         state.trials[id_] = _as_of(whole, epochs)
         if state.trials[id_] is whole:
             del state.earlier[id_]
     before = state.trials.get(id_)
-    if before is not None and (before.status != "stopped" or (before.curve and before.curve[-1].epoch >= epochs)):
-        return
+    reached = _reached(before)
+    if before is not None and (before.status != "stopped" or reached >= epochs):
+        return recalled
     if (before is None and state.trials_left() < 1) or state.time_left() <= 0 or state.epochs_left() <= 0:
-        return
-    reached = before.curve[-1].epoch if before is not None and before.curve else 0.0
-    limits = Limits(min(epochs, reached + state.epochs_left()), time.monotonic() + state.time_left())
-    candidate = item.candidate
-    planned = Trial(id_, state.task.fingerprint, candidate, state.seed, "running")
+        return recalled
+    candidate, limit = item.candidate, min(epochs, reached + state.epochs_left())
+    backbone, folder, deadline = (
+        state.backbones[candidate.backbone],
+        state.folder / "trials" / id_,
+        time.time() + state.time_left(),
+    )
+    step = _Step(candidate, backbone, state.seed, folder, limit, deadline, _best_other(state, id_), state.command)
+    planned = _planned(state, step)
     _tell(state, "started", planned)
 
     def report(point: Point) -> bool:
@@ -349,29 +409,81 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> None:
         _tell(state, "epoch", planned, point)
         return False
 
-    backbone = state.backbones[candidate.backbone]
-    processes.tell((candidate, backbone, state.folder / "trials" / id_ / "checkpoints", limits))
+    if state.workers is None:
+        _settle(state, item, _carry_out(state.task, step, report=report))
+        return True
+    most = min(limit, float(candidate.hyperparameters.get("epochs", 1))) - reached
+    state.training[id_] = _Training(item, step, most, state.workers.submit(state.carry_out, step))
+    while len(state.training) >= state.workers.size:
+        _await(state)
+    return True
+
+
+def _planned(state: _Search, step: _Step) -> Trial:
+    return Trial(
+        trial_id(state.task.fingerprint, step.candidate, step.seed), state.task.fingerprint, step.candidate, step.seed, "running"
+    )
+
+
+def _carry_out(task: Task, step: _Step, *, report: Callable[[Point], bool] = lambda point: False) -> Trial:
+    """Train as the step says, here, wherever that is; a model that may be the winner's is kept in the trial's folder."""
+    if not step.folder.parent.is_dir():
+        raise InputError(
+            f"{step.folder.parent} is not there on {platform.node()}: --out must lie in a folder that all machines share"
+        )
+    limits = Limits(step.epochs, time.monotonic() + (step.deadline - time.time()))
+    checkpoints = step.folder / "checkpoints"
+    processes.tell((step.candidate, step.backbone, checkpoints, limits))
     trial, fitted = run_trial(
-        state.task,
-        candidate,
-        backbone,
-        seed=state.seed,
-        folder=state.folder / "trials" / id_ / "checkpoints",
+        task,
+        step.candidate,
+        step.backbone,
+        seed=step.seed,
+        folder=checkpoints,
         limits=limits,
         report=report,
-        command=state.command,
+        command=step.command,
     )
-    if fitted is not None and trial.validation and _standing(trial) >= _best_other(state, id_):
-        folder = state.folder / "trials" / id_
-        facts = {"validation": dict(trial.validation), "task": state.task.name, "provenance": dict(trial.provenance)}
-        model.save(folder, fitted.model, backbone, candidate, state.task.classes, facts)
-        trial = replace(trial, artefact=f"trials/{id_}")
+    if fitted is not None and trial.validation and _standing(trial) >= step.bar:
+        facts = {"validation": dict(trial.validation), "task": task.name, "provenance": dict(trial.provenance)}
+        model.save(step.folder, fitted.model, step.backbone, step.candidate, task.classes, facts)
+        trial = replace(trial, artefact=f"trials/{trial.id}")
+    return trial
+
+
+def _await(state: _Search) -> None:
+    """Settle what the next worker brings."""
+    futures = {one.future: one for one in state.training.values()}
+    while not (done := wait(futures, timeout=NOTED_EVERY, return_when=FIRST_COMPLETED).done):
+        _note_spent(state)
+    for one in [one for future, one in futures.items() if future in done]:
+        planned = _planned(state, one.step)
+        try:
+            trial = one.future.result()
+        except WorkerLost as lost:
+            trial = replace(planned, status="failed", error=f"{planned.candidate.strategy}: {lost}")
+        for point in trial.curve:
+            if point.epoch > _reached(state.trials.get(trial.id)):
+                _tell(state, "epoch", planned, point)
+        del state.training[trial.id]
+        _settle(state, one.item, trial)
+
+
+def _settle(state: _Search, item: Ranked, trial: Trial) -> None:
+    """What came of a step, for good."""
     if trial.status == "finished":
         state.pace.append(math.log(trial.seconds / max(item.seconds, 1e-6)))
+    if trial.status == "stopped" and _reached(trial) <= _reached(state.trials.get(trial.id)):  # no further epoch fits
+        state.stuck.add(trial.id)
     _remember(state, trial)
     if trial.status != "stopped":
-        shutil.rmtree(state.folder / "trials" / id_ / "checkpoints", ignore_errors=True)
+        shutil.rmtree(state.folder / "trials" / trial.id / "checkpoints", ignore_errors=True)
     _tell(state, "finished", trial)
+
+
+def _reached(trial: Trial | None) -> float:
+    """Epochs that it has trained."""
+    return trial.curve[-1].epoch if trial is not None and trial.curve else 0.0
 
 
 def _tell(state: _Search, event: str, *words: Any) -> None:

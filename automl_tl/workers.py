@@ -1,7 +1,8 @@
 """Where work is carried out: processes of this machine, or a Ray cluster (Moritz et al., 2018).
 
 Work is a function and its units, one argument each. Whoever hands it out gets futures, and alone writes down what comes back.
-Each worker computes on one thread, so that the same work gives the same wherever it is done.
+Each worker computes on one thread, so that the same work gives the same wherever it is done, and in the folder that the work came
+from, where its machine has that folder.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
@@ -128,7 +129,7 @@ class _Cluster:
         if self._sent[0] is not run:  # sent once, however much is bound to it
             self._sent = run, ray.put(run)
         answer: Future[Result] = Future()
-        self._task.remote(self._sent[1], unit).future().add_done_callback(lambda done: _pass_on(done, answer))
+        self._task.remote(self._sent[1], unit, os.getcwd()).future().add_done_callback(lambda done: _pass_on(done, answer))
         return answer
 
 
@@ -176,9 +177,11 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
 
 
-def _on_one_thread(run: Callable[[Work], Result], unit: Work) -> Result:
+def _on_one_thread(run: Callable[[Work], Result], unit: Work, where: str = ".") -> Result:
     import torch
 
+    with suppress(OSError):
+        os.chdir(where)
     torch.set_num_threads(1)
     return run(unit)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from automl_tl.records import TEST
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.trials import probabilities_on
+from automl_tl.workers import Workers
 
 
 def ranked(strategy: str, backbone: str, score: float, seconds: float = 5.0, **changed: object) -> Ranked:
@@ -31,7 +33,25 @@ def ranked(strategy: str, backbone: str, score: float, seconds: float = 5.0, **c
     return Ranked(Candidate(backbone, strategy, values), score, score - 0.1, score + 0.1, seconds, 100.0)  # type: ignore[arg-type]
 
 
-def run(items: list[Ranked], out: Path, budget: str, seed: int = 0, **task_options: object) -> Outcome:
+class InTurn:
+    """Workers that share one thread of this process: several trials are begun, and each ends before the next one trains."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.most = 0
+        self._begun: list[Future[Any]] = []
+        self._thread = ThreadPoolExecutor(1)
+
+    def submit(self, run: Callable[[Any], Any], unit: Any, /) -> Future[Any]:
+        self._begun = [future for future in self._begun if not future.done()]
+        self._begun.append(self._thread.submit(run, unit))
+        self.most = max(self.most, len(self._begun))
+        return self._begun[-1]
+
+
+def run(
+    items: list[Ranked], out: Path, budget: str, seed: int = 0, workers: Workers | None = None, **task_options: object
+) -> Outcome:
     task, backbones = digits(**task_options), catalogue()
     profile = Profile(task.name, task.fingerprint, {}, {}, {})
     with open_history() as history:
@@ -47,6 +67,7 @@ def run(items: list[Ranked], out: Path, budget: str, seed: int = 0, **task_optio
             folder=out,
             history=history,
             seed=seed,
+            workers=workers,
         )
 
 
@@ -205,3 +226,43 @@ def test_interruption_ends_with_the_best_so_far(tmp_path: Path, monkeypatch: pyt
     assert outcome.winner.candidate.backbone == TINY
     assert json.loads((tmp_path / "trials" / outcome.winner.id / "trial.json").read_text())["status"] == "finished"
     assert math.isfinite(outcome.seconds)
+
+
+def reached(outcome: Outcome) -> dict[str, tuple[str, float]]:
+    return {trial.id: (trial.status, trial.curve[-1].epoch) for trial in outcome.trials}
+
+
+def test_one_worker_decides_as_this_process_does(tmp_path: Path) -> None:
+    items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
+    alone = run(items, tmp_path / "a", "3 trials + 8 epochs")
+    one = run(items, tmp_path / "b", "3 trials + 8 epochs", workers=InTurn(1))
+    assert reached(one) == reached(alone)
+    assert one.winner.validation == alone.winner.validation
+    assert one.winner.test == alone.winner.test
+
+
+def test_two_workers_keep_the_budget_and_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [ranked("linear-probe", QUICK, 0.95, seconds=0.1)]
+    items += [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(4)]
+    trained: list[tuple[str, float]] = []
+    train = halving.run_trial
+
+    def counted(task: Task, candidate: Candidate, *others: Any, **named: Any) -> tuple[Trial, Fitted | None]:
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trial, fitted = train(task, candidate, *others, **named)
+        trained.append((trial.id, trial.curve[-1].epoch))
+        return trial, fitted
+
+    monkeypatch.setattr(halving, "run_trial", counted)
+    first = run(items, tmp_path, "4 trials + 9 epochs", workers=InTurn(2))
+    assert first.interrupted
+    before = list(trained)
+    monkeypatch.setattr(halving, "run_trial", train)
+    two = InTurn(2)
+    outcome = run(items, tmp_path, "4 trials + 9 epochs", workers=two)
+    assert two.most == 2
+    assert len(outcome.trials) == 4
+    assert sum(epoch for _, epoch in reached(outcome).values()) <= 9
+    assert all(reached(outcome)[id_][1] >= epoch for id_, epoch in before), "nothing is forgotten"
+    assert load(tmp_path / "model").candidate == outcome.winner.candidate
