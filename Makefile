@@ -33,6 +33,7 @@ lint: $(READY)       ## style and types
 	$(BIN)/mypy
 
 bench: $(READY)      ## every program of benchmarks/, with its figures into benchmarks/results
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	for program in benchmarks/[a-z]*.py; do \
 		$(BIN)/python $$program --json benchmarks/results/$$(basename $$program .py).json || exit 1; \
 	done

@@ -401,15 +401,15 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> bool:
         time.time() + state.time_left(),
     )
     step = _Step(candidate, backbone, state.seed, folder, limit, deadline, _best_other(state, id_), state.command)
-    planned = _planned(state, step)
-    _tell(state, "started", planned)
-
-    def report(point: Point) -> bool:
-        _note_spent(state)
-        _tell(state, "epoch", planned, point)
-        return False
-
     if state.workers is None:
+        planned = _planned(state, step)
+        _tell(state, "started", planned)
+
+        def report(point: Point) -> bool:
+            _note_spent(state)
+            _tell(state, "epoch", planned, point)
+            return False
+
         _settle(state, item, _carry_out(state.task, step, report=report))
         return True
     most = min(limit, float(candidate.hyperparameters.get("epochs", 1))) - reached
@@ -462,6 +462,7 @@ def _await(state: _Search) -> None:
             trial = one.future.result()
         except WorkerLost as lost:
             trial = replace(planned, status="failed", error=f"{planned.candidate.strategy}: {lost}")
+        _tell(state, "started", planned)  # only now: trackers know of one trial at a time
         for point in trial.curve:
             if point.epoch > _reached(state.trials.get(trial.id)):
                 _tell(state, "epoch", planned, point)

@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
-from small import QUICK, TINY
+from small import QUICK, TINY, arrays, digits
 
+from automl_tl import fit, predict
 from automl_tl.campaign import Plan, TaskPlan, build_history
 from automl_tl.errors import AutomlError, InputError, PluginError, WorkerLost
 from automl_tl.history import open_history
@@ -147,3 +148,22 @@ def test_a_build_on_ray_that_is_interrupted_goes_on_where_it_stopped(tmp_path: P
     second = subprocess.run(line, capture_output=True, text=True, check=True)
     assert "2 trials and " in second.stdout.splitlines()[0]
     assert second.stdout.splitlines()[-1] == "2 trials added"
+
+
+@pytest.mark.slow
+def test_a_fit_on_ray_survives_the_loss_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    killed: list[int] = []
+    threading.Thread(target=kill_one_at_work, args=(killed,), kwargs={"after": 2.0}, daemon=True).start()
+    chosen = {"strategies": ["fine-tuning"], "backbones": [QUICK], "trackers": ["tensorboard"]}
+    outcome = fit(digits(), budget="3 trials + 30 epochs", out="run", ray="local", **chosen)  # type: ignore[arg-type]
+    assert killed, "nobody was killed: the trials are too short for this test"
+    assert len(outcome.trials) == 3
+    assert sum(trial.curve[-1].epoch for trial in outcome.trials) <= 30
+    assert "failed" not in {trial.status for trial in outcome.trials}
+    assert outcome.winner.test["accuracy"] > 0.3
+    assert predict("run", arrays(20)[0]).probabilities.shape == (20, 10)
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 3
+    with open_history() as history:
+        assert {trial.id for trial in outcome.trials} <= history.known().keys()
