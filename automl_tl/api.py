@@ -203,6 +203,8 @@ def fit(
     start = time.monotonic()
     limits, out = parse_budget(budget), Path(out)
     task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
+    if ray is not None and not processes.alone():
+        raise InputError("--ray and `accelerate launch` both spread the work; use one of them")
     if not processes.leads():
         return follow(task, seed=seed)
     request = {

@@ -233,9 +233,9 @@ def reached(outcome: Outcome) -> dict[str, tuple[str, float]]:
 
 
 def test_one_worker_decides_as_this_process_does(tmp_path: Path) -> None:
-    items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
-    alone = run(items, tmp_path / "a", "3 trials + 8 epochs")
-    one = run(items, tmp_path / "b", "3 trials + 8 epochs", workers=InTurn(1))
+    items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=3) for i in range(2)]
+    alone = run(items, tmp_path / "a", "2 trials + 4 epochs")
+    one = run(items, tmp_path / "b", "2 trials + 4 epochs", workers=InTurn(1))
     assert reached(one) == reached(alone)
     assert one.winner.validation == alone.winner.validation
     assert one.winner.test == alone.winner.test
@@ -243,7 +243,7 @@ def test_one_worker_decides_as_this_process_does(tmp_path: Path) -> None:
 
 def test_two_workers_keep_the_budget_and_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [ranked("linear-probe", QUICK, 0.95, seconds=0.1)]
-    items += [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(4)]
+    items += [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=3) for i in range(3)]
     trained: list[tuple[str, float]] = []
     train = halving.run_trial
 
@@ -255,14 +255,14 @@ def test_two_workers_keep_the_budget_and_go_on_where_they_were_stopped(tmp_path:
         return trial, fitted
 
     monkeypatch.setattr(halving, "run_trial", counted)
-    first = run(items, tmp_path, "4 trials + 9 epochs", workers=InTurn(2))
+    first = run(items, tmp_path, "4 trials + 6 epochs", workers=InTurn(2))
     assert first.interrupted
     before = list(trained)
     monkeypatch.setattr(halving, "run_trial", train)
     two = InTurn(2)
-    outcome = run(items, tmp_path, "4 trials + 9 epochs", workers=two)
+    outcome = run(items, tmp_path, "4 trials + 6 epochs", workers=two)
     assert two.most == 2
     assert len(outcome.trials) == 4
-    assert sum(epoch for _, epoch in reached(outcome).values()) <= 9
+    assert sum(epoch for _, epoch in reached(outcome).values()) <= 6
     assert all(reached(outcome)[id_][1] >= epoch for id_, epoch in before), "nothing is forgotten"
     assert load(tmp_path / "model").candidate == outcome.winner.candidate

@@ -47,6 +47,8 @@ def test_every_unit_comes_back_and_errors_are_those_of_the_work() -> None:
         assert dict(results(workers, divided, [1, 2, 4, 5])) == {1: (1.0, 1), 2: (0.5, 1), 4: (0.25, 1), 5: (0.2, 1)}
         with pytest.raises(ZeroDivisionError):
             list(results(workers, divided, [1, 0]))
+        with pytest.raises(AutomlError, match="ended from outside"):
+            list(results(workers, fatal, [0]))
 
 
 def test_no_cluster_or_no_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
