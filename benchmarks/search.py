@@ -242,9 +242,8 @@ def at(curve: Curve, second: float, guess: float) -> float:
 
 def area(curve: Curve, clock: float, guess: float) -> float:
     """Mean over the clock."""
-    times = [0.0, *(since for since, _ in curve), clock]
-    heights = [guess, *(accuracy for _, accuracy in curve)]
-    return sum((end - start) * height for start, end, height in zip(times, times[1:], heights, strict=True)) / clock
+    starts, heights = [0.0, *(since for since, _ in curve)], [guess, *(accuracy for _, accuracy in curve)]
+    return sum((end - start) * height for start, end, height in zip(starts, [*starts[1:], clock], heights, strict=True)) / clock
 
 
 def seconds_to(curve: Curve, goal: float, clock: float) -> float:
