@@ -162,7 +162,8 @@ def _join(address: str, most: int | None) -> bool:
     try:
         _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of a node that starts too slowly Ray raises no other kind
+        ray.shutdown()
         raise InputError(
             f"--ray {address}: no Ray cluster answers there ({error}); 'local' starts one on this machine, "
             "'auto' finds one that `ray start` has started here, HOST:PORT is that of its head"
