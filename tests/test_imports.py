@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "timm", "torchvision", "sklearn", "lightgbm", "scipy", "accelerate", "jinja2", "fastapi", "pydantic", "uvicorn")
+HEAVY = (
+    "torch",
+    "timm",
+    "torchvision",
+    "sklearn",
+    "lightgbm",
+    "scipy",
+    "accelerate",
+    "jinja2",
+    "fastapi",
+    "pydantic",
+    "uvicorn",
+    "ray",
+)
 LAYERS = (
     {"errors", "metadb", "starter"},
     {"home", "space", "extras"},
