@@ -375,7 +375,8 @@ def _observed(state: _Search) -> list[Observed]:
         if trial.score is not None
     ]
     for one in state.training.values():
-        seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen)))
+        if state.surrogate.knows(one.item.candidate):  # a long run is none of the ranking
+            seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen)))
     return seen
 
 
@@ -395,12 +396,9 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> bool:
     if (before is None and state.trials_left() < 1) or state.time_left() <= 0 or state.epochs_left() <= 0:
         return recalled
     candidate, limit = item.candidate, min(epochs, reached + state.epochs_left())
-    backbone, folder, deadline = (
-        state.backbones[candidate.backbone],
-        state.folder / "trials" / id_,
-        time.time() + state.time_left(),
-    )
-    step = _Step(candidate, backbone, state.seed, folder, limit, deadline, _best_other(state, id_), state.command)
+    backbone, folder = state.backbones[candidate.backbone], state.folder / "trials" / id_
+    deadline, bar = time.time() + state.time_left(), _best_other(state, id_)
+    step = _Step(candidate, backbone, state.seed, folder, limit, deadline, bar, state.command)
     if state.workers is None:
         planned = _planned(state, step)
         _tell(state, "started", planned)
@@ -420,9 +418,8 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> bool:
 
 
 def _planned(state: _Search, step: _Step) -> Trial:
-    return Trial(
-        trial_id(state.task.fingerprint, step.candidate, step.seed), state.task.fingerprint, step.candidate, step.seed, "running"
-    )
+    task = state.task.fingerprint
+    return Trial(trial_id(task, step.candidate, step.seed), task, step.candidate, step.seed, "running")
 
 
 def _carry_out(task: Task, step: _Step, *, report: Callable[[Point], bool] = lambda point: False) -> Trial:
