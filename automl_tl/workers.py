@@ -164,8 +164,11 @@ def _join(address: str, most: int | None) -> bool:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # of a node that starts too slowly Ray raises no other kind
         ray.shutdown()
+        what = (
+            "Ray did not start on this machine, which may be too busy" if address == "local" else "no Ray cluster answers there"
+        )
         raise InputError(
-            f"--ray {address}: no Ray cluster answers there ({error}); 'local' starts one on this machine, "
+            f"--ray {address}: {what} ({error}); 'local' starts one here for the time of the command, "
             "'auto' finds one that `ray start` has started here, HOST:PORT is that of its head"
         ) from None
     return True
