@@ -263,6 +263,7 @@ def figures(found: Mapping[str, Mapping[str, Curve]], guesses: Mapping[str, floa
             logs.append(math.log(seconds_to(curves[way], goal, clock) / seconds_to(curves["ours"], goal, clock)))
         figures[key] = math.exp(float(np.mean(logs)))
     for way in WAYS:
+        figures[f"first_model_seconds_{way}"] = float(np.mean([seconds_to(found[name][way], 0.0, clock) for name in found]))
         figures[f"end_{way}"] = 100 * float(np.mean([ends[name][way] for name in found]))
         figures |= {f"{name}_end_{way}": 100 * ends[name][way] for name in found}
     return {**figures, "clock_seconds": clock, "sets": len(found)}

@@ -22,6 +22,7 @@ def test_figures_of_curves() -> None:
     assert found["auc_optuna"] == pytest.approx(100 * (20 * 0.1 + 20 * 0.7 + 10 * 0.6) / 50)
     assert found["auc_best_on_average"] == pytest.approx(10), "a guess all along"
     assert found["end_optuna"] == pytest.approx(60), "what is best by validation, though it was better before"
+    assert (found["first_model_seconds_optuna"], found["first_model_seconds_best_on_average"]) == (20, 50)
     assert found["seconds_ratio_to_99"] == pytest.approx(50 / 30), "never there: the whole clock"
 
 
