@@ -232,6 +232,7 @@ def reached(outcome: Outcome) -> dict[str, tuple[str, float]]:
     return {trial.id: (trial.status, trial.curve[-1].epoch) for trial in outcome.trials}
 
 
+@pytest.mark.slow
 def test_one_worker_decides_as_this_process_does(tmp_path: Path) -> None:
     items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=3) for i in range(2)]
     alone = run(items, tmp_path / "a", "2 trials + 4 epochs")
