@@ -18,6 +18,8 @@ from .errors import InputError
 
 MOST_PIXELS = 178_956_970
 """Larger images are refused, as by Pillow itself: a file of some kB can ask for gigabytes of memory."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What is read, whatever a file is called: Pillow knows more, and hands some of it to other programs (EPS to Ghostscript)."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 _METHODS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MANY_BITS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -83,9 +85,9 @@ def _opened(source: Any, where: str) -> AbstractContextManager[Image.Image]:
     if isinstance(source, np.ndarray):
         return nullcontext(_from_array(source, where))
     if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source))
+        return Image.open(io.BytesIO(source), formats=FORMATS)
     if isinstance(source, (str, Path)):
-        return Image.open(source)
+        return Image.open(source, formats=FORMATS)
     raise InputError(f"{where}: a {type(source).__name__} is not an image; give a path, a PIL image, bytes or an array")
 
 
