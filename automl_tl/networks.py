@@ -19,6 +19,7 @@ RESERVED = re.compile(r"pretrained.*|checkpoint_path|cache_dir|features_only|num
 """Words of timm's `create_model` that fetch or unpickle files or change what comes out: not for a card to say."""
 LARGEST = 100_000
 """Number in what a card says of a network: a million layers would never be made."""
+_UNMADE = (TypeError, ValueError, LookupError, RuntimeError, AssertionError, ArithmeticError, AttributeError, MemoryError)
 _PREFIX = re.compile(r"^_?(?:(?:tf|legacy|gc|test|dm|eca|ese|nf|tiny)_)?")
 
 
@@ -49,16 +50,7 @@ def create(architecture: str, kwargs: Mapping[str, Any], *, num_classes: int) ->
         raise ZooError(f"build: kwargs: a number above {LARGEST:,} makes no network")
     try:
         net: nn.Module = timm.create_model(architecture, num_classes=num_classes, **kwargs)
-    except (
-        TypeError,
-        ValueError,
-        LookupError,
-        RuntimeError,
-        AssertionError,
-        ArithmeticError,
-        AttributeError,
-        MemoryError,
-    ) as error:
+    except _UNMADE as error:
         raise ZooError(f"build: timm cannot make {architecture} with {json.dumps(dict(kwargs))}: {first_line(error)}") from None
     return net
 
