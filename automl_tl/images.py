@@ -18,6 +18,8 @@ from .errors import InputError
 
 MOST_PIXELS = 178_956_970
 """Larger images are refused, as by Pillow itself: a file of some kB can ask for gigabytes of memory."""
+MOST_RESIZED = 2**24
+"""Pixels of an image that was made as small as a network wants it: more is a stretched line, of which the centre will do."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """What is read, whatever a file is called: Pillow knows more, and hands some of it to other programs (EPS to Ghostscript)."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
@@ -148,7 +150,7 @@ def square(image: Image.Image, size: int, *, interpolation: str, crop_pct: float
         resized = (scale, max(scale, int(scale * height / width)))
     else:
         resized = (max(scale, int(scale * width / height)), scale)
-    if resized[0] * resized[1] > MOST_PIXELS:  # a line of pixels: the centre of it is all that is needed
+    if resized[0] * resized[1] > MOST_RESIZED:  # a line of pixels: the centre of it is all that is needed
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         image, resized = image.crop((left, top, left + side, top + side)), (scale, scale)

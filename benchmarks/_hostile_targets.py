@@ -191,15 +191,17 @@ def _facts() -> dict[str, list[dict[str, Any]]]:
     """Some good facts of each kind."""
     from automl_tl.backbones import catalogue
     from automl_tl.facts import backbone_facts
+    from automl_tl.records import Candidate, trial_id
 
     backbone = backbone_facts(next(iter(catalogue().values())))
     profile = {"task": "t", "fingerprint": "f1", "meta": {"images": 10.0}, "distances": {"s": {"frechet": 1.0}}}
-    profile |= {"transferability": {"b": {"logme": 1.0}}, "seconds": 1.0, "warnings": []}
+    profile |= {"transferability": {backbone["name"]: {"logme": 1.0}}, "seconds": 1.0, "warnings": []}
     candidate = {"backbone": backbone["name"], "strategy": "s", "hyperparameters": {"rate": 0.1, "flip": True}}
     point = {"epoch": 1, "seconds": 1.0, "loss": 0.5, "score": 0.5, "memory_mb": 10.0, "note": ""}
-    trial = {"id": "1", "task": "f1", "candidate": candidate, "seed": 0, "status": "finished", "curve": [point]}
+    trial = {"task": "f1", "candidate": candidate, "status": "finished", "curve": [point]}
     trial |= {"validation": {"accuracy": 0.5}, "test": {}, "seconds": 1.0, "memory_mb": 1.0, "provenance": {"speed": 1.0}}
-    return {"backbones": [backbone], "profiles": [profile], "trials": [trial, {**trial, "id": "2"}]}
+    trials = [{**trial, "seed": seed, "id": trial_id("f1", Candidate(**candidate), seed)} for seed in range(2)]
+    return {"backbones": [backbone], "profiles": [profile], "trials": trials}
 
 
 def make_facts(rng: random.Random) -> bytes:

@@ -4,7 +4,7 @@ For each target, in a process of its own and from a seed, inputs are made of goo
 (`_hostile_targets`) for --seconds. What may happen: it is taken, or refused with an error of automl_tl's own. Counted are
 
 - crashes: any other exception, and a process that dies;
-- hangs: more than 20 seconds for one input;
+- hangs: more than 20 seconds of work, or two minutes of waiting, for one input;
 - escapes: something is written, or a secret beside the folder read, outside; a program started, a connection made, code
   unpickled. Python's audit hooks tell of these, whoever does it.
 
@@ -33,8 +33,8 @@ from typing import Any
 from _hostile_targets import TARGETS, Target, emptied, lay_outside
 from _report import arguments, merge, table
 
-LONGEST = 20
-"""Seconds an input may take."""
+LONGEST, WAITING = 20, 120
+"""Seconds of this process's own work, and of the clock, that an input may take: others may keep the machine busy."""
 MEMORY = 12 * 2**30
 """Of address space: what a bomb asks for beyond that fails, and is counted as a crash."""
 NEVER = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo"}
@@ -84,7 +84,8 @@ def attack(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]
     warnings.simplefilter("ignore")
     _warm(target, scratch)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, _too_long)
+    for alarm in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(alarm, _too_long)
     watch = Watch(scratch, outside)
     found: dict[str, Any] = {"inputs": 0, "refused": 0, "crashes": {}, "hangs": {}, "escapes": {}}
     end = time.monotonic() + seconds
@@ -93,8 +94,9 @@ def attack(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]
         (folder / "last.bin").write_bytes(data)
         emptied(scratch)
         found["inputs"] += 1
-        start = time.monotonic()
-        signal.alarm(LONGEST)
+        start = time.monotonic(), time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, LONGEST)
+        signal.alarm(WAITING)
         try:
             with watch.watching():
                 target.take(data, scratch)
@@ -108,9 +110,11 @@ def attack(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]
                 trace = trace.tb_next
             place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
             found["crashes"].setdefault(f"{type(error).__name__} at {place}", f"{str(error)[:150]}\n    {_kept(data)}")
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        if time.monotonic() - start >= LONGEST:
-            found["hangs"].setdefault(f"{time.monotonic() - start:.0f} s", _kept(data))
+        waited, worked = time.monotonic() - start[0], time.process_time() - start[1]
+        if worked >= LONGEST or waited >= WAITING:
+            found["hangs"].setdefault(f"{worked:.0f} s of work, {waited:.0f} s in all", _kept(data))
         for event in watch.seen:
             found["escapes"].setdefault(event, _kept(data))
         watch.seen.clear()
@@ -142,7 +146,7 @@ def in_process(name: str, seconds: float, seed: int) -> dict[str, Any]:
         line = [sys.executable, __file__, "--target", name, "--seconds", str(seconds), "--seed", str(seed), "--inside", scratch]
         environment = {**os.environ, "AUTOML_TL_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
         try:
-            done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=seconds + 240)
+            done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=seconds + 600)
         except subprocess.TimeoutExpired:
             return {"inputs": 1, "refused": 0, "crashes": {}, "hangs": {"never ended": _last(folder)}, "escapes": {}}
         if done.returncode:
