@@ -76,6 +76,19 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
             ("recommend_warm_seconds_10000", "again, seconds", ""),
         ),
     ),
+    "gpu": (
+        f"{SPEED} gpu",
+        tuple(
+            (f"gpu_{network}_{what}", f"{told}, {network}", bar)
+            for network in ("resnet50", "resnet50_compiled", "vit_small_patch16_224", "vit_small_patch16_224_compiled")
+            for what, told, bar in (
+                ("share", "training: share of the throughput on images that lie on the device", "≥ 0.9"),
+                ("images_a_second", "training: images a second", ""),
+                ("mb", "training: MB of the device", ""),
+                ("features_share", "features: share of the throughput on images that lie on the device", "≥ 0.9"),
+            )
+        ),
+    ),
     "hostile": (
         FAULTS,
         (
@@ -105,6 +118,9 @@ def page(known: Mapping[str, Any]) -> str:
         lines += [f"## {part.capitalize()}", "", f"`python {command}`", ""]
         if where is None:
             lines += ["Not measured yet.", ""]
+            continue
+        if not any(name in known for name, _, _ in figures):
+            lines += [f"Nothing to measure on the machine of {where['date'][:10]} ({where['machine']}).", ""]
             continue
         lines += ["| figure | what | value | bar |", "| --- | --- | --- | --- |"]
         lines += [f"| `{name}` | {what} | {_value(known, name)} | {bar} |" for name, what, bar in figures if name in known]
