@@ -13,6 +13,7 @@ An epoch is a pass over the training images and a validation; ours saves its che
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from automl_tl.augment import augment, normalise
 from automl_tl.backbones import build, catalogue
 from automl_tl.batches import AUGMENTATIONS
 from automl_tl.device import autocast, channels_last, precision
+from automl_tl.home import cache
 from automl_tl.records import TRAIN, VALIDATION
 from automl_tl.trials import job_of, pixels_of
 
@@ -48,6 +50,7 @@ def evidence(folder: Path, *, quick: bool) -> tuple[list[tuple[str, ...]], dict[
     rows, figures = [], {}
     for number, (name, network) in enumerate(CASES[:1] if quick else CASES):
         task, backbone = load_task(unpacked(name, folder)), catalogue()[network]
+        shutil.rmtree(cache() / "pixels", ignore_errors=True)
         begun = time.perf_counter()
         pixels_of(task, backbone)
         decoded = time.perf_counter() - begun
