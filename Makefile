@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 RUNS ?= runs
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-all lint bench metadb clean
+.PHONY: help demo test test-all lint bench bench-all audit metadb clean
 
 help:                ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -32,11 +32,21 @@ lint: $(READY)       ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(READY)      ## every program of benchmarks/, with its figures into benchmarks/results
+bench: $(READY)      ## speed against peers, faults, hostile input; then docs/benchmarks.md from their figures (about an hour)
+	$(BIN)/python benchmarks/speed.py --json benchmarks/results/speed.json
+	$(BIN)/python benchmarks/hostile.py --json benchmarks/results/faults.json
+	$(BIN)/python benchmarks/faults.py --json benchmarks/results/faults.json
+	$(BIN)/python benchmarks/page.py
+
+bench-all: bench     ## the other programs of benchmarks/ as well, with their figures into benchmarks/results (many hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	for program in benchmarks/[a-z]*.py; do \
+	for program in $(filter-out %/speed.py %/hostile.py %/faults.py %/page.py,$(wildcard benchmarks/[a-z]*.py)); do \
 		$(BIN)/python $$program --json benchmarks/results/$$(basename $$program .py).json || exit 1; \
 	done
+
+audit: $(READY)      ## known vulnerabilities of what is pinned (needs an index that tells of them); licences are a test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit
+	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
 metadb: $(READY)     ## run what metadb/plan*.json ask for and the history lacks, and write it as text (DATA: unpacked images)
 	for plan in metadb/plan*.json; do $(BIN)/automl-tl history build $$plan --data $(DATA) || exit; done

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ZooError
 from .home import cache, home
-from .networks import Counts, count, create, family, first_line, headless
-from .records import Backbone
+from .networks import RESERVED, Counts, count, create, family, first_line, headless
+from .records import LARGEST_SIDE, Backbone
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
-# Words of timm's `create_model` that fetch or unpickle files or change what comes out: not for a card to say.
-_RESERVED = re.compile(r"pretrained.*|checkpoint_path|cache_dir|features_only|num_classes|in_chans|scriptable|exportable|no_jit")
 
 
 def _is_text(value: Any) -> bool:
@@ -44,7 +42,7 @@ def _is_triple(value: Any) -> bool:
 
 
 def _is_square(value: Any) -> bool:
-    return _is_triple(value) and all(map(_is_whole, value)) and value[0] == 3 and value[1] == value[2] > 0
+    return _is_triple(value) and all(map(_is_whole, value)) and value[0] == 3 and 0 < value[1] == value[2] <= LARGEST_SIDE
 
 
 _NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -53,7 +51,7 @@ _NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_classes": (_is_whole, "a whole number (0: no source head)"),
     "source_dataset": (_is_text, "text"),
     "source_domain": (_is_text, "text"),
-    "input_size": (_is_square, "[3, SIDE, SIDE]"),
+    "input_size": (_is_square, f"[3, SIDE, SIDE] with a side up to {LARGEST_SIDE}"),
     "mean": (_is_triple, "three numbers"),
     "std": (lambda value: _is_triple(value) and all(part > 0 for part in value), "three numbers above 0"),
     "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
@@ -78,7 +76,7 @@ def read_card(path: Path, *, zoo: str) -> Backbone:
     """
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ZooError(f"{path}: cannot be read as a card: {error}") from None
     check_card(card, path)
     if card["name"] != path.stem:
@@ -132,7 +130,7 @@ def check_card(card: Any, path: Path) -> None:
         raise ZooError(f"{path}: build: expected a plain timm name, but got {json.dumps(build['timm'])[:80]}")
     if not isinstance(kwargs, dict):
         raise ZooError(f"{path}: build: kwargs: expected an object, but got {json.dumps(kwargs)[:80]}")
-    for name in filter(_RESERVED.fullmatch, kwargs):
+    for name in filter(RESERVED.fullmatch, kwargs):
         raise ZooError(f"{path}: build: kwargs: {name!r} is not for a card to say; remove it")
 
 

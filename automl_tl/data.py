@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -195,10 +196,16 @@ def load_unlabelled(location: Any, *, progress: Progress | None = None) -> Task:
     )
 
 
-def natural(text: str) -> tuple[list[tuple[int, int | str]], str]:
+def natural(text: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key that puts 2 before 10, and 01 and 1 always in the same order."""
     parts = re.split(r"(\d+)", text)
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part], text
+    return [(0, *_number(part)) if part.isdecimal() else (1, 0, part) for part in parts if part], text
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """Sort key of a whole number of any length, in any script's digits: how many it has, then which."""
+    plain = "".join(str(unicodedata.decimal(digit)) for digit in digits).lstrip("0")
+    return len(plain), plain
 
 
 def _unlabel(listing: Listing) -> Listing:

@@ -150,7 +150,7 @@ def _check(rows: Iterable[_Row], parse: Callable[[_Row], _Fact], place: str, *, 
         for row in rows:
             yield parse(row)
             number += 1
-    except (HistoryError, ValueError, RecursionError) as error:
+    except (HistoryError, ValueError, RecursionError, csv.Error) as error:
         raise HistoryError(f"{place} {number}: {error}") from None
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from .errors import HistoryError
-from .records import Backbone, Candidate, Point, Profile, Trial
+from .records import LARGEST_SIDE, Backbone, Candidate, Point, Profile, Trial
 
 STATUSES = ("finished", "stopped", "failed")
 
@@ -46,6 +46,8 @@ def backbone_of(facts: Mapping[str, Any]) -> Backbone:
     _texts(facts, "name", "zoo", "architecture", "family", "source_dataset", "source_domain")
     for name in ("input_size", "params", "macs", "num_features"):
         _whole(facts, name)
+    if facts["input_size"] > LARGEST_SIDE:
+        raise HistoryError(f"input_size: expected at most {LARGEST_SIDE} pixels, but got {facts['input_size']}")
     for name in ("mean", "std"):
         if not isinstance(facts[name], (list, tuple)) or len(facts[name]) != 3 or not all(map(_is_number, facts[name])):
             raise HistoryError(f"{name}: expected three numbers, but got {facts[name]!r}")

@@ -18,6 +18,10 @@ from .errors import InputError
 
 MOST_PIXELS = 178_956_970
 """Larger images are refused, as by Pillow itself: a file of some kB can ask for gigabytes of memory."""
+MOST_RESIZED = 2**24
+"""Pixels of an image that was made as small as a network wants it: more is a stretched line, of which the centre will do."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What is read, whatever a file is called: Pillow knows more, and hands some of it to other programs (EPS to Ghostscript)."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 _METHODS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MANY_BITS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -83,9 +87,9 @@ def _opened(source: Any, where: str) -> AbstractContextManager[Image.Image]:
     if isinstance(source, np.ndarray):
         return nullcontext(_from_array(source, where))
     if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source))
+        return Image.open(io.BytesIO(source), formats=FORMATS)
     if isinstance(source, (str, Path)):
-        return Image.open(source)
+        return Image.open(source, formats=FORMATS)
     raise InputError(f"{where}: a {type(source).__name__} is not an image; give a path, a PIL image, bytes or an array")
 
 
@@ -146,7 +150,7 @@ def square(image: Image.Image, size: int, *, interpolation: str, crop_pct: float
         resized = (scale, max(scale, int(scale * height / width)))
     else:
         resized = (max(scale, int(scale * width / height)), scale)
-    if resized[0] * resized[1] > MOST_PIXELS:  # a line of pixels: the centre of it is all that is needed
+    if resized[0] * resized[1] > MOST_RESIZED:  # a line of pixels: the centre of it is all that is needed
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         image, resized = image.crop((left, top, left + side, top + side)), (scale, scale)

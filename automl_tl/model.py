@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from . import checkpoint, heads
 from .backbones import build
 from .device import device
-from .errors import HistoryError, InputError, PluginError
+from .errors import HistoryError, InputError, PluginError, ZooError
 from .facts import backbone_of
 from .home import write_text
 from .inference import predict
+from .networks import create
 from .records import Backbone, Candidate
 from .strategy import Classifier
 
@@ -121,14 +122,16 @@ def load(folder: Path) -> Model:
         raise InputError(
             f"{folder} holds no trained model ({Path(error.filename).name} is missing); run `automl-tl fit` first"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{folder / CARD} is damaged: {error}") from None
     except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} is damaged: {error}; copy it anew, or run `automl-tl fit` again") from None
     return _rebuild(card, tensors, f"{folder}/")
 
 
-def _rebuild(card: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Model:
+def _rebuild(card: Any, tensors: Mapping[str, Tensor], where: str) -> Model:
+    if not isinstance(card, Mapping):
+        raise InputError(f"{where}{CARD} is damaged: it is no JSON object")
     try:
         facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes", "head")}
         backbone, candidate = backbone_of(card["backbone"]), Candidate(**card["candidate"])
@@ -137,11 +140,13 @@ def _rebuild(card: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str)
         raise InputError(f"{where}{CARD} is damaged: it lacks {error}") from None
     except (TypeError, HistoryError) as error:
         raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
+    if not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{where}{CARD} is damaged: its classes are not all texts")
     try:
-        head = heads.rebuild(card.get("head", {"kind": heads.LINEAR}), backbone.num_features, len(classes))
-    except (InputError, AttributeError) as error:
+        head = _head(card.get("head", {"kind": heads.LINEAR}), backbone.num_features, len(classes), tensors)
+        net = Classifier(_architecture(backbone), head)
+    except (InputError, ZooError, AttributeError) as error:
         raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
-    net = Classifier(_architecture(backbone), head)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
@@ -149,11 +154,26 @@ def _rebuild(card: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str)
     return Model(net.to(device()).eval(), backbone, candidate, classes, facts)
 
 
+def _head(facts: Mapping[str, Any], num_features: int, classes: int, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The head of a card; made only where the weights are as large as it, since a card may ask for any size.
+
+    Raises:
+        InputError: they are not, or there is no such head.
+    """
+    try:
+        with torch.device("meta"):
+            outline = heads.rebuild(facts, num_features, classes).state_dict()
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"its head cannot be made: {str(error).splitlines()[0]}") from None
+    given = checkpoint.nested(tensors, "head")
+    for name, tensor in outline.items():
+        if name in given and given[name].shape != tensor.shape:
+            raise InputError(f"{WEIGHTS} does not fit its card: {name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}")
+    return heads.rebuild(facts, num_features, classes)
+
+
 def _architecture(backbone: Backbone) -> nn.Module:
     """An untrained network: timm's where timm builds it, so that a model needs nothing but its folder."""
     if not backbone.architecture:
         return build(backbone)
-    import timm
-
-    net: nn.Module = timm.create_model(backbone.architecture, num_classes=0, **backbone.kwargs)
-    return net
+    return create(backbone.architecture, backbone.kwargs, num_classes=0)

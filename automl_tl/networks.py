@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 # Names that say it anywhere: tf_efficientnetv2_s and gc_efficientnetv2_rw_t are both efficientnets.
 _ROOTS = ("efficientnet", "mobilenet", "convnext", "resnext", "resnet", "res2net", "regnet", "densenet", "darknet", "xception")
+RESERVED = re.compile(r"pretrained.*|checkpoint_path|cache_dir|features_only|num_classes|in_chans|scriptable|exportable|no_jit")
+"""Words of timm's `create_model` that fetch or unpickle files or change what comes out: not for a card to say."""
+LARGEST = 100_000
+"""Number in what a card says of a network: a million layers would never be made."""
+_UNMADE = (TypeError, ValueError, LookupError, RuntimeError, AssertionError, ArithmeticError, AttributeError, MemoryError)
 _PREFIX = re.compile(r"^_?(?:(?:tf|legacy|gc|test|dm|eca|ese|nf|tiny)_)?")
 
 
@@ -29,20 +34,34 @@ class Counts:
 
 
 def create(architecture: str, kwargs: Mapping[str, Any], *, num_classes: int) -> nn.Module:
-    """An untrained network of timm, with a head of `num_classes` (0: none).
+    """An untrained network of timm, with a head of `num_classes` (0: none). What says so may come from a stranger: nothing is
+    fetched, and no file opened.
 
     Raises:
         ZooError: timm has no such network, or does not take `kwargs`.
     """
     import timm
 
-    if not timm.is_model(architecture.partition(".")[0]):
-        raise ZooError(f"build: timm {timm.__version__} has no network {architecture!r}")
+    if not re.fullmatch(r"[\w.]+", architecture) or not timm.is_model(architecture.partition(".")[0]):
+        raise ZooError(f"build: timm {timm.__version__} has no network {architecture[:80]!r}")
+    for name in filter(RESERVED.fullmatch, kwargs):
+        raise ZooError(f"build: kwargs: {name!r} is not for a card to say; remove it")
+    if any(abs(number) > LARGEST for number in _numbers(kwargs)):
+        raise ZooError(f"build: kwargs: a number above {LARGEST:,} makes no network")
     try:
         net: nn.Module = timm.create_model(architecture, num_classes=num_classes, **kwargs)
-    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
+    except _UNMADE as error:
         raise ZooError(f"build: timm cannot make {architecture} with {json.dumps(dict(kwargs))}: {first_line(error)}") from None
     return net
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """Whole numbers in a JSON value, however deep."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(part)
 
 
 def headless(net: nn.Module) -> nn.Module:

@@ -23,6 +23,8 @@ KEPT, KEPT_VALIDATION, KEPT_TEST = "kept", "kept validation", "kept test"
 """Images of what an earlier model knows and must not forget."""
 PUBLIC = "public"
 """Images that every federated client may see; nobody uses their labels."""
+LARGEST_SIDE = 4096
+"""Pixels of the images that a network may ask for."""
 
 
 @dataclass(frozen=True, eq=False)

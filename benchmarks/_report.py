@@ -60,11 +60,27 @@ def write(path: Path | None, figures: Mapping[str, float]) -> None:
     path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+def merge(path: Path | None, part: str, figures: Mapping[str, float]) -> None:
+    """The figures of one part into what is there: parts are measured apart, and none undoes another's.
+
+    `measured` says of each part where its figures are from.
+    """
+    if path is None:
+        return
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    here = where()
+    known |= {name: float(f"{value:.5g}") for name, value in figures.items()} | here
+    known["measured"] = known.get("measured", {}) | {part: here}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
+
+
 def where() -> dict[str, str]:
     """Where figures were measured."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         "versions": ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]),
         "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

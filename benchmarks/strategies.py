@@ -6,14 +6,13 @@ figure, paper) and figures by name. Runs are kept in --folder as they end, so a 
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from _report import arguments, where
+from _report import arguments, merge
 
 PARTS = tuple(sorted(path.stem.removeprefix("_strategies_") for path in Path(__file__).parent.glob("_strategies_*.py")))
 
@@ -30,8 +29,7 @@ def main() -> None:
         for part in options.only or PARTS:
             rows, figures = import_module(f"_strategies_{part}").evidence(folder / part, quick=options.quick)
             show(part, rows)
-            if options.json is not None:
-                merge(options.json, figures)
+            merge(options.json, part, figures)
 
 
 def show(part: str, rows: Sequence[Sequence[str]]) -> None:
@@ -43,14 +41,6 @@ def show(part: str, rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         grid.add_row(*row)
     Console(width=None if os.isatty(1) else 180).print(grid)
-
-
-def merge(path: Path, figures: dict[str, float]) -> None:
-    """The figures into what is there: parts are measured apart, and none undoes another's."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known |= {name: round(float(value), 4) for name, value in figures.items()} | where()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _images(folder: Path, root: Path) -> list[Path]:
 
 
 def _check_inside(path: Path, root: Path) -> None:
-    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root.resolve()):  # of a loop, resolve() fails
         raise InputError(f"{path}: is a link that leads out of {root}; copy in what it leads to, or remove it")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def _inside(root: Path, text: str, where: str) -> Path:
     try:
         if "\\" in text and not (root / text).exists():
             text = text.replace("\\", "/")  # written on Windows
-        path = (root / text).resolve()
+        path = Path(os.path.realpath(root / text))  # of a link to itself, resolve() fails
         there = path.is_file()
     except (OSError, ValueError) as error:  # too long, or with a zero byte
         raise InputError(f"{where[:200]!r}: is not a path: {error.args[-1]}") from None
@@ -128,11 +129,11 @@ def _parquet_rows(table: Path) -> dict[int, dict[str, str]]:
         raise InputError(f"{table}: reading Parquet needs pyarrow: pip install 'automl_tl[parquet]'") from None
     try:
         content = parquet.read_table(table)
-    except (pyarrow.ArrowException, OSError) as error:
+        _check_header(table, content.column_names)
+        names = [name for name in COLUMNS if name in content.column_names]
+        columns = [["" if cell is None else str(cell).strip() for cell in content[name].to_pylist()] for name in names]
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise InputError(f"{table}: cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-    _check_header(table, content.column_names)
-    names = [name for name in COLUMNS if name in content.column_names]
-    columns = [["" if cell is None else str(cell).strip() for cell in content[name].to_pylist()] for name in names]
     return {number: dict(zip(names, cells, strict=True)) for number, cells in enumerate(zip(*columns, strict=True), 1)}
 
 

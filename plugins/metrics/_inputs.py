@@ -35,7 +35,9 @@ def moments(features: Features, side: str) -> tuple[np.ndarray, np.ndarray]:
     values = _matrix(features.values, side)
     _require_two(values, side)
     mean = values.mean(axis=0, dtype=np.float64)
-    return mean, ((values - mean) / np.sqrt(len(values) - 1)).T
+    centred = values - mean
+    centred /= np.sqrt(len(values) - 1)
+    return mean, centred.T
 
 
 def both_moments(
@@ -65,12 +67,13 @@ def beliefs(target: Features) -> tuple[np.ndarray, np.ndarray]:
     """What the source head says (n×source classes, each row a distribution) and labels (n, each of 0…classes-1 in use)."""
     if target.probabilities is None:
         raise InputError("this backbone has no source head, so there are no probabilities of source classes")
-    probabilities = _matrix(target.probabilities, "source head").astype(np.float64)
+    probabilities = _shaped(target.probabilities, "source head").astype(np.float64, copy=False)
     labels = _labels(target, len(probabilities))
     totals = probabilities.sum(axis=1, keepdims=True)
-    wrong = np.flatnonzero((probabilities < 0).any(axis=1) | (totals[:, 0] <= 0))
-    if len(wrong):
-        raise InputError(f"row {wrong[0]} of the source head's probabilities is not a distribution; give its softmax")
+    fine = (probabilities.min(axis=1) >= 0) & (totals[:, 0] > 0) & (totals[:, 0] < np.inf)  # two passes: there may be many
+    if not fine.all():
+        _matrix(probabilities, "source head")
+        raise InputError(f"row {np.argmin(fine)} of the source head's probabilities is not a distribution; give its softmax")
     return probabilities / totals, labels
 
 
@@ -93,10 +96,15 @@ def indicators(labels: np.ndarray) -> np.ndarray:
     return np.asarray(np.eye(labels.max() + 1)[labels])
 
 
-def _matrix(values: np.ndarray, side: str) -> np.ndarray:
+def _shaped(values: np.ndarray, side: str) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 2 or 0 in values.shape:
         raise InputError(f"the features of the {side} have shape {values.shape}; needed is images × features, neither of them 0")
+    return values
+
+
+def _matrix(values: np.ndarray, side: str) -> np.ndarray:
+    values = _shaped(values, side)
     if not max(float(values.max()), -float(values.min())) <= LARGEST:  # also NaN
         row, column = np.argwhere(~(np.abs(values.astype(np.float64)) <= LARGEST))[0]
         raise InputError(f"feature {column} of row {row} of the {side} is {values[row, column]}, not a finite number of use")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
+import torch
 
 from automl_tl import Features, hookimpl
 
@@ -26,7 +26,7 @@ def frechet_distance(mean: np.ndarray, factor: np.ndarray, other_mean: np.ndarra
     The eigenvalues of (C₁C₂)^½ are the singular values of factor.T @ other_factor, which is small where there are fewer images
     than features, and keeps all digits where the covariances are singular.
     """
-    apart = float(((mean - other_mean) ** 2).sum() + (factor**2).sum() + (other_factor**2).sum())
+    apart = float(((mean - other_mean) ** 2).sum() + np.linalg.norm(factor) ** 2 + np.linalg.norm(other_factor) ** 2)
     if min(factor.shape[1], other_factor.shape[1]) < len(mean):
         return max(apart - 2 * _trace_from_factors(factor, other_factor), 0.0)
     trace, error = _trace_from_covariances(factor @ factor.T, other_factor @ other_factor.T)
@@ -40,12 +40,14 @@ def _trace_from_factors(factor: np.ndarray, other: np.ndarray) -> float:
 
 
 def _trace_from_covariances(covariance: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """tr (C₁C₂)^½ and its error, infinite where C₂ is singular: one symmetric eigenproblem, LᵀC₁L with C₂ = LLᵀ."""
-    try:
-        squares = scipy.linalg.eigh(covariance, other, type=2, driver="gv", eigvals_only=True, check_finite=False)
-    except np.linalg.LinAlgError:
+    """tr (C₁C₂)^½ and its error, infinite where C₂ is singular: one symmetric eigenproblem, LᵀC₁L with C₂ = LLᵀ.
+
+    By torch, whose eigenvalues come twice as fast as scipy's.
+    """
+    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(other))
+    if failed:
         return 0.0, np.inf
-    squares = np.maximum(squares, 0.0)
+    squares = torch.linalg.eigvalsh(lower.T @ torch.from_numpy(covariance) @ lower).clamp(min=0).numpy()
     # Rounding moves an eigenvalue λ by about this much, hence its root by rounding/√λ, or by √rounding where λ is smaller.
     rounding = 10 * np.finfo(np.float64).eps * np.linalg.norm(covariance) * np.linalg.norm(other)
     roots = np.sqrt(squares)

@@ -24,7 +24,9 @@ def knn_accuracy(values: np.ndarray, labels: np.ndarray) -> float:
         labels: n, each of 0…classes-1 in use.
     """
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    directions = values / np.where(lengths > 0, lengths, 1.0)
+    directions = (values / np.where(lengths > 0, lengths, 1.0)).astype(
+        np.float32
+    )  # of length 1: seven digits of a cosine will do
     members = indicators(labels)
     neighbours = min(NEIGHBOURS, len(values) - 1)
     right = 0
