@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import checkpoint, heads
+from .adapters import Grown
 from .backbones import build
 from .device import device
 from .errors import HistoryError, InputError, PluginError
@@ -76,12 +77,13 @@ def unpack(packed: Mapping[str, Any]) -> Model:
 
 
 def _tensors(net: nn.Module, strategy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that is stored of `net`, and what its head is."""
+    """All that is stored of `net`, and what its head is, with the ranks of adapters where it has grown."""
     if not isinstance(net, Classifier):
         raise PluginError(f"strategy {strategy!r} left a {type(net).__name__}; expected an automl_tl.Classifier")
     head = heads.plain(net.head, strategy)
     tensors = checkpoint.prefixed(net.backbone.state_dict(), "backbone") | checkpoint.prefixed(head.state_dict(), "head")
-    return tensors, heads.describe(head)
+    grown = {"ranks": net.backbone.ranks} if isinstance(net.backbone, Grown) else {}
+    return tensors, heads.describe(head) | grown
 
 
 def _card(
@@ -97,15 +99,11 @@ def model_folder(run: Path) -> Path:
 
 
 def cool(net: Classifier, temperature: float) -> None:
-    """Divide the logits of `net` by `temperature`, for good: its head is linear, so that no later step needs to know.
+    """Divide the logits of `net` by `temperature`, for good, so that no later step needs to know.
 
     Guo et al. (2017), On calibration of modern neural networks. The class that is predicted stays the same.
     """
-    head = net.head
-    assert isinstance(head, nn.Linear)  # of a model as `save` keeps it
-    with torch.no_grad():
-        head.weight.div_(temperature)
-        head.bias.div_(temperature)
+    heads.cool(net.head, temperature)
 
 
 def load(folder: Path) -> Model:
@@ -138,15 +136,33 @@ def _rebuild(card: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str)
     except (TypeError, HistoryError) as error:
         raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
     try:
-        head = heads.rebuild(card.get("head", {"kind": heads.LINEAR}), backbone.num_features, len(classes))
+        facts_of_head = card.get("head", {"kind": heads.LINEAR})
+        head = heads.rebuild(facts_of_head, backbone.num_features, len(classes))
+        ranks = _ranks(facts_of_head, head)
     except (InputError, AttributeError) as error:
         raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
-    net = Classifier(_architecture(backbone), head)
+    network = _architecture(backbone)
+    net = Classifier(network if ranks is None else Grown(network, ranks), head)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{where}{WEIGHTS} does not fit its card: {str(error).splitlines()[0]}") from None
     return Model(net.to(device()).eval(), backbone, candidate, classes, facts)
+
+
+def _ranks(facts: Mapping[str, Any], head: nn.Module) -> list[int] | None:
+    """Of the adapters of a network that has grown; None: it has not.
+
+    Raises:
+        InputError: they do not fit the head.
+    """
+    ranks = facts.get("ranks")
+    if ranks is None and not isinstance(head, heads.Tasks):
+        return None
+    tasks = len(head.classes) if isinstance(head, heads.Tasks) else 0
+    if not isinstance(ranks, list) or len(ranks) != tasks - 1 or not all(isinstance(r, int) and 1 <= r <= 4096 for r in ranks):
+        raise InputError(f"adapters of the ranks {ranks!r} do not fit a head of {tasks} tasks")
+    return ranks
 
 
 def _architecture(backbone: Backbone) -> nn.Module:

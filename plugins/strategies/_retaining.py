@@ -1,0 +1,137 @@
+"""What the strategies that learn without forgetting share: where they go on from, and the loss of the new classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automl_tl import Backbone, Batch, Classifier, Job, model
+from automl_tl.device import device
+from automl_tl.errors import TrialError
+from automl_tl.importance import parameters_of
+from automl_tl.records import TRAIN, VALIDATION
+from automl_tl.space import Choice, Float, Int, Space, Value
+
+from ._layers import still_norms
+from ._probe import fit_probe
+
+SPACE: Space = {
+    "rate": Float(3e-4, 1e-2, 2e-3, log=True),
+    "backbone_rate": Float(0.05, 1.0, 0.3, log=True),
+    "epochs": Int(3, 40, 12),
+    "batch_size": Choice((16, 32, 64), 32),
+    "norms": Choice(("still", "moving"), "still"),
+    "label_smoothing": Float(0.0, 0.2, 0.0),
+    "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
+    "flip": Choice((False, True), False),
+}
+"""Without weight decay: it would pull what is to be kept to zero. Moving norms forget what no penalty of weights can keep."""
+
+
+def earlier_model(job: Job) -> model.Model:
+    """The model that the task must not forget."""
+    return model.load(Path(job.task.earlier))
+
+
+def own_classes(job: Job) -> np.ndarray:
+    """Positions of the classes that the task has training images of."""
+    return np.unique(job.task.labels[job.task.part(TRAIN)])
+
+
+def widened_head(job: Job) -> nn.Linear:
+    """The earlier model's head, with a row for each class that it did not know, as a linear probe of its features has it.
+
+    Raises:
+        TrialError: that head is not linear.
+    """
+    old = earlier_model(job).net.head
+    if not isinstance(old, nn.Linear):
+        raise TrialError("the earlier model's head is not linear, so it cannot be widened; train that model by another strategy")
+    weight, bias = probe_new(job, old.in_features)
+    head = nn.Linear(old.in_features, len(job.task.classes))
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        own = own_classes(job)
+        head.weight[own], head.bias[own] = weight, bias
+        head.weight[: old.out_features], head.bias[: old.out_features] = old.weight.cpu(), old.bias.cpu()
+    return head
+
+
+def probe_new(job: Job, num_features: int) -> tuple[Tensor, Tensor]:
+    """A linear probe of the task's own classes, classes×d and classes, on the first `num_features` of the earlier features."""
+    own, labels = own_classes(job), job.task.labels
+    values = job.features().values[:, :num_features]
+    train, validation = job.task.part(TRAIN), job.task.part(VALIDATION)
+    places = [np.searchsorted(own, labels[part]) for part in (train, validation)]
+    probe = fit_probe(values[train], places[0], values[validation], places[1], len(own))
+    return probe.weight, probe.bias
+
+
+def own_cross_entropy(logits: Tensor, batch: Batch, own: Tensor, smoothing: float) -> Tensor:
+    """Among the task's own classes: what other classes' outputs say of its images is not asked, so nothing pushes them down."""
+    own = own.to(logits.device)
+    return F.cross_entropy(logits[:, own].float(), torch.searchsorted(own, batch.labels), label_smoothing=smoothing)
+
+
+class Held:
+    """A quadratic penalty that holds weights where an earlier model has them: factor · Σ importance · (w - w*)².
+
+    `importance` and the earlier weights are by the names of a saved model. Of a head that is wider now, the rows of the earlier
+    classes are held.
+    """
+
+    def __init__(self, job: Job, importance: Mapping[str, Tensor], factor: float) -> None:
+        weights = parameters_of(earlier_model(job).net)
+        self.importance = {name: value.to(device()) for name, value in importance.items()}
+        self.origin = {name: weights[name].detach().clone() for name in importance}
+        self.factor = factor
+        if job.path is not None:
+            job.path.extra = self.gradient
+
+    def penalty(self, model: Classifier) -> Tensor:
+        """A scalar."""
+        self.model = model
+        terms = [(self.importance[name] * away.square()).sum() for name, away in self._away(model)]
+        return self.factor * torch.stack(terms).sum()
+
+    def gradient(self) -> dict[str, Tensor]:
+        """Of the penalty where the model is now: what is no part of the task's own gradient."""
+        found = {}
+        for name, away in self._away(self.model):
+            parameter = self.model.get_parameter(name)
+            found[name] = torch.zeros_like(parameter)
+            found[name][: len(away)] = 2 * self.factor * self.importance[name] * away.detach()
+        return found
+
+    def _away(self, model: Classifier) -> Iterator[tuple[str, Tensor]]:
+        for name, origin in self.origin.items():
+            yield name, model.get_parameter(name)[: len(origin)] - origin
+
+
+def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    """The earlier weights at a share of the rate, the head at the whole."""
+    yield backbone_rate, list(model.backbone.parameters())
+    yield 1.0, list(model.head.parameters())
+
+
+def settle(model: Classifier, norms: str) -> None:
+    """Batch norms keep the earlier model's statistics where `norms` is "still"."""
+    if norms == "still":
+        still_norms(model.backbone, only_frozen=False)
+
+
+def held_macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+    """As fine-tuning, and a look at every weight in each step."""
+    steps = images * float(hyperparameters["epochs"]) / float(hyperparameters["batch_size"])
+    return macs(backbone, images, hyperparameters) + 3.0 * backbone.params * steps
+
+
+def macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value], passes: float = 3.0) -> float:
+    """Multiply-adds: the probe's pass, then `passes` forward passes' work for each image and epoch."""
+    return float(backbone.macs) * images * (1 + passes * float(hyperparameters["epochs"]))
