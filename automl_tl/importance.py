@@ -47,7 +47,7 @@ def fisher_diagonal(
     frozen = [p for p in parameters.values() if not p.requires_grad]
     net.eval().requires_grad_(True)
     for position in chosen:
-        logits = net(prepare(images[position : position + 1], backbone)).float()[:, classes]
+        logits = net(prepare(images[[position]], backbone)).float()[:, classes]
         drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).squeeze(1).to(logits.device)
         gradients = torch.autograd.grad(F.cross_entropy(logits, drawn), list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
