@@ -73,7 +73,13 @@ def _pair(layer: nn.Module, rank: int) -> nn.Sequential:
         assert isinstance(layer, nn.Conv2d)
         assert not isinstance(layer.padding, str)
         down = nn.Conv2d(
-            layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, layer.dilation, bias=False  # type: ignore[arg-type]
+            layer.in_channels,
+            rank,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            bias=False,  # type: ignore[arg-type]
         )
         up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
     nn.init.zeros_(up.weight)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import model, processes, registry
+from . import checkpoint, memory, model, processes, registry
 from .budget import Budget
 from .errors import BudgetError, PluginError
 from .evaluation.calibration import choose_temperature
@@ -39,6 +39,7 @@ from .home import write_text
 from .hookspecs import Tracker
 from .longrun import long_run
 from .records import (
+    IMPORTANCE,
     TEST,
     TRAIN,
     VALIDATION,
@@ -55,7 +56,7 @@ from .records import (
 )
 from .space import Space
 from .surrogate import Growth, Observed, Surrogate, growth_of
-from .trials import Limits, judge_on_test, probabilities_on, run_trial
+from .trials import Limits, judge_on_test, pixels_of, probabilities_on, run_trial
 
 LONG_RUN = "long_run.json"
 RULE = (
@@ -92,6 +93,9 @@ class _Search:
     surrogate: Surrogate
     growth: Mapping[str, Growth]
     """Of each strategy, from a third of the epochs to the end."""
+    remember: frozenset[str]
+    """What is kept with the winner for a later task."""
+    exemplars: int
     started: float = field(default_factory=time.monotonic)
     trials: dict[str, Trial] = field(default_factory=dict)
     earlier: dict[str, Trial] = field(default_factory=dict)
@@ -134,11 +138,13 @@ def search(
     seed: int = 0,
     spent: float = 0.0,
     trackers: Sequence[Tracker] = (),
+    remember: frozenset[str] = frozenset(),
+    exemplars: int = memory.MOST_EXEMPLARS,
     command: str = "",
 ) -> Outcome:
     """Train the top of `ranking` on `task` within `budget`; everything lies in `folder`, the winner in `folder/model`.
 
-    `spent` seconds of the budget are gone already: they went into the advice.
+    `spent` seconds of the budget are gone already: they went into the advice. `remember` and `exemplars`: see `memory`.
 
     Ctrl-C ends it with the best model so far. A second call with the same arguments goes on where the first one stopped.
 
@@ -150,7 +156,22 @@ def search(
     before = _spent(folder) + spent
     grown = history.growths(1 / ETA, objective=task.objective)
     growth = {name: growth_of(grown.get(name, ())) for name in spaces}
-    state = _Search(task, backbones, ranking, budget, folder, seed, history, list(trackers), command, before, surrogate, growth)
+    state = _Search(
+        task,
+        backbones,
+        ranking,
+        budget,
+        folder,
+        seed,
+        history,
+        list(trackers),
+        command,
+        before,
+        surrogate,
+        growth,
+        remember,
+        exemplars,
+    )
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _recall(state)
     for tracker in trackers:
@@ -171,11 +192,11 @@ def search(
     except KeyboardInterrupt:
         interrupted = True
     state.trials |= state.earlier
-    winner = _crown(state)
+    winner, remembered = _crown(state)
     rule = f"interrupted; of what was trained until then, {RULE}" if interrupted else RULE
     _note_spent(state)
     trials = tuple(state.trials.values())
-    return Outcome(task.fingerprint, profile, ranking, trials, winner, folder, state.spent(), rule, interrupted)
+    return Outcome(task.fingerprint, profile, ranking, trials, winner, folder, state.spent(), rule, interrupted, remembered)
 
 
 def follow(task: Task, *, seed: int) -> Outcome:
@@ -360,11 +381,14 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> None:
         limits=limits,
         report=report,
         command=state.command,
+        trace=IMPORTANCE in state.remember,
     )
     if fitted is not None and trial.validation and _standing(trial) >= _best_other(state, id_):
         folder = state.folder / "trials" / id_
         facts = {"validation": dict(trial.validation), "task": state.task.name, "provenance": dict(trial.provenance)}
         model.save(folder, fitted.model, backbone, candidate, state.task.classes, facts)
+        if fitted.importance is not None:
+            checkpoint.save(checkpoint.beside(folder, IMPORTANCE), fitted.importance, {})
         trial = replace(trial, artefact=f"trials/{id_}")
     if trial.status == "finished":
         state.pace.append(math.log(trial.seconds / max(item.seconds, 1e-6)))
@@ -385,8 +409,11 @@ def _tell(state: _Search, event: str, *words: Any) -> None:
             warnings.warn(text, registry.PluginWarning, stacklevel=2)
 
 
-def _crown(state: _Search) -> Trial:
-    """The winner, its confidence set right on the validation images, judged on the test images, its model in `folder/model`."""
+def _crown(state: _Search) -> tuple[Trial, dict[str, int]]:
+    """The winner, its confidence set right on the validation images, judged on the test images, its model in `folder/model`.
+
+    With the bytes of what is remembered beside it.
+    """
     scored = [trial for trial in state.trials.values() if trial.validation and trial.artefact]
     if not scored:
         failed = [trial.error for trial in state.trials.values() if trial.error]
@@ -409,8 +436,28 @@ def _crown(state: _Search) -> Trial:
         "fingerprint": state.task.fingerprint,
         "images": {split: len(state.task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
     }
+    remembered = _remember_for_later(state, winner, trained, temperature)
+    facts |= {"remembered": remembered} if remembered else {}
     model.save(state.folder / "model", trained.net, trained.backbone, trained.candidate, trained.classes, facts)
-    return winner
+    return winner, remembered
+
+
+def _remember_for_later(state: _Search, winner: Trial, trained: model.Model, temperature: float) -> dict[str, int]:
+    if not state.remember:
+        return {}
+    found = memory.recall(state.folder / winner.artefact, IMPORTANCE)
+    importance = None if found is None else memory.cooled(found[0], temperature)
+    return memory.remember(
+        state.folder / "model",
+        trained.net,
+        state.task,
+        pixels_of(state.task, trained.backbone).array,
+        trained.backbone,
+        kinds=state.remember,
+        importance=importance,
+        most=state.exemplars,
+        seed=state.seed,
+    )
 
 
 def _remember(state: _Search, trial: Trial) -> None:

@@ -97,6 +97,11 @@ def recall_exemplars(folder: Path | str) -> tuple[list[np.ndarray], list[str]] |
         raise InputError(f"{checkpoint.beside(folder, EXEMPLARS)}: is damaged: {type(error).__name__}: {error}") from None
 
 
+def cooled(importance: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
+    """Importance of a head whose weights were divided by `temperature` after training: the same change is a smaller step now."""
+    return {name: value * temperature**2 if name.startswith("head.") else value for name, value in importance.items()}
+
+
 def earlier_fisher(task: Task, images: np.ndarray, backbone: Backbone, *, seed: int = 0) -> dict[str, Tensor] | None:
     """Of the task's earlier model: as it is remembered, or else by the kept images; None where there is neither."""
     if not task.earlier:

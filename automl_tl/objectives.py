@@ -29,7 +29,21 @@ from .attacks import Ball, cross_entropy_of, pgd
 from .device import autocast
 from .errors import InputError
 from .inference import predict, prepare
-from .records import FISHER, IMPORTANCE, KEPT, KEPT_TEST, KEPT_VALIDATION, PUBLIC, SOURCE, TARGET, TEST, TRAIN, VALIDATION, Backbone, Task
+from .records import (
+    FISHER,
+    IMPORTANCE,
+    KEPT,
+    KEPT_TEST,
+    KEPT_VALIDATION,
+    PUBLIC,
+    SOURCE,
+    TARGET,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Backbone,
+    Task,
+)
 
 if TYPE_CHECKING:
     from .strategy import Strategy

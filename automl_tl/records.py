@@ -274,9 +274,7 @@ class Outcome:
     interrupted: bool = False
     """By Ctrl-C, before the budget was spent."""
     remembered: Mapping[str, int] = field(default_factory=dict)
-    """What was kept with the model for a later task, in bytes."""
-    notes: tuple[str, ...] = ()
-    """What a person should know of how it ended."""
+    """What was kept with the model for a later task (see `memory`), in bytes."""
 
 
 def trial_id(task: str, candidate: Candidate, seed: int) -> str:

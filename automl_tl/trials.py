@@ -26,7 +26,20 @@ from .importance import PathIntegral
 from .inference import predict
 from .objectives import ACCURACY, RETENTION, ROBUSTNESS, validate
 from .profiling import task_features
-from .records import KEPT_TEST, KEPT_VALIDATION, TEST, TRAIN, VALIDATION, Backbone, Candidate, Features, Point, Task, Trial, trial_id
+from .records import (
+    KEPT_TEST,
+    KEPT_VALIDATION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Backbone,
+    Candidate,
+    Features,
+    Point,
+    Task,
+    Trial,
+    trial_id,
+)
 from .space import check
 from .strategy import Fitted, Job
 
@@ -195,7 +208,10 @@ def judge_retention(task: Task, backbone: Backbone, net: nn.Module) -> dict[str,
         "kept_told": told_accuracy(on_kept, labels[kept], known),
         "kept_before": float((before.argmax(1) == labels[kept]).mean()),
     }
-    return found | {"forgotten": found["kept_before"] - found["kept"], "forgotten_told": found["kept_before"] - found["kept_told"]}
+    return found | {
+        "forgotten": found["kept_before"] - found["kept"],
+        "forgotten_told": found["kept_before"] - found["kept_told"],
+    }
 
 
 def probabilities_on(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> np.ndarray:

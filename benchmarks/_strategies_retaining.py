@@ -156,9 +156,7 @@ def _joint(tasks: list[Task]) -> Task:
     return whole
 
 
-def _train(
-    folder: Path, task: Task, name: str, values: Mapping[str, Value], seed: int, *, remember: tuple[str, ...]
-) -> float:
+def _train(folder: Path, task: Task, name: str, values: Mapping[str, Value], seed: int, *, remember: tuple[str, ...]) -> float:
     """Train and save; the seconds."""
     backbone = catalogue()[BACKBONE]
     candidate = Candidate(BACKBONE, name, {**defaults(strategies()[name].space), **values})
@@ -213,7 +211,11 @@ def _summary(walk: Mapping[str, Any]) -> dict[str, float]:
 
 def _figures(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
     """`forget_METHOD`, `new_METHOD` and `old_METHOD`: told, mean of the sets; then untold, and each set."""
-    figures: dict[str, float] = {"forget_seeds": float(SEEDS), "forget_epochs": float(EPOCHS), "forget_exemplars": float(EXEMPLARS)}
+    figures: dict[str, float] = {
+        "forget_seeds": float(SEEDS),
+        "forget_epochs": float(EPOCHS),
+        "forget_exemplars": float(EXEMPLARS),
+    }
     for method in METHODS:
         for figure in ("forget", "new", "old"):
             each = {name: one[method] for name, one in found.items()}

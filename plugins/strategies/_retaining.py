@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ SPACE: Space = {
     "epochs": Int(3, 40, 12),
     "batch_size": Choice((16, 32, 64), 32),
     "norms": Choice(("still", "moving"), "still"),
+    "among": Choice(("new", "all"), "all"),
     "label_smoothing": Float(0.0, 0.2, 0.0),
     "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
     "flip": Choice((False, True), False),
@@ -73,10 +75,37 @@ def probe_new(job: Job, num_features: int) -> tuple[Tensor, Tensor]:
     return probe.weight, probe.bias
 
 
-def own_cross_entropy(logits: Tensor, batch: Batch, own: Tensor, smoothing: float) -> Tensor:
-    """Among the task's own classes: what other classes' outputs say of its images is not asked, so nothing pushes them down."""
-    own = own.to(logits.device)
-    return F.cross_entropy(logits[:, own].float(), torch.searchsorted(own, batch.labels), label_smoothing=smoothing)
+@dataclass(frozen=True, eq=False)
+class NewClasses:
+    """The loss of the new images, and among which classes it looks."""
+
+    own: Tensor
+    """Positions of the classes that there are training images of, int64 ascending."""
+    among: str
+    """"new": those alone, as a network with a head for each task is trained, where it is told which task an image is of.
+    "all": all of them; but the rows of the earlier classes get no gradient from images that are never theirs, which would only
+    teach that those classes no longer are."""
+    smoothing: float
+
+    @classmethod
+    def of(cls, job: Job, among: str, smoothing: float) -> NewClasses:
+        return cls(torch.from_numpy(own_classes(job)).to(device()), among, smoothing)
+
+    def loss(self, head: nn.Module, features: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of what the linear `head` makes of n×d `features`."""
+        assert isinstance(head, nn.Linear)
+        if self.among == "new":
+            logits, labels = (
+                F.linear(features, head.weight[self.own], head.bias[self.own]),
+                torch.searchsorted(self.own, batch.labels),
+            )
+        else:
+            trained = torch.zeros(len(head.weight), 1, dtype=torch.bool, device=features.device)
+            trained[self.own] = True
+            weight = torch.where(trained, head.weight, head.weight.detach())
+            bias = torch.where(trained[:, 0], head.bias, head.bias.detach())
+            logits, labels = F.linear(features, weight, bias), batch.labels
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
 
 
 class Held:

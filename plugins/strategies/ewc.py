@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookimpl, loop
@@ -29,12 +28,13 @@ class ElasticWeights(Strategy):
     needs = frozenset({"earlier model", "linear head", FISHER})
     space = {**_retaining.SPACE, "strength": Float(1e-3, 1e6, 1e3, log=True)}
     head: nn.Linear
-    own: Tensor
+    new: _retaining.NewClasses
     held: _retaining.Held
 
     def run(self, job: Job) -> Fitted:
         self.hp.weight_decay = 0.0
-        self.head, self.own = _retaining.widened_head(job), torch.from_numpy(_retaining.own_classes(job))
+        self.head = _retaining.widened_head(job)
+        self.new = _retaining.NewClasses.of(job, self.hp.among, self.hp.label_smoothing)
         fisher = earlier_fisher(job.task, job.pixels.array, job.backbone, seed=job.seed)
         if fisher is None:
             raise TrialError("the earlier model remembers no Fisher information; give images of what it knows with --keep")
@@ -51,8 +51,7 @@ class ElasticWeights(Strategy):
         _retaining.settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
-        new = _retaining.own_cross_entropy(model(batch.images), batch, self.own, self.hp.label_smoothing)
-        return new + self.held.penalty(model)
+        return self.new.loss(model.head, model.backbone(batch.images), batch) + self.held.penalty(model)
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -11,7 +11,7 @@ from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookim
 from automl_tl.adapters import Grown
 from automl_tl.errors import TrialError
 from automl_tl.heads import Tasks
-from automl_tl.space import Choice, Int, Value
+from automl_tl.space import Choice, Value
 
 from . import _retaining
 
@@ -28,7 +28,7 @@ class Expansion(Strategy):
     paper = "Rebuffi, Bilen and Vedaldi (2018), Efficient parametrization of multi-domain deep neural networks"
     needs = frozenset({"earlier model"})
     space = {
-        **{name: one for name, one in _retaining.SPACE.items() if name != "norms"},
+        **{name: one for name, one in _retaining.SPACE.items() if name not in ("norms", "among")},
         "rank": Choice((2, 4, 8, 16), 8),
         "norms": Choice(("still", "moving"), "moving"),
     }
@@ -62,9 +62,7 @@ class Expansion(Strategy):
         assert isinstance(grown, Grown)
         logits = self.newest(model)(grown.features(batch.images, grown.tasks - 1)).float()
         own = self.own.to(logits.device)
-        return nn.functional.cross_entropy(
-            logits, torch.searchsorted(own, batch.labels), label_smoothing=self.hp.label_smoothing
-        )
+        return nn.functional.cross_entropy(logits, torch.searchsorted(own, batch.labels), label_smoothing=self.hp.label_smoothing)
 
     @staticmethod
     def newest(model: Classifier) -> nn.Module:

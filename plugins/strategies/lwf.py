@@ -30,13 +30,14 @@ class WithoutForgetting(Strategy):
         "temperature": Float(1.0, 4.0, 2.0),
     }
     head: nn.Linear
-    own: Tensor
+    new: _retaining.NewClasses
     teacher: nn.Module
     known: int
 
     def run(self, job: Job) -> Fitted:
         self.hp.weight_decay = 0.0
-        self.head, self.own = _retaining.widened_head(job), torch.from_numpy(_retaining.own_classes(job))
+        self.head = _retaining.widened_head(job)
+        self.new = _retaining.NewClasses.of(job, self.hp.among, self.hp.label_smoothing)
         earlier = _retaining.earlier_model(job)
         self.teacher, self.known = earlier.net.requires_grad_(False), len(earlier.classes)
         return loop.fit(self, job)
@@ -51,11 +52,11 @@ class WithoutForgetting(Strategy):
         _retaining.settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
-        logits = model(batch.images).float()
+        features = model.backbone(batch.images)
         with torch.no_grad():
             said = self.teacher(batch.images).float()
-        kept = distillation(logits[:, : self.known], said, self.hp.temperature)
-        return _retaining.own_cross_entropy(logits, batch, self.own, self.hp.label_smoothing) + float(self.hp.strength) * kept
+        kept = distillation(model.head(features)[:, : self.known].float(), said, self.hp.temperature)
+        return self.new.loss(model.head, features, batch) + float(self.hp.strength) * kept
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

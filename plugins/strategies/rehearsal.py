@@ -35,7 +35,7 @@ class Rehearsal(Strategy):
     paper = "Rebuffi et al. (2017), iCaRL: Incremental classifier and representation learning"
     needs = frozenset({"earlier model", "linear head", "kept images"})
     space = {
-        **_retaining.SPACE,
+        **{name: one for name, one in _retaining.SPACE.items() if name != "among"},
         "exemplars": Int(20, 2000, 200),
         "strength": Float(0.1, 10.0, 1.0, log=True),
         "temperature": Float(1.0, 4.0, 2.0),
