@@ -65,24 +65,17 @@ class _Instead(nn.Module):
 
 def _pair(layer: nn.Module, rank: int) -> nn.Sequential:
     """A then B of the same shape in and out as `layer`; B is zero, so that training starts at the layer itself."""
-    down: nn.Module
-    up: nn.Module
+    down: nn.Linear | nn.Conv2d
+    up: nn.Linear | nn.Conv2d
     if isinstance(layer, nn.Linear):
         down, up = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
     else:
         assert isinstance(layer, nn.Conv2d)
         assert not isinstance(layer.padding, str)
-        down = nn.Conv2d(
-            layer.in_channels,
-            rank,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            bias=False,  # type: ignore[arg-type]
-        )
+        shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        down = nn.Conv2d(layer.in_channels, rank, *shape, bias=False)  # type: ignore[arg-type]
         up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-    nn.init.zeros_(up.weight)  # type: ignore[arg-type]
+    nn.init.zeros_(up.weight)
     return nn.Sequential(down, up)
 
 

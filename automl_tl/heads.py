@@ -59,15 +59,15 @@ class Tasks(nn.Module):
         parts = features.chunk(len(self.classes), dim=1)
         found = [layer(part.contiguous()) for layer, part in zip(self.layers, parts, strict=True)]
         width = 1 + max(place for own in self.classes for place in own)
-        logits = found[0].new_full((len(features), width), -torch.inf)
+        logits: Tensor = found[0].new_full((len(features), width), -torch.inf)
         for own, values in zip(self.classes, found, strict=True):
             logits[:, own] = torch.maximum(logits[:, own], values)
         return logits
 
 
 def cool(head: nn.Module, temperature: float) -> None:
-    """Divide the logits that `head` gives by `temperature`, for good. Of votes, where there is nothing to divide, only 1 will do."""
-    layers = [head] if isinstance(head, nn.Linear) else list(head.layers) if isinstance(head, Tasks) else []
+    """Divide the logits that `head` gives by `temperature`, for good; votes have no weights to divide, and stay as they are."""
+    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     with torch.no_grad():
         for layer in layers:
             layer.weight.div_(temperature)

@@ -160,7 +160,7 @@ def choose_exemplars(network: nn.Module, task: Task, images: np.ndarray, backbon
 
 
 def herd(features: np.ndarray, count: int) -> np.ndarray:
-    """Positions of at most `count` rows of n×d `features` of one class: the mean of the first k is as near as can be to that of all.
+    """Positions of at most `count` rows of a class's n×d `features`: the mean of the first k is as near to that of all as can be.
 
     Rebuffi et al. (2017), iCaRL: Incremental classifier and representation learning, algorithm 4, without taking any twice.
     """

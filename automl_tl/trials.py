@@ -68,7 +68,8 @@ def run_trial(
 ) -> tuple[Trial, Fitted | None]:
     """Train `candidate` on `task` as far as `limits` let it. A failure is a trial too, with its error and no score.
 
-    With `trace`, what each weight did for the loss is added up on the way (`Fitted.importance`). `folder` keeps the checkpoints; it is the caller's to delete once the trial is recorded.
+    `folder` keeps the checkpoints; it is the caller's to delete once the trial is recorded. With `trace`, what each weight does
+    for the loss is added up on the way (`Fitted.importance`).
     """
     limits = limits or Limits()
     start = time.perf_counter()

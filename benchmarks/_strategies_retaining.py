@@ -1,13 +1,13 @@
 """Learning without forgetting: classes that come in turns, and what is left of the first when the last are learnt.
 
-traffic_signs in three steps of classes, and characters of omniglot_a, then of omniglot_b. Every method goes on from the same first
-model, with its defaults but for fewer epochs; epochs are chosen on validation images. Plain fine-tuning is EWC with a strength of
-nearly nothing; joint training has the images of all steps at once, from the pretrained network.
+traffic_signs in three steps of classes, and characters of omniglot_a, then of omniglot_b. Every method goes on from the same
+first model, with its defaults but for fewer epochs; epochs are chosen on validation images. Plain fine-tuning is EWC with a
+strength of nearly nothing; joint training has the images of all steps at once, from the pretrained network.
 
 Two protocols. *Told*: whether an image is of the first, second or third step is known, as in the papers of EWC, SI and LwF, and
-the largest logit among that step's classes counts. *Untold*: all classes so far compete. Forgetting is the mean over earlier steps
-of the best accuracy ever had less that in the end (Chaudhry et al., 2018); the accuracy on new classes is that of each later step
-just after it was learnt. All on test images.
+the largest logit among that step's classes counts. *Untold*: all classes so far compete. Forgetting is the mean over earlier
+steps of the best accuracy ever had less that in the end (Chaudhry et al., 2018); the accuracy on new classes is that of each
+later step just after it was learnt. All on test images.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def _grown_head(job: Job) -> Tasks:
         layer.load_state_dict(known.state_dict())
     weight, bias = _retaining.probe_new(job, width)
     with torch.no_grad():
-        head.layers[-1].weight.copy_(weight)  # type: ignore[operator, union-attr]
-        head.layers[-1].bias.copy_(bias)  # type: ignore[operator, union-attr]
+        head.layers[-1].weight.copy_(weight)  # type: ignore[operator]
+        head.layers[-1].bias.copy_(bias)  # type: ignore[operator]
     return head
 
 
