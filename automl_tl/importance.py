@@ -18,7 +18,7 @@ from .inference import prepare
 from .records import Backbone
 from .strategy import Classifier
 
-FISHER_IMAGES = 300
+FISHER_IMAGES = 200
 """A mean over so many images tells weights that matter from those that do not."""
 DAMPING = 1e-3
 """ξ of synaptic importance: weights that hardly moved are not divided by nearly nothing."""
@@ -113,7 +113,8 @@ class PathIntegral:
     def importance(self, net: nn.Module) -> dict[str, Tensor] | None:
         """Gain over squared movement, equation 5 for this task alone, of the network that training left.
 
-        None where that network is not what one descent ended in: it was probed, merged, or trained in stages.
+        None where its backbone is not what one descent ended in: it was probed, merged, or trained in stages. A head that was
+        changed after the descent is left out: what a later task does cannot touch the rows of other classes.
         """
         if self.descents != 1 or not isinstance(net, Classifier):
             return None
@@ -122,6 +123,8 @@ class PathIntegral:
         for name, parameter in parameters_of(net).items():
             own = known.get(id(parameter))
             if own is None or not torch.equal(parameter, self.reached[own]):
+                if name.startswith("head."):
+                    continue
                 return None
             moved = (self.reached[own] - self.origin[own]).square()
             found[name] = (self.marked[own].clamp(min=0) / (moved + DAMPING)).cpu()

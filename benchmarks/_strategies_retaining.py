@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from _report import unpacked
 
-from automl_tl import Candidate, Task, load_task, memory, model
+from automl_tl import Candidate, Classifier, Task, load_task, memory, model
 from automl_tl.backbones import catalogue
 from automl_tl.data import subset
+from automl_tl.evaluation.calibration import choose_temperature
 from automl_tl.evaluation.forgetting import backward_transfer, forgetting, told_accuracy
 from automl_tl.objectives import retain
-from automl_tl.records import TEST
+from automl_tl.records import TEST, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import Value, defaults
 from automl_tl.trials import pixels_of, probabilities_on, run_trial
@@ -164,20 +165,15 @@ def _train(folder: Path, task: Task, name: str, values: Mapping[str, Value], see
         trial, fitted = run_trial(task, candidate, backbone, seed=seed, folder=Path(scratch), trace="importance" in remember)
     if fitted is None:
         raise SystemExit(f"{task.name}: {trial.error}")
-    images = pixels_of(task, backbone).array
+    net, held_out = fitted.model, task.part(VALIDATION)
+    assert isinstance(net, Classifier)
+    temperature = choose_temperature(probabilities_on(task, backbone, net, held_out), task.labels[held_out], seed=seed)
+    model.cool(net, temperature)  # as `fit` does; a network that is too sure has a Fisher information of nearly nothing
     if remember:
-        memory.remember(
-            folder,
-            fitted.model,  # type: ignore[arg-type]
-            task,
-            images,
-            backbone,
-            kinds=remember,
-            importance=fitted.importance,
-            most=EXEMPLARS,
-            seed=seed,
-        )
-    model.save(folder, fitted.model, backbone, candidate, task.classes, {"validation": dict(trial.validation)})
+        importance = None if fitted.importance is None else memory.cooled(fitted.importance, temperature)
+        images = pixels_of(task, backbone).array
+        memory.remember(folder, net, task, images, backbone, kinds=remember, importance=importance, most=EXEMPLARS, seed=seed)
+    model.save(folder, net, backbone, candidate, task.classes, {"validation": dict(trial.validation)})
     return trial.seconds
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automl_tl import Backbone, Batch, Classifier, Job, model
+from automl_tl import Backbone, Batch, Classifier, Fitted, Job, model
 from automl_tl.device import device
 from automl_tl.errors import TrialError
+from automl_tl.heads import Tasks
 from automl_tl.importance import parameters_of
-from automl_tl.records import TRAIN, VALIDATION
+from automl_tl.inference import BATCH, predict, prepare
+from automl_tl.records import KEPT_VALIDATION, TRAIN, VALIDATION
 from automl_tl.space import Choice, Float, Int, Space, Value
 
 from ._layers import still_norms
@@ -46,7 +48,8 @@ def own_classes(job: Job) -> np.ndarray:
 
 
 def widened_head(job: Job) -> nn.Linear:
-    """The earlier model's head, with a row for each class that it did not know, as a linear probe of its features has it.
+    """The earlier model's head, with a row for each class that it did not know: a linear probe of its features, made to compete
+    fairly with the old rows where there are images to tell (`balanced`).
 
     Raises:
         TrialError: that head is not linear.
@@ -62,6 +65,9 @@ def widened_head(job: Job) -> nn.Linear:
         own = own_classes(job)
         head.weight[own], head.bias[own] = weight, bias
         head.weight[: old.out_features], head.bias[: old.out_features] = old.weight.cpu(), old.bias.cpu()
+        if (index := _both(job)) is not None:
+            seen = torch.from_numpy(job.features().values[index].astype(np.float32))
+            _rescale(*_newest(head, job), *_fair(head(seen), job, index))
     return head
 
 
@@ -141,6 +147,74 @@ class Held:
     def _away(self, model: Classifier) -> Iterator[tuple[str, Tensor]]:
         for name, origin in self.origin.items():
             yield name, model.get_parameter(name)[: len(origin)] - origin
+
+
+def balanced(job: Job, fitted: Fitted) -> Fitted:
+    """`fitted`, whose new classes' logits are scaled and shifted so that they compete fairly with the old ones.
+
+    Wu et al. (2019), Large scale incremental learning: two numbers, by the validation images of new and of kept classes, which
+    count the same. Where no image is kept there is nothing to learn them from, and nothing changes. Within the old and within the
+    new classes the order stays.
+    """
+    net, index = fitted.model, _both(job)
+    assert isinstance(net, Classifier)
+    if index is None:
+        return fitted
+    net.eval()
+    with torch.no_grad():
+        parts = [prepare(job.pixels.array[index[start : start + BATCH]], job.backbone) for start in range(0, len(index), BATCH)]
+        logits = torch.cat([net(part).float().cpu() for part in parts])
+    layer, rows = _newest(net.head, job)
+    _rescale(layer, rows, *_fair(logits, job, index))
+    probabilities = predict(net, job.pixels.array, job.task.part(VALIDATION), job.backbone)
+    return replace(fitted, probabilities=probabilities)
+
+
+def _both(job: Job) -> np.ndarray | None:
+    """Validation images of new and of kept classes; None where there are no kept ones, or nothing new."""
+    new, kept = job.task.part(VALIDATION), job.task.part(KEPT_VALIDATION)
+    return np.concatenate([new, kept]) if len(kept) and len(new_classes(job)) else None
+
+
+def new_classes(job: Job) -> np.ndarray:
+    """Positions of the classes that the earlier model does not know."""
+    return np.arange(len(earlier_model(job).classes), len(job.task.classes))
+
+
+def _newest(head: nn.Module, job: Job) -> tuple[nn.Linear, np.ndarray]:
+    """The layer that has the new classes, and their rows in it."""
+    if isinstance(head, Tasks):
+        layer, own = head.layers[-1], np.array(head.classes[-1])
+        assert isinstance(layer, nn.Linear)
+        return layer, np.flatnonzero(np.isin(own, new_classes(job)))
+    assert isinstance(head, nn.Linear)
+    return head, new_classes(job)
+
+
+def _fair(logits: Tensor, job: Job, index: np.ndarray) -> tuple[float, float]:
+    """Scale and shift of the new classes' logits with the least cross-entropy, old and new images weighing the same."""
+    labels, new = torch.from_numpy(job.task.labels[index]), torch.from_numpy(new_classes(job))
+    is_new = torch.arange(len(index)) < len(job.task.part(VALIDATION))
+    weight = torch.where(is_new, 0.5 / is_new.sum(), 0.5 / (~is_new).sum())
+    moved = torch.zeros(logits.shape[1]).index_fill(0, new, 1.0)
+    parameters = torch.zeros(2, requires_grad=True)  # of the scale, the logarithm
+    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        scaled = torch.where(moved > 0, logits * parameters[0].exp() + parameters[1], logits)
+        loss = (weight * F.cross_entropy(scaled, labels, reduction="none")).sum() + 1e-3 * parameters.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return float(parameters[0].detach().exp()), float(parameters[1].detach())
+
+
+@torch.no_grad()
+def _rescale(layer: nn.Linear, rows: np.ndarray, scale: float, shift: float) -> None:
+    layer.weight[rows] *= scale
+    layer.bias[rows] = layer.bias[rows] * scale + shift
 
 
 def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:

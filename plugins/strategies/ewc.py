@@ -39,7 +39,7 @@ class ElasticWeights(Strategy):
         if fisher is None:
             raise TrialError("the earlier model remembers no Fisher information; give images of what it knows with --keep")
         self.held = _retaining.Held(job, fisher, self.hp.strength / 2)
-        return loop.fit(self, job)
+        return _retaining.balanced(job, loop.fit(self, job))
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
         return Classifier(backbone, self.head)

@@ -37,7 +37,7 @@ class Expansion(Strategy):
 
     def run(self, job: Job) -> Fitted:
         self.head, self.own = _grown_head(job), torch.from_numpy(_retaining.own_classes(job))
-        fitted = loop.fit(self, job)
+        fitted = _retaining.balanced(job, loop.fit(self, job))
         grown = fitted.model.get_submodule("backbone")
         assert isinstance(grown, Grown)
         own = sum(p.numel() for p in fitted.model.parameters() if p.requires_grad)

@@ -40,7 +40,7 @@ class WithoutForgetting(Strategy):
         self.new = _retaining.NewClasses.of(job, self.hp.among, self.hp.label_smoothing)
         earlier = _retaining.earlier_model(job)
         self.teacher, self.known = earlier.net.requires_grad_(False), len(earlier.classes)
-        return loop.fit(self, job)
+        return _retaining.balanced(job, loop.fit(self, job))
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
         return Classifier(backbone, self.head)

@@ -39,7 +39,7 @@ class SynapticIntelligence(Strategy):
         if importance is None:
             raise TrialError("the earlier model remembers no importance; train it with --remember importance")
         self.held = _retaining.Held(job, importance, self.hp.strength)
-        return loop.fit(self, job)
+        return _retaining.balanced(job, loop.fit(self, job))
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
         return Classifier(backbone, self.head)
