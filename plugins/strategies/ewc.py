@@ -26,7 +26,7 @@ class ElasticWeights(Strategy):
     name = "ewc"
     paper = "Kirkpatrick et al. (2017), Overcoming catastrophic forgetting in neural networks"
     needs = frozenset({"earlier model", "linear head", FISHER})
-    space = {**_retaining.SPACE, "strength": Float(1e-3, 1e6, 1e3, log=True)}
+    space = {**_retaining.SPACE, "strength": Float(1e-3, 1e6, 1e4, log=True)}
     head: nn.Linear
     new: _retaining.NewClasses
     held: _retaining.Held

@@ -26,7 +26,7 @@ class SynapticIntelligence(Strategy):
     name = "synaptic-intelligence"
     paper = "Zenke, Poole and Ganguli (2017), Continual learning through synaptic intelligence"
     needs = frozenset({"earlier model", "linear head", IMPORTANCE})
-    space = {**_retaining.SPACE, "strength": Float(1e-3, 1e4, 1.0, log=True)}
+    space = {**_retaining.SPACE, "strength": Float(1e-3, 1e4, 10.0, log=True)}
     head: nn.Linear
     new: _retaining.NewClasses
     held: _retaining.Held
