@@ -917,7 +917,7 @@ def _print_outcome(outcome: Outcome) -> None:
     print(f"Model:  {outcome.folder / 'model'}")
     print(f"Report: {outcome.folder / 'report.html'}")
     for kind, size in outcome.remembered.items():
-        print(f"Remembered: {kind}, {size:,} bytes" + (": images of yours, go with the model" * (kind == "exemplars")))
+        print(f"Remembered: {kind}, {size:,} bytes" + (": images of yours, which go with the model" * (kind == "exemplars")))
 
 
 def _print_retention(scores: Mapping[str, float], split: str) -> None:
