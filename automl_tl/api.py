@@ -453,7 +453,7 @@ def _check_free(out: Path, request: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
+        before = {"remember": [], **json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: is damaged: {error}; choose another --out or delete it") from None
     changed = [name for name in request if before.get(name) != request[name]]

@@ -65,10 +65,16 @@ def widened_head(job: Job) -> nn.Linear:
         own = own_classes(job)
         head.weight[own], head.bias[own] = weight, bias
         head.weight[: old.out_features], head.bias[: old.out_features] = old.weight.cpu(), old.bias.cpu()
-        if (index := _both(job)) is not None:
-            seen = torch.from_numpy(job.features().values[index].astype(np.float32))
-            _rescale(*_newest(head, job), *_fair(head(seen), job, index))
+    balance_head(job, head, job.features().values)
     return head
+
+
+def balance_head(job: Job, head: nn.Module, features: np.ndarray) -> None:
+    """`balanced` for a head that is not trained yet, on the features (images of the task × what it takes) that it would see."""
+    if (index := _both(job)) is not None:
+        with torch.no_grad():
+            logits = head(torch.from_numpy(features[index].astype(np.float32)))
+        _rescale(*_newest(head, job), *_fair(logits, job, index))
 
 
 def probe_new(job: Job, num_features: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -96,6 +97,8 @@ def _grown_head(job: Job) -> Tasks:
     with torch.no_grad():
         head.layers[-1].weight.copy_(weight)  # type: ignore[operator]
         head.layers[-1].bias.copy_(bias)  # type: ignore[operator]
+    seen = job.features().values
+    _retaining.balance_head(job, head, np.concatenate([seen, seen[:, :width]], axis=1))  # the new pass starts as the first task's
     return head
 
 
