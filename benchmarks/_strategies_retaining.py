@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from _report import unpacked
 
-from automl_tl import Candidate, Classifier, Task, load_task, memory, model
+from automl_tl import Candidate, Classifier, Task, checkpoint, load_task, memory, model
 from automl_tl.backbones import catalogue
 from automl_tl.data import subset
 from automl_tl.evaluation.calibration import choose_temperature
@@ -107,7 +107,7 @@ def _walk(folder: Path, steps: Steps, method: str, seed: int, *, quick: bool) ->
         seconds += _learn(folder_of_step, last, steps, step, method, seed, quick=quick)
         last = folder_of_step
         rows.append(_judge(last, steps, step))
-    sizes = {kind: memory.checkpoint.beside(place / "first", kind).stat().st_size for kind in memory.KINDS}
+    sizes = {kind: checkpoint.beside(place / "first", kind).stat().st_size for kind in memory.KINDS}
     found = {"told": [row[0] for row in rows], "untold": [row[1] for row in rows], "seconds": seconds, "bytes": sizes}
     path.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return found

@@ -22,6 +22,7 @@ from automl_tl.along import Along, read_task
 from automl_tl.api import recommend
 from automl_tl.backbones import build, catalogue
 from automl_tl.errors import InputError
+from automl_tl.exports import export_run
 from automl_tl.heads import Tasks, cool, describe, rebuild
 from automl_tl.importance import DAMPING, PathIntegral, fisher_diagonal, parameters_of
 from automl_tl.objectives import brings, left_out, retain
@@ -358,6 +359,18 @@ def test_a_grown_model_is_saved_read_back_and_grows_again(task: Task, tmp_path: 
     assert third.model.head.classes == [[0, 1, 2], [3, 4, 5, 6, 7], [3, 4, 5, 6, 7]]  # type: ignore[union-attr]
     assert "linear head" not in brings(again)
     assert "not of neighbours, nor grown" in left_out(strategies(), again)["lwf"]
+
+
+@pytest.mark.slow
+def test_a_grown_model_is_exported_where_it_can_be(task: Task, tmp_path: Path) -> None:
+    backbone = smallest_backbone()
+    head = Tasks([[0, 1], [2, 3, 4]], backbone.num_features)
+    net = Classifier(Grown(build(backbone), [2]), head)
+    model.save(tmp_path, net, backbone, Candidate(backbone.name, "expansion"), ("a", "b", "c", "d", "e"), {})
+    for form in ("onnx", "torch"):
+        assert export_run(tmp_path, to=form, out=tmp_path / form).largest_difference < 1e-4
+    with pytest.raises(InputError, match="expansion left a head of the kind 'tasks', which timm has not"):
+        export_run(tmp_path, to="timm", out=tmp_path / "timm")
 
 
 def test_the_largest_logit_of_all_tasks_wins() -> None:
