@@ -29,9 +29,8 @@ class Expansion(Strategy):
     paper = "Rebuffi, Bilen and Vedaldi (2018), Efficient parametrization of multi-domain deep neural networks"
     needs = frozenset({"earlier model"})
     space = {
-        **{name: one for name, one in _retaining.SPACE.items() if name not in ("norms", "among")},
+        **{name: one for name, one in _retaining.SPACE.items() if name != "among"},
         "rank": Choice((2, 4, 8, 16), 8),
-        "norms": Choice(("still", "moving"), "moving"),
     }
     head: Tasks
     own: Tensor
