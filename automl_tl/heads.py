@@ -59,7 +59,7 @@ class Tasks(nn.Module):
         parts = features.chunk(len(self.classes), dim=1)
         found = [layer(part.contiguous()) for layer, part in zip(self.layers, parts, strict=True)]
         width = 1 + max(place for own in self.classes for place in own)
-        logits: Tensor = found[0].new_full((len(features), width), -torch.inf)
+        logits: Tensor = found[0].new_full((features.shape[0], width), -torch.inf)
         for own, values in zip(self.classes, found, strict=True):
             logits[:, own] = torch.maximum(logits[:, own], values)
         return logits

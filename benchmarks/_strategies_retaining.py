@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[str, dict[str, Value]]] = {
 }
 SETS = ("signs", "omniglot")
 FIRST_EPOCHS, EPOCHS = 12, 8
-EXEMPLARS = 100
+EXEMPLARS = 200
 """Images that a model remembers, all classes together."""
 CHARACTERS = 40
 SEEDS = 1

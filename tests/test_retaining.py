@@ -161,7 +161,7 @@ def test_the_path_integral_is_its_definition() -> None:
 
 def test_importance_survives_a_stop_and_is_not_invented(task: Task, tmp_path: Path) -> None:
     backbone = smallest_backbone()
-    candidate = Candidate(backbone.name, "lwf", {**defaults(strategies()["lwf"].space), "epochs": 2})
+    candidate = Candidate(backbone.name, "lwf", {**defaults(strategies()["lwf"].space), "epochs": 3})
     _, whole = run_trial(task, candidate, backbone, seed=0, folder=tmp_path / "a", trace=True)
     for stop in (1.0, float("inf")):
         _, resumed = run_trial(
@@ -336,7 +336,7 @@ def test_old_answers_do_not_change_by_a_bit(name: str) -> None:
 
 def test_a_grown_model_is_saved_read_back_and_grows_again(task: Task, tmp_path: Path) -> None:
     backbone, earlier = smallest_backbone(), model.load(Path(task.earlier))
-    values = {**defaults(strategies()["expansion"].space), "epochs": 1, "rank": 2}
+    values = {**defaults(strategies()["expansion"].space), "epochs": 3, "rank": 2}
     trial, fitted = run_trial(task, Candidate(backbone.name, "expansion", values), backbone, seed=0, folder=tmp_path / "run")
     assert fitted is not None, trial.error
     model.save(tmp_path / "two", fitted.model, backbone, trial.candidate, task.classes, {})
