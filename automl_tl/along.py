@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import model, objectives
+from . import memory, model, objectives
 from .data import load_task, load_unlabelled
 from .errors import InputError
 from .evaluation.adversaries import require_attacks
@@ -29,7 +29,7 @@ class Along:
     after: str | Path | None = None
     """Folder of a run or a model whose knowledge must not be forgotten."""
     keep: Any = None
-    """Labelled images of what `after` knows."""
+    """Labelled images of what `after` knows; without them, those that it remembers, if it does."""
     clients: int | tuple[Any, ...] = ()
     """Folders of federated clients, or how many to simulate."""
     skew: float = 1.0
@@ -65,13 +65,23 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
         task = objectives.adapt(source, task) if known else objectives.learn_to_learn(task, source)
     if along.after is not None:
         folder = model.model_folder(Path(along.after))
-        kept = None if along.keep is None else load_task(along.keep, seed=seed, progress=told)
+        kept = _kept(folder, along.keep, seed, told)
         task = objectives.retain(task, folder, model.load(folder).classes, kept)
     if along.clients:
         clients = along.clients
         real = clients if isinstance(clients, int) else [load_task(one, seed=seed, progress=told) for one in clients]
         task = objectives.federate(task, real, skew=along.skew, seed=seed)
     return _hardened(task, along)
+
+
+def _kept(folder: Path, keep: Any, seed: int, told: Callable[[int, int], None] | None) -> Task | None:
+    if keep is not None:
+        return load_task(keep, seed=seed, progress=told)
+    remembered = memory.recall_exemplars(folder)
+    if remembered is None:
+        return None
+    alone = min(remembered[1].count(name) for name in set(remembered[1])) < 2
+    return load_task(remembered, name="remembered", seed=seed, validation=0.0 if alone else 0.2)
 
 
 def _hardened(task: Task, along: Along) -> Task:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import data, model, processes, registry
+from . import data, memory, model, processes, registry
 from .along import Along
 from .along import read_task as read_task
 from .backbones import adopt, catalogue
@@ -38,7 +38,7 @@ from .halving import search as search
 from .history import History, open_history
 from .home import cache, write_text
 from .hookspecs import Tracker
-from .objectives import REQUIRED, brings
+from .objectives import REQUIRED, brings, left_out
 from .profiling import profile_task as _profile_task
 from .ranker import Ranker, rank, ranker_for, shortlist
 from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
@@ -113,6 +113,7 @@ def recommend(
 
     Raises:
         PluginError: an unknown zoo, strategy or backbone.
+        InputError: nothing is left to choose from, or `backbones` has others than the earlier model's, where there is one.
     """
     if history is None:
         with open_history() as opened:
@@ -123,7 +124,7 @@ def recommend(
     for name in strategies or ():
         registry.lookup("strategy", name, known)
     adopt(backbones or ())
-    at_hand = catalogue(zoo=zoo)
+    at_hand = catalogue(zoo=zoo) if not task.earlier else _of_earlier(task, backbones or ())
     for name in backbones or ():
         registry.lookup("backbone", name, at_hand)
     experience = Experience.of(history, without=task.fingerprint, objective=task.objective)
@@ -134,7 +135,7 @@ def recommend(
         at_hand, known, seed=seed, met=met, required=required, only_strategies=strategies, only_backbones=backbones
     )
     if not candidates:
-        raise InputError(_none_left(known, met, required))
+        raise InputError(_none_left(known, task))
     first = _profile_task(task, at_hand, seed=seed, progress=progress)
     ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
     looked = tuple(shortlist(ranking, at_hand, size=LOOKED_AT))
@@ -149,16 +150,42 @@ def recommend(
         only_strategies=strategies,
         only_backbones=looked,
     )
-    return Advice(second, _rank(ranker, finer, second, at_hand, cost_model, stage=2), at_hand)
+    ranking = _rank(ranker, finer, second, at_hand, cost_model, stage=2)
+    return Advice(replace(second, warnings=(*second.warnings, *_omissions(known, task))), ranking, at_hand)
 
 
-def _none_left(known: dict[str, type[Strategy]], met: frozenset[str], required: frozenset[str]) -> str:
+def _of_earlier(task: Task, asked: Sequence[str]) -> dict[str, Backbone]:
+    """The one backbone that a task after another goes on with: what is known lies in the earlier model's weights.
+
+    Raises:
+        InputError: another one is asked for.
+    """
+    backbone = model.load(Path(task.earlier)).backbone
+    others = [name for name in asked if name != backbone.name]
+    if others:
+        raise InputError(f"--backbone {others[0]}: the model of --after is a {backbone.name}, and only that can go on from it")
+    return {backbone.name: backbone}
+
+
+def _omissions(known: dict[str, type[Strategy]], task: Task) -> list[str]:
+    """What a task cannot try, and why, for a person."""
+    notes = [f"{name} is left out: {advice}" for name, advice in left_out(known, task).items()]
+    if task.earlier:
+        notes.insert(0, "every candidate goes on from the earlier model, so its backbone is the only one")
+    return notes
+
+
+def _none_left(known: dict[str, type[Strategy]], task: Task) -> str:
     """Why, for a person."""
+    met, required = brings(task), REQUIRED[task.objective]
     fit = [name for name, strategy in known.items() if required <= strategy.needs <= met]
     brought = ", ".join(sorted(met)) or "nothing but its images"
-    return (
-        "no candidate is left; widen --strategy, --backbone or --zoo. "
-        f"The task brings {brought}; strategies for it: {', '.join(fit) or 'none is installed'}"
+    return "; ".join(
+        [
+            "no candidate is left; widen --strategy, --backbone or --zoo. "
+            f"The task brings {brought}; strategies for it: {', '.join(fit) or 'none is installed'}",
+            *(f"{name} is left out: {advice}" for name, advice in left_out(known, task).items()),
+        ]
     )
 
 
@@ -186,12 +213,15 @@ def fit(
     backbones: Sequence[str] | None = None,
     trackers: Sequence[str | Tracker] = (),
     ray: str | None = None,
+    remember: Sequence[str] = (),
+    exemplars: int = memory.MOST_EXEMPLARS,
     progress: Progress | None = None,
     told: Callable[[Task, Advice], None] | None = None,
 ) -> Outcome:
     """From labelled images, and what comes `along` with them, to a trained model: load, profile, recommend, search, report.
 
-    All of it lies in `out`.
+    All of it lies in `out`. What a later task `after` this one may need is kept with the model where `remember` asks for it:
+    "fisher", "importance", or "exemplars", which are at most `exemplars` of the images themselves (see `memory`).
 
     The same call again goes on where an interrupted one stopped. `told` hears the advice before the training starts.
     With `ray`, the address of a Ray cluster (see `open_workers`), as many trials train at once as it has workers; `out` and the
@@ -201,7 +231,7 @@ def fit(
         InputError: the images, or `out` holds the run of something else, or no cluster answers.
     """
     start = time.monotonic()
-    limits, out = parse_budget(budget), Path(out)
+    limits, out, kinds = parse_budget(budget), Path(out), memory.check_kinds(remember)
     task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
     if ray is not None and not processes.alone():
         raise InputError("--ray and `accelerate launch` both spread the work; use one of them")
@@ -213,6 +243,7 @@ def fit(
         "zoo": zoo,
         "strategies": list(strategies or ()),
         "backbones": list(backbones or ()),
+        "remember": sorted(kinds),
     }
     _check_free(out, request)
     chosen = [_tracker(each) if isinstance(each, str) else each for each in trackers]
@@ -241,6 +272,8 @@ def fit(
             seed=seed,
             spent=advising,
             trackers=chosen,
+            remember=kinds,
+            exemplars=exemplars,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             workers=workers,
         )
@@ -428,7 +461,7 @@ def _check_free(out: Path, request: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
+        before = {"remember": [], **json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: is damaged: {error}; choose another --out or delete it") from None
     changed = [name for name in request if before.get(name) != request[name]]

@@ -26,6 +26,11 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
     partial.replace(path)
 
 
+def beside(folder: Path | str, name: str) -> Path:
+    """The file of `name` in a model's folder."""
+    return Path(folder) / f"{name}.safetensors"
+
+
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """`tensors` as the bytes of a safetensors file."""
     packed: bytes = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

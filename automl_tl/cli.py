@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +53,14 @@ Clients = Annotated[
 Skew = Annotated[float, typer.Option(help="Of simulated clients: 1 is mild, 0.1 gives each few classes.")]
 Robust = Annotated[str | None, typer.Option(help="Stand changes of every pixel up to this, such as 8/255.")]
 Shots = Annotated[int, typer.Option(min=0, help="Use so many training images a class; 0: all.")]
+Remember = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Keep with the model what a task --after it may need: fisher, importance, or exemplars, which are images of yours "
+        "(repeatable)."
+    ),
+]
+Exemplars = Annotated[int, typer.Option(min=1, help="Images that --remember exemplars keeps at most, of all classes together.")]
 Trackers = Annotated[list[str] | None, typer.Option("--tracker", help="Also tell tensorboard, mlflow… (repeatable).")]
 RayAddress = Annotated[
     str | None,
@@ -113,6 +121,8 @@ def fit(
     backbone: Backbones = None,
     tracker: Trackers = None,
     ray: RayAddress = None,
+    remember: Remember = None,
+    exemplars: Exemplars = 500,
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
@@ -131,6 +141,8 @@ def fit(
             backbones=backbone,
             trackers=list(dict.fromkeys([*(() if json else ("console",)), *(tracker or ())])),
             ray=ray,
+            remember=remember or (),
+            exemplars=exemplars,
             progress=progress,
             told=None if json else functools.partial(_tell, zoo=zoo),
         )
@@ -814,7 +826,7 @@ class _progress:
 
 
 def _tell(task: Task, advice: Advice, *, zoo: str | None) -> None:
-    if zoo is None:
+    if zoo is None and not task.earlier:
         _print_on_request()
     _print_profile(task, advice.profile)
     _print_ranking(advice.ranking, 5)
@@ -902,6 +914,7 @@ def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
         "folder": str(outcome.folder),
         "report": str(outcome.folder / "report.html"),
         "basis": outcome.ranking.basis,
+        "remembered": dict(outcome.remembered),
     }
 
 
@@ -910,10 +923,21 @@ def _print_outcome(outcome: Outcome) -> None:
     tested = f", test {winner.test['accuracy']:.3f}" if winner.test else ", no test images"
     print(f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}")
     print(f"Accuracy: validation {winner.validation['accuracy']:.3f}{tested}")
+    if "kept" in (scores := winner.test or winner.validation):
+        _print_retention(scores, "test" if winner.test else "validation")
     done = sum(trial.status == "finished" for trial in outcome.trials)
     print(f"{done} trials finished, {len(outcome.trials) - done} stopped or failed, in {outcome.seconds:.0f} s")
     print(f"Model:  {outcome.folder / 'model'}")
     print(f"Report: {outcome.folder / 'report.html'}")
+    for kind, size in outcome.remembered.items():
+        print(f"Remembered: {kind}, {size:,} bytes" + (": images of yours, which go with the model" * (kind == "exemplars")))
+
+
+def _print_retention(scores: Mapping[str, float], split: str) -> None:
+    """Accuracy on what was known before and on what is new."""
+    before = f" ({scores['kept_before']:.3f} before)" if "kept_before" in scores else ""
+    told = f"; told which of the two: {scores['kept_told']:.3f} and {scores['new_told']:.3f}" if "kept_told" in scores else ""
+    print(f"Old classes: {split} {scores['kept']:.3f}{before}, new classes: {scores['new']:.3f}{told}")
 
 
 if __name__ == "__main__":

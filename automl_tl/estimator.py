@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from . import api, data, model
+from . import api, checkpoint, data, model
 from .along import Along
 from .errors import InputError
 from .home import write_text
@@ -33,6 +34,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Consider only these.
     source, after, keep, clients, skew, robust, shots
         What comes with the images, and so what is asked for; see `automl_tl.along.Along`.
+    remember : list of str
+        What `save` keeps with the model for a task `after` it: "fisher", "importance", "exemplars" (images of `X`).
     zoo : str, optional
         Also consider the networks of this zoo ("timm").
     out : path, optional
@@ -42,7 +45,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes
     ----------
-    classes_ : the class labels, as in `y`, sorted.
+    classes_ : the class labels, as in `y`, sorted; with `after`, those of the earlier model, too.
     ranking_ : `Ranking`, what was recommended and why.
     outcome_ : `Outcome`, every trial and the winner.
     report_ : path of the HTML report.
@@ -78,6 +81,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         skew: float = 1.0,
         robust: float = 0.0,
         shots: int = 0,
+        remember: Sequence[str] = (),
         zoo: str | None = None,
         out: str | Path | None = None,
         random_state: int = 0,
@@ -92,6 +96,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.skew = skew
         self.robust = robust
         self.shots = shots
+        self.remember = remember
         self.zoo = zoo
         self.out = out
         self.random_state = random_state
@@ -113,8 +118,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             zoo=self.zoo,
             strategies=self.strategies,
             backbones=self.backbones,
+            remember=self.remember,
         )
-        self._use(model.load(out / "model"), classes)
+        trained = model.load(out / "model")
+        self._use(trained, _with_earlier(classes, trained.classes))
         self.ranking_ = self.outcome_.ranking
         self.report_ = out / "report.html"
         return self
@@ -168,6 +175,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         folder = Path(folder)
         m = self.model_
         model.save(folder, m.net, m.backbone, m.candidate, m.classes, m.facts)
+        for kind in self.outcome_.remembered if hasattr(self, "outcome_") and self.outcome_.folder.is_dir() else ():
+            shutil.copyfile(checkpoint.beside(self.outcome_.folder / "model", kind), checkpoint.beside(folder, kind))
         if getattr(self, "report_", None) and Path(self.report_).exists():
             shutil.copyfile(self.report_, folder / "report.html")
         parameters = {
@@ -190,6 +199,17 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if (folder / "report.html").exists():
             estimator.report_ = folder / "report.html"
         return estimator
+
+
+def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:
+    """`classes` and those of an earlier model that are not among them: numbers where all are numbers, else texts."""
+    more = [name for name in known if name not in {str(label) for label in classes}]
+    if not more:
+        return classes
+    if classes.dtype.kind in "iuf":
+        with contextlib.suppress(ValueError):
+            return np.unique(np.concatenate([classes, np.array(more).astype(classes.dtype)]))
+    return np.unique([*map(str, classes), *more])
 
 
 def _labels(y: Any) -> np.ndarray:

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from . import model, processes, registry
+from . import checkpoint, memory, model, processes, registry
 from .budget import Budget
 from .errors import BudgetError, InputError, PluginError, WorkerLost
 from .evaluation.calibration import choose_temperature
@@ -45,6 +45,7 @@ from .home import write_text
 from .hookspecs import Tracker
 from .longrun import long_run
 from .records import (
+    IMPORTANCE,
     TEST,
     TRAIN,
     VALIDATION,
@@ -61,7 +62,7 @@ from .records import (
 )
 from .space import Space
 from .surrogate import Growth, Observed, Surrogate, growth_of
-from .trials import Limits, judge_on_test, probabilities_on, run_trial
+from .trials import Limits, judge_on_test, pixels_of, probabilities_on, run_trial
 from .workers import Workers
 
 LONG_RUN = "long_run.json"
@@ -100,6 +101,8 @@ class _Step:
     bar: tuple[float, float, float]
     """Standing from which on the model is kept."""
     command: str
+    trace: bool
+    """Whether the importance of the weights is added up on the way."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,9 @@ class _Search:
     """Of each strategy, from a third of the epochs to the end."""
     workers: Workers | None
     """None: this process trains, one trial at a time."""
+    remember: frozenset[str]
+    """What is kept with the winner for a later task."""
+    exemplars: int
     started: float = field(default_factory=time.monotonic)
     trials: dict[str, Trial] = field(default_factory=dict)
     earlier: dict[str, Trial] = field(default_factory=dict)
@@ -180,6 +186,8 @@ def search(
     seed: int = 0,
     spent: float = 0.0,
     trackers: Sequence[Tracker] = (),
+    remember: frozenset[str] = frozenset(),
+    exemplars: int = memory.MOST_EXEMPLARS,
     command: str = "",
     workers: Workers | None = None,
 ) -> Outcome:
@@ -187,6 +195,7 @@ def search(
 
     `spent` seconds of the budget are gone already: they went into the advice. With `workers` as many trials train at once;
     `folder` must be one that all of them see.
+    `remember` and `exemplars`: see `memory`.
 
     Ctrl-C ends it with the best model so far. A second call with the same arguments goes on where the first one stopped.
 
@@ -199,7 +208,23 @@ def search(
     grown = history.growths(1 / ETA, objective=task.objective)
     growth = {name: growth_of(grown.get(name, ())) for name in spaces}
     told = list(trackers)
-    state = _Search(task, backbones, ranking, budget, folder, seed, history, told, command, before, surrogate, growth, workers)
+    state = _Search(
+        task=task,
+        backbones=backbones,
+        ranking=ranking,
+        budget=budget,
+        folder=folder,
+        seed=seed,
+        history=history,
+        trackers=told,
+        command=command,
+        spent_before=before,
+        surrogate=surrogate,
+        growth=growth,
+        workers=workers,
+        remember=remember,
+        exemplars=exemplars,
+    )
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     _recall(state)
     for tracker in trackers:
@@ -220,11 +245,11 @@ def search(
     except KeyboardInterrupt:
         interrupted = True
     state.trials |= state.earlier
-    winner = _crown(state)
+    winner, remembered = _crown(state)
     rule = f"interrupted; of what was trained until then, {RULE}" if interrupted else RULE
     _note_spent(state)
     trials = tuple(state.trials.values())
-    return Outcome(task.fingerprint, profile, ranking, trials, winner, folder, state.spent(), rule, interrupted)
+    return Outcome(task.fingerprint, profile, ranking, trials, winner, folder, state.spent(), rule, interrupted, remembered)
 
 
 def follow(task: Task, *, seed: int) -> Outcome:
@@ -398,7 +423,7 @@ def _advance(state: _Search, item: Ranked, epochs: float) -> bool:
     candidate, limit = item.candidate, min(epochs, reached + state.epochs_left())
     backbone, folder = state.backbones[candidate.backbone], state.folder / "trials" / id_
     deadline, bar = time.time() + state.time_left(), _best_other(state, id_)
-    step = _Step(candidate, backbone, state.seed, folder, limit, deadline, bar, state.command)
+    step = _Step(candidate, backbone, state.seed, folder, limit, deadline, bar, state.command, IMPORTANCE in state.remember)
     if state.workers is None:
         planned = _planned(state, step)
         _tell(state, "started", planned)
@@ -440,10 +465,13 @@ def _carry_out(task: Task, step: _Step, *, report: Callable[[Point], bool] = lam
         limits=limits,
         report=report,
         command=step.command,
+        trace=step.trace,
     )
     if fitted is not None and trial.validation and _standing(trial) >= step.bar:
         facts = {"validation": dict(trial.validation), "task": task.name, "provenance": dict(trial.provenance)}
         model.save(step.folder, fitted.model, step.backbone, step.candidate, task.classes, facts)
+        if fitted.importance is not None:
+            checkpoint.save(checkpoint.beside(step.folder, IMPORTANCE), fitted.importance, {})
         trial = replace(trial, artefact=f"trials/{trial.id}")
     return trial
 
@@ -495,8 +523,11 @@ def _tell(state: _Search, event: str, *words: Any) -> None:
             warnings.warn(text, registry.PluginWarning, stacklevel=2)
 
 
-def _crown(state: _Search) -> Trial:
-    """The winner, its confidence set right on the validation images, judged on the test images, its model in `folder/model`."""
+def _crown(state: _Search) -> tuple[Trial, dict[str, int]]:
+    """The winner, its confidence set right on the validation images, judged on the test images, its model in `folder/model`.
+
+    With the bytes of what is remembered beside it.
+    """
     scored = [trial for trial in state.trials.values() if trial.validation and trial.artefact]
     if not scored:
         failed = [trial.error for trial in state.trials.values() if trial.error]
@@ -519,8 +550,28 @@ def _crown(state: _Search) -> Trial:
         "fingerprint": state.task.fingerprint,
         "images": {split: len(state.task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
     }
+    remembered = _remember_for_later(state, winner, trained, temperature)
+    facts |= {"remembered": remembered} if remembered else {}
     model.save(state.folder / "model", trained.net, trained.backbone, trained.candidate, trained.classes, facts)
-    return winner
+    return winner, remembered
+
+
+def _remember_for_later(state: _Search, winner: Trial, trained: model.Model, temperature: float) -> dict[str, int]:
+    if not state.remember:
+        return {}
+    found = memory.recall(state.folder / winner.artefact, IMPORTANCE)
+    importance = None if found is None else memory.cooled(found[0], temperature)
+    return memory.remember(
+        state.folder / "model",
+        trained.net,
+        state.task,
+        pixels_of(state.task, trained.backbone).array,
+        trained.backbone,
+        kinds=state.remember,
+        importance=importance,
+        most=state.exemplars,
+        seed=state.seed,
+    )
 
 
 def _remember(state: _Search, trial: Trial) -> None:

@@ -1,8 +1,8 @@
-"""What a saved model may end in: a linear layer, or the nearest of stored features."""
+"""What a saved model may end in: a linear layer, one for each of several tasks, or the nearest of stored features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .errors import InputError, PluginError
 
-LINEAR, NEIGHBOURS = "linear", "neighbours"
+LINEAR, NEIGHBOURS, TASKS = "linear", "neighbours", "tasks"
 
 
 class Neighbours(nn.Module):
@@ -43,6 +43,37 @@ class Neighbours(nn.Module):
         return ((votes + 1 / self.classes) / (self.k + 1)).log()
 
 
+class Tasks(nn.Module):
+    """A linear layer for each task, on features of its own: N×(tasks · d), side by side, to N×classes logits.
+
+    `classes` has the positions of each task's classes. No one says whose image it is: the logits of all stand beside each other,
+    and the largest wins. A class that several tasks know has the larger of its logits.
+    """
+
+    def __init__(self, classes: Sequence[Sequence[int]], num_features: int) -> None:
+        super().__init__()
+        self.classes = [list(own) for own in classes]
+        self.layers = nn.ModuleList(nn.Linear(num_features, len(own)) for own in self.classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = features.chunk(len(self.classes), dim=1)
+        found = [layer(part.contiguous()) for layer, part in zip(self.layers, parts, strict=True)]
+        width = 1 + max(place for own in self.classes for place in own)
+        logits: Tensor = found[0].new_full((features.shape[0], width), -torch.inf)
+        for own, values in zip(self.classes, found, strict=True):
+            logits[:, own] = torch.maximum(logits[:, own], values)
+        return logits
+
+
+def cool(head: nn.Module, temperature: float) -> None:
+    """Divide the logits that `head` gives by `temperature`, for good; votes have no weights to divide, and stay as they are."""
+    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.div_(temperature)
+            layer.bias.div_(temperature)
+
+
 def plain(head: nn.Module, strategy: str) -> nn.Module:
     """`head` without dropout, which does nothing at prediction.
 
@@ -50,11 +81,11 @@ def plain(head: nn.Module, strategy: str) -> nn.Module:
         PluginError: it is of no kind that a model can be saved with.
     """
     layers = [layer for layer in (head if isinstance(head, nn.Sequential) else [head]) if not isinstance(layer, nn.Dropout)]
-    if len(layers) == 1 and isinstance(layers[0], (nn.Linear, Neighbours)):
+    if len(layers) == 1 and isinstance(layers[0], (nn.Linear, Neighbours, Tasks)):
         return layers[0]
     raise PluginError(
         f"strategy {strategy!r} left a head that is not linear; fold it into one nn.Linear before returning, "
-        "or leave automl_tl.heads.Neighbours"
+        "or leave automl_tl.heads.Neighbours or Tasks"
     )
 
 
@@ -62,6 +93,8 @@ def describe(head: nn.Module) -> dict[str, Any]:
     """The facts that `rebuild` needs besides the tensors."""
     if isinstance(head, Neighbours):
         return {"kind": NEIGHBOURS, "stored": len(head.labels), "k": head.k, "cosine": head.cosine}
+    if isinstance(head, Tasks):
+        return {"kind": TASKS, "classes": head.classes}
     return {"kind": LINEAR}
 
 
@@ -74,10 +107,21 @@ def rebuild(facts: Mapping[str, Any], num_features: int, classes: int) -> nn.Mod
     kind = facts.get("kind")
     if kind == LINEAR:
         return nn.Linear(num_features, classes)
+    if kind == TASKS:
+        return Tasks(_places(facts.get("classes"), classes), num_features)
     if kind != NEIGHBOURS:
-        raise InputError(f"its head is of the kind {kind!r}; known: {LINEAR}, {NEIGHBOURS}")
+        raise InputError(f"its head is of the kind {kind!r}; known: {LINEAR}, {NEIGHBOURS}, {TASKS}")
     stored, k = facts.get("stored"), facts.get("k")
     if not isinstance(stored, int) or not isinstance(k, int) or not 1 <= k <= stored:
         raise InputError(f"its head asks {k!r} neighbours of {stored!r} stored features")
     empty = torch.zeros(stored, num_features, dtype=torch.float16)
     return Neighbours(empty, torch.zeros(stored, dtype=torch.int64), classes, k=k, cosine=facts.get("cosine") is True)
+
+
+def _places(of_tasks: object, classes: int) -> list[list[int]]:
+    """The classes of each task, all in range and none left out."""
+    lists = of_tasks if isinstance(of_tasks, list) and all(isinstance(own, list) and own for own in of_tasks) else []
+    places = {place for own in lists for place in own if isinstance(place, int)}
+    if places != set(range(classes)) or not all(isinstance(place, int) for own in lists for place in own):
+        raise InputError(f"the tasks of its head do not have the {classes} classes among them")
+    return lists

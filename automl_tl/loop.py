@@ -76,10 +76,12 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     torch.manual_seed(job.seed)
     reset_memory()
     parts = _parts(strategy, job)
+    if job.path is not None:
+        job.path.begin(parts.model)
     progress, best = _Progress(), _weights(parts.judged)
     path = job.folder / CHECKPOINT
     if path.exists():
-        progress, best = _restore(path, parts)
+        progress, best = _restore(path, parts, job)
     epochs = int(option(strategy, "epochs"))
     patience = max(4, math.ceil(PATIENCE * epochs))
     last, complete = 0.0, True
@@ -99,17 +101,21 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         if (score, -validation_loss) > (progress.best_score, -progress.best_loss):
             progress.best_score, progress.best_loss, progress.best_epoch = score, validation_loss, progress.epoch
             best = _weights(parts.judged)
+            if job.path is not None:
+                job.path.mark()
         point = Point(progress.epoch, progress.seconds, loss, score, memory)
         progress.curve.append(point)
         stop = job.report(point)
         if progress.epoch - progress.best_epoch >= patience:
             break
         if progress.epoch < epochs:
-            _save(path, parts, best, progress)
+            _save(path, parts, best, progress, job)
         if stop:
             complete = progress.epoch == epochs
             break
     parts.model.load_state_dict(best)
+    if job.path is not None:
+        job.path.end()
     probabilities = predict(parts.model, job.pixels.array, job.task.part(VALIDATION), job.backbone, dtype=parts.dtype)
     return Fitted(parts.model, progress.curve, probabilities, complete)
 
@@ -142,10 +148,14 @@ def _train_epoch(strategy: Strategy, parts: _Parts, job: Job, epoch: int, epochs
         accelerator().backward(scaler.scale(loss))
         average_gradients(trained)
         scaler.unscale_(optimiser)
+        if job.path is not None:
+            job.path.before()
         nn.utils.clip_grad_norm_(trained, CLIP)
         scaler.step(optimiser)
         scaler.update()
         _shrink(optimiser)
+        if job.path is not None:
+            job.path.after()
         if parts.average is not None:
             average_into(parts.average, model, decay=float(option(strategy, "ema")), step=epoch * steps + step)
         total += loss.detach()
@@ -203,7 +213,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _save(path: Path, parts: _Parts, best: dict[str, Tensor], progress: _Progress) -> None:
+def _save(path: Path, parts: _Parts, best: dict[str, Tensor], progress: _Progress, job: Job) -> None:
     if not leads():
         return
     moments = {
@@ -217,16 +227,19 @@ def _save(path: Path, parts: _Parts, best: dict[str, Tensor], progress: _Progres
         **checkpoint.prefixed(parts.average.state_dict() if parts.average else {}, "average"),
         **checkpoint.prefixed(best, "best"),
         **checkpoint.prefixed(moments, "moment"),
+        **checkpoint.prefixed(job.path.state_dict() if job.path else {}, "path"),
     }
     checkpoint.save(path, tensors, asdict(progress))
 
 
-def _restore(path: Path, parts: _Parts) -> tuple[_Progress, dict[str, Tensor]]:
+def _restore(path: Path, parts: _Parts, job: Job) -> tuple[_Progress, dict[str, Tensor]]:
     """Put the checkpoint's state into `parts`."""
     tensors, facts = checkpoint.load(path)
     parts.model.load_state_dict(checkpoint.nested(tensors, "model"))
     if parts.average is not None:
         parts.average.load_state_dict(checkpoint.nested(tensors, "average"))
+    if job.path is not None:
+        job.path.load_state_dict(checkpoint.nested(tensors, "path"))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in checkpoint.nested(tensors, "moment").items():
         index, name = key.split(".", 1)

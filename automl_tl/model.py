@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import checkpoint, heads
+from .adapters import Grown
 from .backbones import build
 from .device import device
 from .errors import HistoryError, InputError, PluginError, ZooError
@@ -77,12 +78,13 @@ def unpack(packed: Mapping[str, Any]) -> Model:
 
 
 def _tensors(net: nn.Module, strategy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that is stored of `net`, and what its head is."""
+    """All that is stored of `net`, and what its head is, with the ranks of adapters where it has grown."""
     if not isinstance(net, Classifier):
         raise PluginError(f"strategy {strategy!r} left a {type(net).__name__}; expected an automl_tl.Classifier")
     head = heads.plain(net.head, strategy)
     tensors = checkpoint.prefixed(net.backbone.state_dict(), "backbone") | checkpoint.prefixed(head.state_dict(), "head")
-    return tensors, heads.describe(head)
+    grown = {"ranks": net.backbone.ranks} if isinstance(net.backbone, Grown) else {}
+    return tensors, heads.describe(head) | grown
 
 
 def _card(
@@ -98,15 +100,11 @@ def model_folder(run: Path) -> Path:
 
 
 def cool(net: Classifier, temperature: float) -> None:
-    """Divide the logits of `net` by `temperature`, for good: its head is linear, so that no later step needs to know.
+    """Divide the logits of `net` by `temperature`, for good, so that no later step needs to know.
 
     Guo et al. (2017), On calibration of modern neural networks. The class that is predicted stays the same.
     """
-    head = net.head
-    assert isinstance(head, nn.Linear)  # of a model as `save` keeps it
-    with torch.no_grad():
-        head.weight.div_(temperature)
-        head.bias.div_(temperature)
+    heads.cool(net.head, temperature)
 
 
 def load(folder: Path) -> Model:
@@ -143,8 +141,11 @@ def _rebuild(card: Any, tensors: Mapping[str, Tensor], where: str) -> Model:
     if not all(isinstance(name, str) for name in classes):
         raise InputError(f"{where}{CARD} is damaged: its classes are not all texts")
     try:
-        head = _head(card.get("head", {"kind": heads.LINEAR}), backbone.num_features, len(classes), tensors)
-        net = Classifier(_architecture(backbone), head)
+        facts_of_head = card.get("head", {"kind": heads.LINEAR})
+        head = _head(facts_of_head, backbone.num_features, len(classes), tensors)
+        ranks = _ranks(facts_of_head, head)
+        network = _architecture(backbone)
+        net = Classifier(network if ranks is None else Grown(network, ranks), head)
     except (InputError, ZooError, AttributeError) as error:
         raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
     try:
@@ -170,6 +171,21 @@ def _head(facts: Mapping[str, Any], num_features: int, classes: int, tensors: Ma
         if name in given and given[name].shape != tensor.shape:
             raise InputError(f"{WEIGHTS} does not fit its card: {name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}")
     return heads.rebuild(facts, num_features, classes)
+
+
+def _ranks(facts: Mapping[str, Any], head: nn.Module) -> list[int] | None:
+    """Of the adapters of a network that has grown; None: it has not.
+
+    Raises:
+        InputError: they do not fit the head.
+    """
+    ranks = facts.get("ranks")
+    if ranks is None and not isinstance(head, heads.Tasks):
+        return None
+    tasks = len(head.classes) if isinstance(head, heads.Tasks) else 0
+    if not isinstance(ranks, list) or len(ranks) != tasks - 1 or not all(isinstance(r, int) and 1 <= r <= 4096 for r in ranks):
+        raise InputError(f"adapters of the ranks {ranks!r} do not fit a head of {tasks} tasks")
+    return ranks
 
 
 def _architecture(backbone: Backbone) -> nn.Module:

@@ -15,19 +15,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from . import checkpoint, heads
 from .attacks import Ball, cross_entropy_of, pgd
 from .device import autocast
 from .errors import InputError
 from .inference import predict, prepare
-from .records import KEPT, KEPT_TEST, KEPT_VALIDATION, PUBLIC, SOURCE, TARGET, TEST, TRAIN, VALIDATION, Backbone, Task
+from .records import (
+    FISHER,
+    IMPORTANCE,
+    KEPT,
+    KEPT_TEST,
+    KEPT_VALIDATION,
+    PUBLIC,
+    SOURCE,
+    TARGET,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Backbone,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from .strategy import Strategy
 
 ACCURACY, ADAPTATION, RETENTION, FEDERATION, ROBUSTNESS = "accuracy", "adaptation", "retention", "federation", "robustness"
 OBJECTIVES = (ACCURACY, ADAPTATION, RETENTION, FEDERATION, ROBUSTNESS)
@@ -39,6 +58,16 @@ REQUIRED = {
     ROBUSTNESS: frozenset({"epsilon"}),
 }
 """What a strategy must make use of to be worth trying. For adaptation nothing: training on the source alone is the baseline."""
+ADVICE = {
+    "earlier model": "give one with --after",
+    "linear head": "the earlier model must be one whose head is linear: not of neighbours, nor grown",
+    "kept images": "give some with --keep, or train the earlier model with --remember exemplars",
+    FISHER: "train the earlier model with --remember fisher, or give images of what it knows with --keep",
+    IMPORTANCE: "train the earlier model with --remember importance, and by a strategy that is one descent",
+    "clients": "give them with --clients",
+    "epsilon": "give one with --robust",
+}
+"""What to do where a strategy's need is not met."""
 ATTACKED = 256
 """Validation images that are attacked to score a robust model while it trains."""
 ATTACK_STEPS = 10
@@ -51,11 +80,27 @@ def brings(task: Task) -> frozenset[str]:
         "target": TARGET in task.splits,
         "source": SOURCE in task.splits,
         "earlier model": bool(task.earlier),
+        "linear head": bool(task.earlier) and _head(Path(task.earlier)) == heads.LINEAR,
         "kept images": KEPT in task.splits,
+        FISHER: bool(task.earlier) and (checkpoint.beside(task.earlier, FISHER).exists() or KEPT in task.splits),
+        IMPORTANCE: bool(task.earlier) and checkpoint.beside(task.earlier, IMPORTANCE).exists(),
         "clients": task.clients is not None,
         "epsilon": task.epsilon > 0,
     }
     return frozenset(name for name, there in found.items() if there)
+
+
+def _head(folder: Path) -> str:
+    """The kind of a saved model's head."""
+    card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    return str(card.get("head", {}).get("kind", heads.LINEAR))
+
+
+def left_out(strategies: Mapping[str, type[Strategy]], task: Task) -> dict[str, str]:
+    """Strategies for the task's objective that miss something, with what to do about it."""
+    met, required = brings(task), REQUIRED[task.objective]
+    missing = {name: sorted(one.needs - met) for name, one in strategies.items() if required and required <= one.needs}
+    return {name: "; ".join(ADVICE.get(need, f"it needs {need}") for need in needs) for name, needs in missing.items() if needs}
 
 
 # Making such tasks

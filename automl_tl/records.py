@@ -21,6 +21,8 @@ SOURCE = "source"
 """Labelled images of other classes, to learn to learn from; their labels are numbers of their own."""
 KEPT, KEPT_VALIDATION, KEPT_TEST = "kept", "kept validation", "kept test"
 """Images of what an earlier model knows and must not forget."""
+FISHER, IMPORTANCE, EXEMPLARS = "fisher", "importance", "exemplars"
+"""What a model may remember for a later task, each in a safetensors file of this name beside it (see `memory`)."""
 PUBLIC = "public"
 """Images that every federated client may see; nobody uses their labels."""
 LARGEST_SIDE = 4096
@@ -273,6 +275,8 @@ class Outcome:
     """How the winner was chosen, in words."""
     interrupted: bool = False
     """By Ctrl-C, before the budget was spent."""
+    remembered: Mapping[str, int] = field(default_factory=dict)
+    """What was kept with the model for a later task (see `memory`), in bytes."""
 
 
 def trial_id(task: str, candidate: Candidate, seed: int) -> str:

@@ -17,6 +17,7 @@ from .space import Choice, Float, Int, Space, Value
 
 if TYPE_CHECKING:
     from .data import Pixels
+    from .importance import PathIntegral
 
 # The hyperparameters that the training loop itself understands. A strategy lists in its `space` those that it lets vary;
 # the loop uses the default of the others.
@@ -79,6 +80,8 @@ class Job:
     """Stop after this epoch, with a checkpoint to go on from: a rung of successive halving."""
     deadline: float = float("inf")
     """`time.monotonic()` after which no further epoch starts."""
+    path: PathIntegral | None = None
+    """Adds up what each weight does for the loss, where that is to be remembered."""
 
 
 @dataclass
@@ -92,6 +95,8 @@ class Fitted:
     complete: bool = True
     """False: stopped at `stop_after` or at the deadline, and can go on."""
     notes: tuple[str, ...] = ()
+    importance: dict[str, Tensor] | None = None
+    """Of each weight, where it was asked for (`Job.path`) and could be had."""
 
 
 def cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
@@ -127,8 +132,8 @@ class Strategy:
     name: str
     space: Space = {}
     needs: frozenset[str] = frozenset()
-    """What a task must bring: "target", "source", "earlier model", "kept images", "clients" or "epsilon" (see `objectives`). A
-    candidate with an unmet need is dropped."""
+    """What a task must bring, in the words of `objectives.brings`: "target", "source", "earlier model", "kept images", "clients",
+    "epsilon" … A candidate with an unmet need is dropped."""
     paper: str = ""
     pretrained: bool = True
     """False: starts from random weights, so it is what transfer is measured against."""

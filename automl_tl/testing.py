@@ -14,16 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import model
+from . import memory, model
 from .backbones import build, catalogue
 from .data import load_task
 from .errors import ZooError
+from .home import cache
 from .hookspecs import Metric
-from .objectives import adapt, brings, harden, learn_to_learn
+from .importance import PathIntegral
+from .layers import still_norms
+from .objectives import adapt, brings, harden, learn_to_learn, retain
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
 from .registry import forget, strategies
 from .space import Value, check, defaults, draw
-from .strategy import Fitted, Strategy
+from .strategy import Classifier, Fitted, Strategy
 from .trials import Limits, job_of, probabilities_on, run_trial
 
 DRAWS = 3
@@ -45,8 +48,8 @@ def small_task() -> Task:
 def task_for(needs: frozenset[str]) -> Task:
     """The small task, with what a strategy needs beside it.
 
-    The target is the same kind of digits in negative and noisy, without labels; the source are digits of other classes; the
-    change of a pixel is 1/255.
+    The target is the same kind of digits in negative and noisy, without labels; the source are digits of other classes, which are
+    what an earlier model knows, too; the change of a pixel is 1/255.
     """
     from sklearn.datasets import load_digits
 
@@ -60,7 +63,40 @@ def task_for(needs: frozenset[str]) -> Task:
         chosen = np.flatnonzero(digits.target >= 5)[:200]
         images = [np.uint8(image * 15) for image in digits.images[chosen]]
         task = learn_to_learn(task, load_task((images, digits.target[chosen].tolist()), name="others"))
+    if "earlier model" in needs:
+        folder, known = _earlier()
+        task = retain(task, folder, known.classes, known)
     return harden(task, 1 / 255) if "epsilon" in needs else task
+
+
+class _AllWeights(Strategy):
+    """The defaults of the seams, but that norms stay as they are: a few images give poor statistics."""
+
+    name = "all weights"
+
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        still_norms(model.backbone, only_frozen=False)
+
+
+def _earlier() -> tuple[Path, Task]:
+    """A model of other digits that remembers all that can be remembered, trained once; and its images."""
+    from sklearn.datasets import load_digits
+
+    digits, backbone, folder = load_digits(), smallest_backbone(), cache() / "kit" / "earlier"
+    chosen = np.flatnonzero(digits.target >= 7)[:90]
+    known = load_task(([np.uint8(image * 15) for image in digits.images[chosen]], digits.target[chosen].tolist()), name="known")
+    if not (folder / model.CARD).exists():
+        values: dict[str, Value] = {"epochs": 3, "batch_size": 16}
+        candidate = Candidate(backbone.name, _AllWeights.name, values)
+        with tempfile.TemporaryDirectory() as scratch:
+            job = job_of(known, candidate, backbone, seed=0, folder=Path(scratch))
+            job.path = PathIntegral()
+            fitted = _AllWeights(values, backbone).run(job)
+        net, images = fitted.model, job.pixels.array
+        assert isinstance(net, Classifier)
+        memory.remember(folder, net, known, images, backbone, kinds=memory.KINDS, importance=job.path.importance(net), most=30)
+        model.save(folder, net, backbone, candidate, known.classes, {})
+    return folder, known
 
 
 def smallest_backbone() -> Backbone:

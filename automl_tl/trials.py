@@ -14,16 +14,32 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from . import cost, data, registry
+from . import cost, data, model, registry
 from .backbones import build
 from .device import hardware
-from .errors import AutomlError
+from .errors import AutomlError, InputError
 from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
+from .evaluation.forgetting import told_accuracy
+from .features import extract
+from .importance import PathIntegral
 from .inference import predict
-from .objectives import ACCURACY, ROBUSTNESS, validate
+from .objectives import ACCURACY, RETENTION, ROBUSTNESS, validate
 from .profiling import task_features
-from .records import TEST, VALIDATION, Backbone, Candidate, Point, Task, Trial, trial_id
+from .records import (
+    KEPT_TEST,
+    KEPT_VALIDATION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Backbone,
+    Candidate,
+    Features,
+    Point,
+    Task,
+    Trial,
+    trial_id,
+)
 from .space import check
 from .strategy import Fitted, Job
 
@@ -48,10 +64,12 @@ def run_trial(
     limits: Limits | None = None,
     report: Callable[[Point], bool] = lambda point: False,
     command: str = "",
+    trace: bool = False,
 ) -> tuple[Trial, Fitted | None]:
     """Train `candidate` on `task` as far as `limits` let it. A failure is a trial too, with its error and no score.
 
-    `folder` keeps the checkpoints; it is the caller's to delete once the trial is recorded.
+    `folder` keeps the checkpoints; it is the caller's to delete once the trial is recorded. With `trace`, what each weight does
+    for the loss is added up on the way (`Fitted.importance`).
     """
     limits = limits or Limits()
     start = time.perf_counter()
@@ -60,7 +78,7 @@ def run_trial(
     )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        fitted = _train(task, candidate, backbone, seed, folder, limits, report)
+        fitted = _train(task, candidate, backbone, seed, folder, limits, report, trace)
         validation = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
         if task.objective != ACCURACY:
             validated = validate(fitted.model, pixels_of(task, backbone).array, task, backbone)
@@ -91,11 +109,15 @@ def _train(
     folder: Path,
     limits: Limits,
     report: Callable[[Point], bool],
+    trace: bool,
 ) -> Fitted:
     strategy = registry.lookup("strategy", candidate.strategy, registry.strategies())
     candidate = replace(candidate, hyperparameters=check(strategy.space, candidate.hyperparameters))
     job = job_of(task, candidate, backbone, seed=seed, folder=folder, limits=limits, report=report)
+    job.path = PathIntegral() if trace else None
     fitted = strategy(job.hyperparameters, backbone).run(job)
+    if job.path is not None:
+        fitted.importance = job.path.importance(fitted.model)
     expected = (len(task.part(VALIDATION)), len(task.classes))
     if fitted.probabilities.shape != expected or not np.isfinite(fitted.probabilities).all():
         raise AutomlError(f"gave probabilities of shape {fitted.probabilities.shape} or not finite; expected {expected}")
@@ -121,13 +143,35 @@ def job_of(
         hyperparameters=candidate.hyperparameters,
         seed=seed,
         pixels=pixels_of(task, backbone),
-        build_backbone=lambda: build(backbone),
-        features=lambda: task_features(task, backbone),
+        build_backbone=lambda: _start(task, backbone),
+        features=lambda: _features(task, backbone),
         folder=folder,
         report=report,
         stop_after=limits.stop_after,
         deadline=limits.deadline,
     )
+
+
+def _start(task: Task, backbone: Backbone) -> nn.Module:
+    """The pretrained network; for a task that comes after another, the network that was trained on that.
+
+    Raises:
+        InputError: the earlier model is gone, or on another backbone.
+    """
+    if not task.earlier:
+        return build(backbone)
+    earlier = model.load(Path(task.earlier))
+    if earlier.backbone.name != backbone.name:
+        raise InputError(f"the earlier model is a {earlier.backbone.name}, which a {backbone.name} cannot go on from")
+    return earlier.net.backbone
+
+
+def _features(task: Task, backbone: Backbone) -> Features:
+    """Of the network that `_start` gives."""
+    if not task.earlier:
+        return task_features(task, backbone)
+    trained = replace(backbone, digest=task.fingerprint, num_classes=0)  # its weights are those of the earlier model
+    return extract(task, trained, pixels_of(task, backbone), lambda head: _start(task, backbone))
 
 
 def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, float]:
@@ -139,7 +183,36 @@ def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, f
     if task.objective == ROBUSTNESS:
         images = pixels_of(task, backbone).array[index]
         scores |= judge_robust(net, images, task.labels[index], backbone, epsilon=task.epsilon)
-    return scores
+    return scores | (judge_retention(task, backbone, net) if task.objective == RETENTION else {})
+
+
+def judge_retention(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, float]:
+    """Accuracy on the test images of new and of kept classes, and what of the latter was lost; nothing where none were kept.
+
+    `kept_before` is what the earlier model had among its own classes. The parts `…_told` are accuracies where it is told
+    whether an image is of the new task or of those before. What has no kept test images is judged on kept validation images,
+    which the choice of the epoch has seen.
+    """
+    kept = task.part(KEPT_TEST) if len(task.part(KEPT_TEST)) else task.part(KEPT_VALIDATION)
+    if not len(kept):
+        return {}
+    earlier = model.load(Path(task.earlier))
+    known, own = np.arange(len(earlier.classes)), np.unique(task.labels[task.part(TRAIN)])
+    new = task.part(TEST)
+    on_kept, on_new = (probabilities_on(task, backbone, net, index) for index in (kept, new))
+    before = probabilities_on(task, backbone, earlier.net, kept)
+    labels = task.labels
+    found = {
+        "new": float((on_new.argmax(1) == labels[new]).mean()),
+        "new_told": told_accuracy(on_new, labels[new], own),
+        "kept": float((on_kept.argmax(1) == labels[kept]).mean()),
+        "kept_told": told_accuracy(on_kept, labels[kept], known),
+        "kept_before": float((before.argmax(1) == labels[kept]).mean()),
+    }
+    return found | {
+        "forgotten": found["kept_before"] - found["kept"],
+        "forgotten_told": found["kept_before"] - found["kept_told"],
+    }
 
 
 def probabilities_on(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from automl_tl.evaluation.forgetting import average_score, backward_transfer, forgetting, forward_transfer
+from automl_tl.evaluation.forgetting import average_score, backward_transfer, forgetting, forward_transfer, told_accuracy
 
 SCORES = np.array([[0.9, 0.3, 0.2], [0.7, 0.8, 0.4], [0.6, 0.9, 0.7]])
 
@@ -32,3 +32,9 @@ def test_a_single_task_forgets_nothing() -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="tasks × tasks"):
         average_score(np.zeros(shape))
+
+
+def test_who_is_told_the_task_only_chooses_among_its_classes() -> None:
+    probabilities = np.array([[0.1, 0.2, 0.7, 0.0], [0.4, 0.3, 0.2, 0.1], [0.0, 0.6, 0.1, 0.3]])
+    assert told_accuracy(probabilities, np.array([1, 0, 0]), np.array([0, 1])) == pytest.approx(2 / 3)
+    assert told_accuracy(probabilities, np.array([2, 2, 3]), np.array([2, 3])) == 1.0

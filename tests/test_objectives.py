@@ -153,13 +153,13 @@ def test_what_must_not_be_forgotten(earlier: Path, target: Task) -> None:
     task = retain(new, earlier, ("0", "1", "2"), target)
     assert task.objective == RETENTION
     assert task.classes == ("0", "1", "2", "3", "4"), "one class that both know is one class"
-    assert brings(task) == {"earlier model", "kept images"}
+    assert brings(task) == {"earlier model", "linear head", "kept images", "fisher"}, "which kept images can tell"
     for split, kept in ((TRAIN, KEPT), (VALIDATION, KEPT_VALIDATION), (TEST, KEPT_TEST)):
         assert hashes(task, split) == hashes(new, split)
         assert hashes(task, kept) == hashes(target, split)
     names = [new.classes[label] for label in new.labels[new.part(TRAIN)]]
     assert [task.classes[label] for label in task.labels[task.part(TRAIN)]] == names
-    assert brings(retain(new, earlier, ("0", "1", "2"))) == {"earlier model"}
+    assert brings(retain(new, earlier, ("0", "1", "2"))) == {"earlier model", "linear head"}
     with pytest.raises(InputError, match="does not know 2"):
         retain(new, earlier, ("0", "1"), target)
 

@@ -1,4 +1,4 @@
-"""What learning one task after another costs and gains. Formulas only: scores in, numbers out.
+"""What learning one task after another costs and gains. Formulas only: scores or probabilities in, numbers out.
 
 `scores` is a T×T array: `scores[i, j]` is the score on task j after training on the tasks 0…i in turn. Scores above the
 diagonal (of tasks not yet trained on) matter for forward transfer alone.
@@ -42,6 +42,16 @@ def forward_transfer(scores: np.ndarray, untrained: np.ndarray) -> float:
     matrix = _square(scores)
     gained = [matrix[task - 1, task] - untrained[task] for task in range(1, len(matrix))]
     return float(np.mean(gained)) if gained else 0.0
+
+
+def told_accuracy(probabilities: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> float:
+    """Accuracy where it is told which task an image is of: the most probable of the task's `classes` (positions) counts.
+
+    Of n×(all classes) `probabilities`; every one of the `labels` is among `classes`. Without being told, a model has to tell the
+    task, too: van de Ven and Tolias (2019), Three scenarios for continual learning, call these task- and class-incremental.
+    """
+    chosen = np.asarray(classes)[probabilities[:, classes].argmax(axis=1)]
+    return float((chosen == labels).mean())
 
 
 def _square(scores: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from automl_tl import heads
 from automl_tl.cards import check_card
 from automl_tl.device import device
 from automl_tl.errors import InputError
@@ -80,6 +81,10 @@ def whole_network(trained: Model) -> nn.Module:
     b, name = trained.backbone, trained.backbone.architecture
     if not name:
         raise InputError(f"{b.name} is not built by timm, so that no timm folder can hold it; {OTHER}")
+    head = trained.net.head
+    if not isinstance(head, nn.Linear):
+        kind = heads.describe(head)["kind"]
+        raise InputError(f"{trained.candidate.strategy} left a head of the kind {kind!r}, which timm has not; {OTHER}")
     net = create(name, b.kwargs, num_classes=len(trained.classes)).to(device()).eval()
     found = net.get_classifier() if hasattr(net, "get_classifier") else None  # type: ignore[operator]
     layers: list[Any] = list(found) if isinstance(found, (tuple, list)) else [found]
@@ -92,8 +97,6 @@ def whole_network(trained: Model) -> nn.Module:
         more = ", ".join(sorted((set(missing) - own) | set(unknown))[:3])
         text = f"{name}: with classes, timm's network has other layers than without ({more} …)"
         raise InputError(f"{text}, so our head has no place; {OTHER}")
-    head = trained.net.head
-    assert isinstance(head, nn.Linear)
     with torch.no_grad():
         for layer in layers:
             layer.weight.copy_(head.weight.reshape(layer.weight.shape))

@@ -97,3 +97,13 @@ def entropy(probabilities: Tensor) -> Tensor:
 def divergence(logits: Tensor, others: Tensor) -> Tensor:
     """KL(p ‖ q) of each image, n, for p and q the softmax of n×classes `logits` and `others`."""
     return F.kl_div(F.log_softmax(others, dim=1), F.log_softmax(logits, dim=1), reduction="none", log_target=True).sum(1)
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of the softmax of n×classes `logits` / T under that of `teacher` / T, times T².
+
+    Hinton et al. (2015), Distilling the knowledge in a neural network: T² keeps the gradient's size. With p^(1/T) made to add up
+    to 1 it is equation 2 of Li and Hoiem (2016).
+    """
+    soft = F.softmax(teacher / temperature, dim=1)
+    return -(soft * F.log_softmax(logits / temperature, dim=1)).sum(1).mean() * temperature**2

@@ -1,0 +1,139 @@
+"""A network that grows: what one task needs of its own lies beside layers that all tasks share and none changes.
+
+For each task after the first, every matrix and kernel W has a low-rank pair beside it, W x + B A x, and every norm has a copy.
+The output holds the features of each task's own pass, side by side: N×(tasks · d). The first task's are those of the network
+as it came, bit for bit.
+
+Rebuffi, Bilen and Vedaldi (2018), Efficient parametrization of multi-domain deep neural networks: parallel adapters and norms
+of each domain's own; here with kernels of low rank, as in Hu et al. (2022).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass
+class _Turn:
+    """Whose pass it is; shared by all layers of a network."""
+
+    task: int = 0
+
+
+class _Beside(nn.Module):
+    """A matrix or kernel with a low-rank pair for each later task."""
+
+    def __init__(self, shared: nn.Module, turn: _Turn) -> None:
+        super().__init__()
+        self.shared = shared
+        self.own = nn.ModuleList()
+        self.turn = turn
+
+    def add(self, rank: int) -> None:
+        self.own.append(_pair(self.shared, rank))
+
+    def forward(self, values: Tensor) -> Tensor:
+        shared: Tensor = self.shared(values)
+        return shared if not self.turn.task else shared + self.own[self.turn.task - 1](values)
+
+
+class _Instead(nn.Module):
+    """A norm with a copy for each later task."""
+
+    def __init__(self, shared: nn.Module, turn: _Turn) -> None:
+        super().__init__()
+        self.shared = shared
+        self.own = nn.ModuleList()
+        self.turn = turn
+
+    def add(self, rank: int) -> None:
+        self.own.append(copy.deepcopy(self.shared).requires_grad_(True))
+
+    def forward(self, values: Tensor) -> Tensor:
+        layer = self.own[self.turn.task - 1] if self.turn.task else self.shared
+        normed: Tensor = layer(values)
+        return normed
+
+
+def _pair(layer: nn.Module, rank: int) -> nn.Sequential:
+    """A then B of the same shape in and out as `layer`; B is zero, so that training starts at the layer itself."""
+    down: nn.Linear | nn.Conv2d
+    up: nn.Linear | nn.Conv2d
+    if isinstance(layer, nn.Linear):
+        down, up = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        assert not isinstance(layer.padding, str)
+        shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        down = nn.Conv2d(layer.in_channels, rank, *shape, bias=False)  # type: ignore[arg-type]
+        up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+    nn.init.zeros_(up.weight)
+    return nn.Sequential(down, up)
+
+
+class Grown(nn.Module):
+    """A backbone with adapters for the tasks after its first, of the `ranks`."""
+
+    def __init__(self, network: nn.Module, ranks: Sequence[int]) -> None:
+        super().__init__()
+        self.turn = _Turn()
+        self.network = network
+        self.ranks: list[int] = []
+        _wrap(network, self.turn)
+        for rank in ranks:
+            self.grow(rank)
+
+    def grow(self, rank: int) -> list[nn.Parameter]:
+        """Adapters for one more task, which are returned; all that was there is frozen."""
+        self.requires_grad_(False)
+        before = set(self.parameters())
+        device = next(self.parameters()).device
+        for layer in self.modules():
+            if isinstance(layer, (_Beside, _Instead)):
+                layer.add(rank)
+        self.ranks.append(rank)
+        self.to(device)
+        return [parameter for parameter in self.parameters() if parameter not in before]
+
+    @property
+    def tasks(self) -> int:
+        return 1 + len(self.ranks)
+
+    def train(self, mode: bool = True) -> Grown:
+        """Only the newest task's norms follow the images: those of the others stay as they were."""
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, _Instead):
+                layer.shared.eval()
+                for own in list(layer.own)[:-1]:
+                    own.eval()
+        return self
+
+    def features(self, images: Tensor, task: int) -> Tensor:
+        """N×d, as `task` sees the images."""
+        self.turn.task = task
+        seen: Tensor = self.network(images)
+        return seen
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.features(images, task) for task in range(self.tasks)], dim=1)
+
+
+def _wrap(module: nn.Module, turn: _Turn) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, NORMS):
+            setattr(module, name, _Instead(child, turn))
+        elif isinstance(child, nn.Linear) or (
+            isinstance(child, nn.Conv2d) and child.groups == 1 and not isinstance(child.padding, str)
+        ):
+            setattr(module, name, _Beside(child, turn))
+        else:
+            _wrap(child, turn)

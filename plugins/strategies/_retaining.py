@@ -1,0 +1,246 @@
+"""What the strategies that learn without forgetting share: where they go on from, and the loss of the new classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automl_tl import Backbone, Batch, Classifier, Fitted, Job, model
+from automl_tl.device import device
+from automl_tl.errors import TrialError
+from automl_tl.heads import Tasks
+from automl_tl.importance import parameters_of
+from automl_tl.inference import BATCH, predict, prepare
+from automl_tl.records import KEPT_VALIDATION, TRAIN, VALIDATION
+from automl_tl.space import Choice, Float, Int, Space, Value
+
+from ._layers import still_norms
+from ._probe import fit_probe
+
+SPACE: Space = {
+    "rate": Float(3e-4, 1e-2, 2e-3, log=True),
+    "backbone_rate": Float(0.05, 1.0, 0.3, log=True),
+    "epochs": Int(3, 40, 12),
+    "batch_size": Choice((16, 32, 64), 32),
+    "norms": Choice(("still", "moving"), "still"),
+    "among": Choice(("new", "all"), "all"),
+    "label_smoothing": Float(0.0, 0.2, 0.0),
+    "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
+    "flip": Choice((False, True), False),
+}
+"""Without weight decay: it would pull what is to be kept to zero. Moving norms forget what no penalty of weights can keep."""
+
+
+def earlier_model(job: Job) -> model.Model:
+    """The model that the task must not forget."""
+    return model.load(Path(job.task.earlier))
+
+
+def own_classes(job: Job) -> np.ndarray:
+    """Positions of the classes that the task has training images of."""
+    return np.unique(job.task.labels[job.task.part(TRAIN)])
+
+
+def widened_head(job: Job) -> nn.Linear:
+    """The earlier model's head, with a row for each class that it did not know: a linear probe of its features, made to compete
+    fairly with the old rows where there are images to tell (`balanced`).
+
+    Raises:
+        TrialError: that head is not linear.
+    """
+    old = earlier_model(job).net.head
+    if not isinstance(old, nn.Linear):
+        raise TrialError("the earlier model's head is not linear, so it cannot be widened; train that model by another strategy")
+    weight, bias = probe_new(job, old.in_features)
+    head = nn.Linear(old.in_features, len(job.task.classes))
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        own = own_classes(job)
+        head.weight[own], head.bias[own] = weight, bias
+        head.weight[: old.out_features], head.bias[: old.out_features] = old.weight.cpu(), old.bias.cpu()
+    balance_head(job, head, job.features().values)
+    return head
+
+
+def balance_head(job: Job, head: nn.Module, features: np.ndarray) -> None:
+    """`balanced` for a head that is not trained yet, on the features (images of the task × what it takes) that it would see."""
+    if (index := _both(job)) is not None:
+        with torch.no_grad():
+            logits = head(torch.from_numpy(features[index].astype(np.float32)))
+        _rescale(*_newest(head, job), *_fair(logits, job, index))
+
+
+def probe_new(job: Job, num_features: int) -> tuple[Tensor, Tensor]:
+    """A linear probe of the task's own classes, classes×d and classes, on the first `num_features` of the earlier features."""
+    own, labels = own_classes(job), job.task.labels
+    values = job.features().values[:, :num_features]
+    train, validation = job.task.part(TRAIN), job.task.part(VALIDATION)
+    places = [np.searchsorted(own, labels[part]) for part in (train, validation)]
+    probe = fit_probe(values[train], places[0], values[validation], places[1], len(own))
+    return probe.weight, probe.bias
+
+
+@dataclass(frozen=True, eq=False)
+class NewClasses:
+    """The loss of the new images, and among which classes it looks."""
+
+    own: Tensor
+    """Positions of the classes that there are training images of, int64 ascending."""
+    among: str
+    """"new": those alone, as a network with a head for each task is trained, where it is told which task an image is of.
+    "all": all of them; but the rows of the earlier classes get no gradient from images that are never theirs, which would only
+    teach that those classes no longer are."""
+    smoothing: float
+
+    @classmethod
+    def of(cls, job: Job, among: str, smoothing: float) -> NewClasses:
+        return cls(torch.from_numpy(own_classes(job)).to(device()), among, smoothing)
+
+    def loss(self, head: nn.Module, features: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of what the linear `head` makes of n×d `features`."""
+        assert isinstance(head, nn.Linear)
+        if self.among == "new":
+            logits, labels = (
+                F.linear(features, head.weight[self.own], head.bias[self.own]),
+                torch.searchsorted(self.own, batch.labels),
+            )
+        else:
+            trained = torch.zeros(len(head.weight), 1, dtype=torch.bool, device=features.device)
+            trained[self.own] = True
+            weight = torch.where(trained, head.weight, head.weight.detach())
+            bias = torch.where(trained[:, 0], head.bias, head.bias.detach())
+            logits, labels = F.linear(features, weight, bias), batch.labels
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+
+
+class Held:
+    """A quadratic penalty that holds weights where an earlier model has them: factor · Σ importance · (w - w*)².
+
+    `importance` and the earlier weights are by the names of a saved model. Of a head that is wider now, the rows of the earlier
+    classes are held.
+    """
+
+    def __init__(self, job: Job, importance: Mapping[str, Tensor], factor: float) -> None:
+        weights = parameters_of(earlier_model(job).net)
+        self.importance = {name: value.to(device()) for name, value in importance.items()}
+        self.origin = {name: weights[name].detach().clone() for name in importance}
+        self.factor = factor
+        if job.path is not None:
+            job.path.extra = self.gradient
+
+    def penalty(self, model: Classifier) -> Tensor:
+        """A scalar."""
+        self.model = model
+        terms = [(self.importance[name] * away.square()).sum() for name, away in self._away(model)]
+        return self.factor * torch.stack(terms).sum()
+
+    def gradient(self) -> dict[str, Tensor]:
+        """Of the penalty where the model is now: what is no part of the task's own gradient."""
+        found = {}
+        for name, away in self._away(self.model):
+            parameter = self.model.get_parameter(name)
+            found[name] = torch.zeros_like(parameter)
+            found[name][: len(away)] = 2 * self.factor * self.importance[name] * away.detach()
+        return found
+
+    def _away(self, model: Classifier) -> Iterator[tuple[str, Tensor]]:
+        for name, origin in self.origin.items():
+            yield name, model.get_parameter(name)[: len(origin)] - origin
+
+
+def balanced(job: Job, fitted: Fitted) -> Fitted:
+    """`fitted`, whose new classes' logits are scaled and shifted so that they compete fairly with the old ones.
+
+    Wu et al. (2019), Large scale incremental learning: two numbers, by the validation images of new and of kept classes, which
+    count the same. Where no image is kept there is nothing to learn them from, and nothing changes. Within the old and within the
+    new classes the order stays.
+    """
+    net, index = fitted.model, _both(job)
+    assert isinstance(net, Classifier)
+    if index is None:
+        return fitted
+    net.eval()
+    with torch.no_grad():
+        parts = [prepare(job.pixels.array[index[start : start + BATCH]], job.backbone) for start in range(0, len(index), BATCH)]
+        logits = torch.cat([net(part).float().cpu() for part in parts])
+    layer, rows = _newest(net.head, job)
+    _rescale(layer, rows, *_fair(logits, job, index))
+    probabilities = predict(net, job.pixels.array, job.task.part(VALIDATION), job.backbone)
+    return replace(fitted, probabilities=probabilities)
+
+
+def _both(job: Job) -> np.ndarray | None:
+    """Validation images of new and of kept classes; None where there are no kept ones, or nothing new."""
+    new, kept = job.task.part(VALIDATION), job.task.part(KEPT_VALIDATION)
+    return np.concatenate([new, kept]) if len(kept) and len(new_classes(job)) else None
+
+
+def new_classes(job: Job) -> np.ndarray:
+    """Positions of the classes that the earlier model does not know."""
+    return np.arange(len(earlier_model(job).classes), len(job.task.classes))
+
+
+def _newest(head: nn.Module, job: Job) -> tuple[nn.Linear, np.ndarray]:
+    """The layer that has the new classes, and their rows in it."""
+    if isinstance(head, Tasks):
+        layer, own = head.layers[-1], np.array(head.classes[-1])
+        assert isinstance(layer, nn.Linear)
+        return layer, np.flatnonzero(np.isin(own, new_classes(job)))
+    assert isinstance(head, nn.Linear)
+    return head, new_classes(job)
+
+
+def _fair(logits: Tensor, job: Job, index: np.ndarray) -> tuple[float, float]:
+    """Scale and shift of the new classes' logits with the least cross-entropy, old and new images weighing the same."""
+    labels, new = torch.from_numpy(job.task.labels[index]), torch.from_numpy(new_classes(job))
+    is_new = torch.arange(len(index)) < len(job.task.part(VALIDATION))
+    weight = torch.where(is_new, 0.5 / is_new.sum(), 0.5 / (~is_new).sum())
+    moved = torch.zeros(logits.shape[1]).index_fill(0, new, 1.0)
+    parameters = torch.zeros(2, requires_grad=True)  # of the scale, the logarithm
+    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        scaled = torch.where(moved > 0, logits * parameters[0].exp() + parameters[1], logits)
+        loss = (weight * F.cross_entropy(scaled, labels, reduction="none")).sum() + 1e-3 * parameters.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return float(parameters[0].detach().exp()), float(parameters[1].detach())
+
+
+@torch.no_grad()
+def _rescale(layer: nn.Linear, rows: np.ndarray, scale: float, shift: float) -> None:
+    layer.weight[rows] *= scale
+    layer.bias[rows] = layer.bias[rows] * scale + shift
+
+
+def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    """The earlier weights at a share of the rate, the head at the whole."""
+    yield backbone_rate, list(model.backbone.parameters())
+    yield 1.0, list(model.head.parameters())
+
+
+def settle(model: Classifier, norms: str) -> None:
+    """Batch norms keep the earlier model's statistics where `norms` is "still"."""
+    if norms == "still":
+        still_norms(model.backbone, only_frozen=False)
+
+
+def held_macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+    """As fine-tuning, and a look at every weight in each step."""
+    steps = images * float(hyperparameters["epochs"]) / float(hyperparameters["batch_size"])
+    return macs(backbone, images, hyperparameters) + 3.0 * backbone.params * steps
+
+
+def macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value], passes: float = 3.0) -> float:
+    """Multiply-adds: the probe's pass, then `passes` forward passes' work for each image and epoch."""
+    return float(backbone.macs) * images * (1 + passes * float(hyperparameters["epochs"]))

@@ -1,0 +1,388 @@
+"""Learning without forgetting: each penalty against its formula, what is remembered, and old answers that stay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from automl_tl_plugins.strategies._losses import distillation
+from automl_tl_plugins.strategies._retaining import Held, NewClasses, widened_head
+from small import QUICK
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automl_tl import Batch, Candidate, Classifier, Task, checkpoint, memory, model
+from automl_tl.adapters import Grown
+from automl_tl.along import Along, read_task
+from automl_tl.api import recommend
+from automl_tl.backbones import build, catalogue
+from automl_tl.errors import InputError
+from automl_tl.exports import export_run
+from automl_tl.heads import Tasks, cool, describe, rebuild
+from automl_tl.importance import DAMPING, PathIntegral, fisher_diagonal, parameters_of
+from automl_tl.objectives import brings, left_out, retain
+from automl_tl.records import EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, TRAIN, VALIDATION
+from automl_tl.registry import strategies
+from automl_tl.space import defaults
+from automl_tl.strategy import Job
+from automl_tl.testing import smallest_backbone, task_for
+from automl_tl.trials import Limits, job_of, pixels_of, run_trial
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
+    """Digits 0 to 4 after a model of the digits 7 to 9, which remembers everything; images of those are kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
+        whole = task_for(frozenset({"earlier model", "kept images"}))
+        yield replace(whole, splits={name: part[::3] if name == TRAIN else part for name, part in whole.splits.items()})
+
+
+def job(task: Task, strategy: str, folder: Path) -> Job:
+    backbone = smallest_backbone()
+    return job_of(
+        task, Candidate(backbone.name, strategy, defaults(strategies()[strategy].space)), backbone, seed=0, folder=folder
+    )
+
+
+def moved(task: Task, folder: Path) -> Classifier:
+    """The earlier network with a wider head, some way from where it was."""
+    one = job(task, "ewc", folder)
+    net = Classifier(one.build_backbone(), widened_head(one))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+# How much a weight matters
+
+
+class Mean(nn.Module):
+    """A backbone without weights: the mean of each channel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+
+def test_fisher_information_of_a_logistic_regression_by_its_closed_form() -> None:
+    """∂ log p(y|x)/∂W = (e_y - p) xᵀ, so that its square is (e_y - p)² (x²)ᵀ; labels are drawn as documented."""
+    backbone = catalogue()[QUICK]
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    net, classes = Classifier(Mean(), nn.Linear(3, 4)), np.array([0, 2, 3])
+    found = fisher_diagonal(net, images, np.arange(40), classes, backbone, seed=5)
+    values = images.astype(np.float64).mean((1, 2)) / 255
+    values = (values - np.array(backbone.mean)) / np.array(backbone.std)
+    logits = values @ net.head.weight.detach().double().numpy().T + net.head.bias.detach().double().numpy()
+    generator, total = torch.Generator().manual_seed(5), np.zeros((4, 3))
+    bias = np.zeros(4)
+    for value, logit in zip(values, logits, strict=True):
+        p = np.exp(logit[classes]) / np.exp(logit[classes]).sum()
+        drawn = int(torch.multinomial(torch.from_numpy(p).float()[None], 1, generator=generator))
+        error = np.zeros(4)
+        error[classes] = np.eye(3)[drawn] - p
+        total += np.outer(error**2, value**2) / 40
+        bias += error**2 / 40
+    np.testing.assert_allclose(found["head.weight"].numpy(), total, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(found["head.bias"].numpy(), bias, rtol=1e-4, atol=1e-8)
+    assert found["head.weight"][1].eq(0).all(), "a class that was not asked about matters to nothing"
+
+
+def test_the_penalty_of_ewc_and_its_gradient_are_the_formula(task: Task, tmp_path: Path) -> None:
+    """λ/2 Σ F (w - w*)² has the gradient λ F (w - w*); rows of new classes are free."""
+    net, one = moved(task, tmp_path), job(task, "ewc", tmp_path)
+    one.path = PathIntegral()
+    stored = memory.recall(task.earlier, FISHER)
+    assert stored is not None
+    fisher, strength = stored[0], 37.0
+    start = {name: p.detach().double() for name, p in parameters_of(model.load(Path(task.earlier)).net).items()}
+    held = Held(one, fisher, strength / 2)
+    penalty = held.penalty(net)
+    penalty.backward()
+    expected, extra = 0.0, held.gradient()
+    for name, parameter in net.named_parameters():
+        known = len(start[name])
+        away = parameter.detach().double()[:known] - start[name]
+        expected += float(strength / 2 * (fisher[name].double() * away**2).sum())
+        gradient = torch.zeros_like(parameter, dtype=torch.float64)
+        gradient[:known] = strength * fisher[name].double() * away
+        for found in (parameter.grad, extra[name]):
+            np.testing.assert_allclose(found.numpy(), gradient.numpy(), rtol=1e-4, atol=1e-9, err_msg=name)
+    assert penalty.item() == pytest.approx(expected, rel=1e-4)
+    assert expected > 0
+    assert one.path.extra == held.gradient
+    assert net.head.weight.grad is not None
+    assert net.head.weight.grad[3:].eq(0).all()
+    assert net.head.weight.shape == (8, smallest_backbone().num_features)
+
+
+def test_the_path_integral_is_its_definition() -> None:
+    """Σ -gradient · movement by hand; of small steps it adds up to what the loss lost, and a penalty's part is left out."""
+    torch.manual_seed(0)
+    net = Classifier(Mean(), nn.Linear(3, 2)).double()
+    images = torch.rand(16, 3, 4, 4, dtype=torch.float64)
+    labels = torch.arange(16) % 2
+    origin = net.head.weight.detach().clone()
+    path, by_hand = PathIntegral(), torch.zeros_like(origin)
+    path.extra = lambda: {"head.weight": 0.1 * (net.head.weight.detach() - origin)}
+    path.begin(net)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.5)
+    losses = []
+    for _ in range(200):
+        loss = F.cross_entropy(net(images), labels)
+        losses.append(loss.item())
+        gradient = torch.autograd.grad(loss, net.head.weight, retain_graph=True)[0]
+        optimiser.zero_grad()
+        (loss + 0.05 * (net.head.weight - origin).square().sum()).backward()
+        path.before()
+        before = net.head.weight.detach().clone()
+        optimiser.step()
+        path.after()
+        by_hand -= gradient * (net.head.weight.detach() - before)
+    path.mark()
+    path.end()
+    torch.testing.assert_close(path.marked["head.weight"], by_hand)
+    lost = losses[0] - F.cross_entropy(net(images), labels).item()
+    assert float(sum(value.sum() for value in path.gained.values())) == pytest.approx(lost, rel=0.02)
+    importance = path.importance(net)
+    assert importance is not None
+    expected = by_hand.clamp(min=0) / ((net.head.weight.detach() - origin).square() + DAMPING)
+    torch.testing.assert_close(importance["head.weight"], expected)
+    path.begin(net)
+    assert path.importance(net) is None, "two descents are not one path"
+
+
+def test_importance_survives_a_stop_and_is_not_invented(task: Task, tmp_path: Path) -> None:
+    backbone = smallest_backbone()
+    candidate = Candidate(backbone.name, "lwf", {**defaults(strategies()["lwf"].space), "epochs": 3})
+    _, whole = run_trial(task, candidate, backbone, seed=0, folder=tmp_path / "a", trace=True)
+    for stop in (1.0, float("inf")):
+        _, resumed = run_trial(
+            task, candidate, backbone, seed=0, folder=tmp_path / "b", trace=True, limits=Limits(stop_after=stop)
+        )
+    assert whole is not None
+    assert resumed is not None
+    assert whole.importance is not None
+    assert resumed.importance is not None
+    assert whole.importance.keys() == resumed.importance.keys()
+    for name, value in whole.importance.items():
+        assert torch.equal(value, resumed.importance[name]), name
+        assert float(value.min()) >= 0
+    assert any(float(value.max()) > 0 for value in whole.importance.values())
+    own = replace(task, objective="accuracy", earlier="")
+    _, probed = run_trial(own, Candidate(backbone.name, "linear-probe"), backbone, seed=0, folder=tmp_path / "c", trace=True)
+    assert probed is not None
+    assert probed.importance is None
+
+
+def test_a_cooled_head_is_as_important_as_before() -> None:
+    """The penalty of the same function stays the same when weights are divided by T: importance · T²."""
+    importance = {"head.weight": torch.tensor([2.0]), "backbone.w": torch.tensor([2.0])}
+    found = memory.cooled(importance, 3.0)
+    assert found["head.weight"].item() * (0.6 / 3) ** 2 == pytest.approx(2.0 * 0.6**2)
+    assert found["backbone.w"].item() == 2.0
+
+
+# New classes
+
+
+def test_new_images_teach_old_rows_nothing() -> None:
+    torch.manual_seed(0)
+    head, features, labels = nn.Linear(4, 5), torch.randn(6, 4), torch.tensor([3, 4, 3, 4, 3, 4])
+    batch, own = Batch(torch.empty(0), labels), torch.tensor([3, 4])
+    NewClasses(own, "all", 0.0).loss(head, features, batch).backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad[:3].eq(0).all()
+    whole = nn.Linear(4, 5)
+    whole.load_state_dict(head.state_dict())
+    F.cross_entropy(whole(features), labels).backward()
+    assert whole.weight.grad is not None
+    torch.testing.assert_close(head.weight.grad[3:], whole.weight.grad[3:])
+    among = NewClasses(own, "new", 0.0).loss(head, features, batch)
+    assert among.item() == pytest.approx(F.cross_entropy(head(features)[:, 3:], labels - 3).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_distillation_is_its_formula(temperature: float) -> None:
+    """Li and Hoiem (2016), equations 2 and 3: probabilities to the power 1/T, made to add up to 1."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(5, 4)), rng.normal(size=(5, 4))
+    soft = []
+    for logits in (ours, theirs):
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        soft.append(p ** (1 / temperature) / (p ** (1 / temperature)).sum(1, keepdims=True))
+    expected = -(soft[1] * np.log(soft[0])).sum(1).mean() * temperature**2
+    tensor = torch.tensor(ours, requires_grad=True)
+    found = distillation(tensor, torch.tensor(theirs), temperature)
+    assert found.item() == pytest.approx(expected)
+    found.backward()  # T² / n · (q - p) / T
+    assert tensor.grad is not None
+    np.testing.assert_allclose(tensor.grad.numpy(), temperature * (soft[0] - soft[1]) / 5, atol=1e-12)
+
+
+# What is remembered
+
+
+def test_herding_picks_what_the_definition_picks() -> None:
+    values = np.random.default_rng(0).normal(size=(30, 6))
+    chosen: list[int] = []
+    for k in range(1, 11):
+        left = [i for i in range(30) if i not in chosen]
+        apart = [np.linalg.norm(values.mean(0) - values[[*chosen, i]].sum(0) / k) for i in left]
+        chosen.append(left[int(np.argmin(apart))])
+    assert memory.herd(values, 10).tolist() == chosen
+    assert memory.herd(values, 3).tolist() == chosen[:3], "a smaller memory is the beginning of a larger one"
+    assert sorted(memory.herd(values, 99).tolist()) == list(range(30))
+    error = [np.linalg.norm(values[part].mean(0) - values.mean(0)) for part in (chosen, np.arange(10))]
+    assert error[0] < error[1] / 2
+
+
+def test_memory_is_bounded_and_comes_back_as_kept_images(task: Task, tmp_path: Path) -> None:
+    backbone = smallest_backbone()
+    net = Classifier(build(backbone), nn.Linear(backbone.num_features, len(task.classes)))
+    images = pixels_of(task, backbone).array
+    sizes = memory.remember(tmp_path, net, task, images, backbone, kinds=(EXEMPLARS,), most=35)
+    assert sizes == {EXEMPLARS: checkpoint.beside(tmp_path, EXEMPLARS).stat().st_size}
+    found = memory.recall_exemplars(tmp_path)
+    assert found is not None
+    pictures, names = found
+    assert {names.count(name) for name in task.classes} == {35 // 8}
+    trained = {images[i].tobytes() for split in (TRAIN, KEPT, KEPT_VALIDATION) for i in task.part(split)}
+    assert all(picture.tobytes() in trained for picture in pictures), "no validation or test image of the new task is kept"
+    model.save(tmp_path, net, backbone, Candidate(backbone.name, "lwf"), task.classes, {})
+    digits = [np.uint8(np.eye(8) * 200), np.uint8(np.eye(8)[::-1] * 200)] * 5
+    later = read_task((digits, ["x", "y"] * 5), Along(after=tmp_path))
+    assert brings(later) == {"earlier model", "linear head", "kept images", FISHER}
+    assert len(later.part(KEPT)) + len(later.part(KEPT_VALIDATION)) == len(pictures)
+    assert len(later.part(KEPT_VALIDATION)) == 8
+    with pytest.raises(InputError, match="7 exemplars are too few for 8 classes"):
+        memory.remember(tmp_path, net, task, images, backbone, kinds=(EXEMPLARS,), most=7)
+    checkpoint.beside(tmp_path, EXEMPLARS).write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"exemplars\.safetensors: is damaged"):
+        read_task((digits, ["x", "y"] * 5), Along(after=tmp_path))
+    with pytest.raises(InputError, match="--remember weights: there is no such memory; known: fisher, importance, exemplars"):
+        memory.check_kinds(["weights"])
+
+
+def test_what_matters_to_several_tasks_adds_up(task: Task, tmp_path: Path) -> None:
+    backbone = smallest_backbone()
+    net, images = moved(task, tmp_path), pixels_of(task, backbone).array
+    memory.remember(tmp_path, net, task, images, backbone, kinds=(FISHER,))
+    both, earlier = memory.recall(tmp_path, FISHER), memory.recall(task.earlier, FISHER)
+    assert both is not None
+    assert earlier is not None
+    train = task.part(TRAIN)
+    own = fisher_diagonal(net, images, train, np.unique(task.labels[train]), backbone)
+    torch.testing.assert_close(both[0]["head.weight"][:3], own["head.weight"][:3] + earlier[0]["head.weight"])
+    torch.testing.assert_close(both[0]["head.weight"][3:], own["head.weight"][3:])
+
+
+# What can be tried
+
+
+def test_what_is_missing_is_said_with_what_to_do(task: Task, tmp_path: Path) -> None:
+    known, backbone = strategies(), smallest_backbone()
+    assert left_out(known, task) == {}
+    forgetful = model.load(Path(task.earlier))
+    model.save(tmp_path, forgetful.net, backbone, forgetful.candidate, forgetful.classes, {})
+    plain = retain(
+        replace(task, earlier="", splits={name: task.part(name) for name in (TRAIN, VALIDATION)}), tmp_path, task.classes
+    )
+    found = left_out(known, plain)
+    assert set(found) == {"ewc", "synaptic-intelligence", "rehearsal"}
+    assert "--remember fisher, or give images of what it knows with --keep" in found["ewc"]
+    assert "--remember importance" in found["synaptic-intelligence"]
+    with pytest.raises(InputError, match=r"ewc is left out: train the earlier model with --remember fisher"):
+        recommend(plain, strategies=["ewc"])
+    with pytest.raises(InputError, match=f"--backbone {QUICK}: the model of --after is a {backbone.name}"):
+        recommend(plain, backbones=[QUICK])
+
+
+# Growing
+
+
+@pytest.mark.parametrize("name", ["mobilenetv4_small_050.tiny_imagenet_64", QUICK, "convnext_24.fractals_64"])
+def test_old_answers_do_not_change_by_a_bit(name: str) -> None:
+    backbone = catalogue()[name]
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, backbone.input_size, backbone.input_size)
+    plain = build(backbone).eval()
+    with torch.inference_mode():
+        before = plain(images)
+    grown = Grown(plain, [])
+    own = grown.grow(4)
+    with torch.inference_mode():
+        torch.testing.assert_close(grown.eval()(images), torch.cat([before, before], 1))
+    optimiser = torch.optim.SGD(own, lr=0.1)
+    for _ in range(2):
+        grown.train()
+        optimiser.zero_grad()
+        grown.features(images, 1).square().mean().backward()
+        optimiser.step()
+    with torch.inference_mode():
+        trained = grown.eval()(images)
+    d = backbone.num_features
+    assert torch.equal(trained[:, :d], before)
+    assert (trained[:, d:] - before).abs().max() > 1e-3
+    assert sum(p.numel() for p in own) < 0.5 * backbone.params
+
+
+def test_a_grown_model_is_saved_read_back_and_grows_again(task: Task, tmp_path: Path) -> None:
+    backbone, earlier = smallest_backbone(), model.load(Path(task.earlier))
+    values = {**defaults(strategies()["expansion"].space), "epochs": 3, "rank": 2}
+    trial, fitted = run_trial(task, Candidate(backbone.name, "expansion", values), backbone, seed=0, folder=tmp_path / "run")
+    assert fitted is not None, trial.error
+    model.save(tmp_path / "two", fitted.model, backbone, trial.candidate, task.classes, {})
+    loaded = model.load(tmp_path / "two")
+    images = pixels_of(task, backbone).array[task.part(VALIDATION)[:6]]
+    with torch.inference_mode():
+        inputs = torch.rand(4, 3, 64, 64)
+        assert torch.equal(loaded.net(inputs)[:, :3], earlier.net(inputs)), "what it said of the old classes"
+    np.testing.assert_allclose(loaded.probabilities(images), fitted.probabilities[:6], atol=1e-6)
+    assert json.loads((tmp_path / "two" / model.CARD).read_text())["head"] == {
+        "kind": "tasks",
+        "classes": [[0, 1, 2], [3, 4, 5, 6, 7]],
+        "ranks": [2],
+    }
+    again = retain(
+        replace(task, earlier="", splits={n: task.part(n) for n in (TRAIN, VALIDATION)}), tmp_path / "two", task.classes
+    )
+    trial, third = run_trial(again, Candidate(backbone.name, "expansion", values), backbone, seed=0, folder=tmp_path / "run 3")
+    assert third is not None, trial.error
+    assert third.model.head.classes == [[0, 1, 2], [3, 4, 5, 6, 7], [3, 4, 5, 6, 7]]  # type: ignore[union-attr]
+    assert "linear head" not in brings(again)
+    assert "not of neighbours, nor grown" in left_out(strategies(), again)["lwf"]
+
+
+@pytest.mark.slow
+def test_a_grown_model_is_exported_where_it_can_be(task: Task, tmp_path: Path) -> None:
+    backbone = smallest_backbone()
+    head = Tasks([[0, 1], [2, 3, 4]], backbone.num_features)
+    net = Classifier(Grown(build(backbone), [2]), head)
+    model.save(tmp_path, net, backbone, Candidate(backbone.name, "expansion"), ("a", "b", "c", "d", "e"), {})
+    for form in ("onnx", "torch"):
+        assert export_run(tmp_path, to=form, out=tmp_path / form).largest_difference < 1e-4
+    with pytest.raises(InputError, match="expansion left a head of the kind 'tasks', which timm has not"):
+        export_run(tmp_path, to="timm", out=tmp_path / "timm")
+
+
+def test_the_largest_logit_of_all_tasks_wins() -> None:
+    head = Tasks([[0, 1], [1, 2]], 2)
+    with torch.no_grad():
+        for layer, weight in zip(head.layers, ([[1.0, 0], [0, 1]], [[2.0, 0], [0, 3]]), strict=True):
+            layer.weight.copy_(torch.tensor(weight))  # type: ignore[operator]
+            layer.bias.zero_()  # type: ignore[operator]
+    assert head(torch.tensor([[5.0, 7, 1, 2]])).tolist() == [[5, 7, 6]], "of a class that both know, the larger"
+    cool(head, 2.0)
+    assert head(torch.tensor([[5.0, 7, 1, 2]])).tolist() == [[2.5, 3.5, 3]]
+    assert describe(head) == {"kind": "tasks", "classes": [[0, 1], [1, 2]]}
+    for classes in ([[0], [2]], [[0, 1], []], "all", [[0, 1], ["2"]], None):
+        with pytest.raises(InputError, match="do not have the 3 classes"):
+            rebuild({"kind": "tasks", "classes": classes}, 2, 3)
