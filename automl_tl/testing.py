@@ -19,7 +19,7 @@ from .backbones import build, catalogue
 from .data import load_task
 from .errors import ZooError
 from .hookspecs import Metric
-from .objectives import adapt, brings, harden, learn_to_learn
+from .objectives import adapt, brings, federate, harden, learn_to_learn
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
 from .registry import forget, strategies
 from .space import Value, check, defaults, draw
@@ -46,7 +46,7 @@ def task_for(needs: frozenset[str]) -> Task:
     """The small task, with what a strategy needs beside it.
 
     The target is the same kind of digits in negative and noisy, without labels; the source are digits of other classes; the
-    change of a pixel is 1/255.
+    change of a pixel is 1/255; the images belong to three clients.
     """
     from sklearn.datasets import load_digits
 
@@ -60,6 +60,8 @@ def task_for(needs: frozenset[str]) -> Task:
         chosen = np.flatnonzero(digits.target >= 5)[:200]
         images = [np.uint8(image * 15) for image in digits.images[chosen]]
         task = learn_to_learn(task, load_task((images, digits.target[chosen].tolist()), name="others"))
+    if "clients" in needs:
+        task = federate(task, 3, skew=1.0)
     return harden(task, 1 / 255) if "epsilon" in needs else task
 
 
