@@ -83,7 +83,7 @@ def near(clients: Sequence[Client]) -> Meeting:
         manager = SimpleClientManager()
         for number, client in enumerate(clients):
             manager.register(_Near(f"{number:06d}", client))
-        server = Server(client_manager=manager, strategy=_in_order(strategy))
+        server = Server(client_manager=manager, strategy=_in_order(strategy, _as_it_was))
         server.set_max_workers(1)
         with _quiet():
             server.fit(rounds, timeout=None)
@@ -99,7 +99,7 @@ def far(address: str, clients: int, *, certificates: tuple[bytes, bytes, bytes] 
 
     def meet(strategy: Any, rounds: int) -> None:
         manager = SimpleClientManager()
-        server = Server(client_manager=manager, strategy=_in_order(strategy))
+        server = Server(client_manager=manager, strategy=_in_order(strategy, _far_away))
         with _quiet():
             wire = start_grpc_server(client_manager=manager, server_address=address, certificates=certificates)
             try:
@@ -133,20 +133,30 @@ def join(address: str, client: Client, told: Callable[[int, Answer], None], *, a
             raise TrialError(f"the connection to {address} is gone ({reason}); is the server running there?") from None
 
 
-def _in_order(strategy: Any) -> Any:
+def _in_order(strategy: Any, failed: Callable[[Any], Exception]) -> Any:
     """The same strategy, but a failure ends the training, and answers are added up in the clients' order: Flower gathers them in
     a set, and sums of floats depend on their order."""
     aggregate = strategy.aggregate_fit
 
     def aggregate_fit(number: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Any]) -> Any:
-        for failure in failures:
-            if isinstance(failure, BaseException):
-                raise failure if isinstance(failure, Exception) else TrialError(f"a client failed: {failure!r}")
-            raise TrialError(f"client {failure[0].cid} failed: {failure[1].status.message}")
+        if failures:
+            raise failed(failures[0])
         return aggregate(number, sorted(results, key=lambda result: result[0].cid), [])
 
     strategy.aggregate_fit = aggregate_fit
     return strategy
+
+
+def _as_it_was(failure: Any) -> Exception:
+    return failure if isinstance(failure, Exception) else TrialError(f"a client failed: {failure!r}")
+
+
+def _far_away(failure: Any) -> Exception:
+    said = failure[1].status.message if isinstance(failure, tuple) else ""
+    text = "a client refused or went away; its side says why"
+    return TrialError(
+        f"{text}{f' ({said})' if said else ''}. The same command goes on after the last whole round, with all clients"
+    )
 
 
 @contextmanager

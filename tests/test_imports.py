@@ -32,7 +32,7 @@ LAYERS = (
     {"cost"},
     {"explain", "trials", "surrogate"},
     {"longrun"},
-    {"ranker", "halving", "campaign", "comparison", "unfreezing"},
+    {"ranker", "halving", "campaign", "comparison", "unfreezing", "remote"},
     {"adviser", "report"},
     {"api", "testing", "scaffold"},
     {"estimator", "study", "service"},

@@ -22,11 +22,11 @@ from automl_tl.space import Choice, Float, Int, Space, Value
 
 WEIGHTS = "the weights of the network after training here, the number of training images, the mean training loss"
 LOCAL: Space = {
-    "rate": Float(3e-4, 3e-2, 2e-3, log=True),
+    "rate": Float(3e-4, 3e-2, 5e-3, log=True),
     "backbone_rate": Float(0.1, 1.0, 0.3, log=True),
     "epochs": Int(2, 40, 10),
-    "local_epochs": Int(1, 5, 1),
-    "batch_size": Choice((16, 32, 64), 32),
+    "local_epochs": Int(1, 5, 2),
+    "batch_size": Choice((16, 32, 64), 16),
     "optimiser": Choice(("adamw", "sgd"), "adamw"),
     "norms": Choice(("still", "moving"), "still"),
     "weight_decay": Float(1e-4, 0.3, 0.02, log=True),

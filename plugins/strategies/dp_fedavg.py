@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -116,10 +117,23 @@ def _descend(head: nn.Linear, x: Tensor, y: Tensor, hp: Any, number: int, chance
                 F.cross_entropy(module(images), labels).backward()
                 optimiser.step()
         module.remove_hooks()
-        engine.accountant.history = [(noise, 1 / len(loader), each * (number + 1))]
-        return float(engine.get_epsilon(DELTA))
+    ((noise, sampled, taken),) = engine.accountant.history
+    return spent_by(noise, sampled=sampled, steps=taken * (number + 1))
 
 
+@cache
+def spent_by(noise: float, *, sampled: float, steps: int) -> float:
+    """ε (at δ 1e-5) of so many steps, by Opacus."""
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = [(noise, sampled, steps)]
+    with warnings.catch_warnings():  # of orders that its bound does not use
+        warnings.simplefilter("ignore")
+        return float(accountant.get_epsilon(DELTA))
+
+
+@cache
 def noise_of(epsilon: float, *, sampled: float, steps: int) -> float:
     """Standard deviation of the noise, in lengths of a clipped gradient, with which `steps` steps spend at most ε (at δ 1e-5)."""
     from opacus.accountants.utils import get_noise_multiplier

@@ -104,7 +104,8 @@ class _Client:
         number, strategy, job = int(told["round"]), self.strategy, self.job
         (said,) = arrays
         if len(said) != len(job.task.part(PUBLIC)):
-            raise TrialError(f"the server has {len(said)} public images, but here are {len(job.task.part(PUBLIC))}")
+            here = len(job.task.part(PUBLIC))
+            raise TrialError(f"the server has {len(said)} public images, but here are {here}; give their folder with --public")
         parts = loop.assemble(strategy, job)
         if number:
             tensors, _ = checkpoint.load(self._path(number - 1))
