@@ -320,7 +320,7 @@ def compare(
 @federate_app.command("serve")
 def federate_serve(
     images: Images,
-    strategy: Annotated[str, typer.Option(help="fedavg, fedprox, federated-distillation or dp-fedavg.")],
+    strategy: Annotated[str, typer.Option(help="Way of training: a strategy that needs clients.")],
     backbone: Annotated[str, typer.Option(help="Network to train; clients take it from their own zoo.")],
     clients: Annotated[int, typer.Option(min=2, help="Wait for so many, and train with them.")],
     address: Annotated[str, typer.Option(help="HOST:PORT to listen at.")] = "127.0.0.1:8080",
@@ -360,7 +360,7 @@ def federate_join(
     images: Images,
     strategy: Annotated[str, typer.Option(help="The way of training that you agree to; another is refused.")],
     epsilon: Annotated[float | None, typer.Option(help="The most privacy that may be spent on your images.")] = None,
-    public: Annotated[str | None, typer.Option(help="The server's public images, for federated-distillation.")] = None,
+    public: Annotated[str | None, typer.Option(help="The server's public images, where the strategy speaks about them.")] = None,
     authority: Annotated[Path | None, typer.Option(help="Certificate (PEM) that the server's must be signed by.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for left.jsonl, the record of what left.")] = Path("runs/joined"),
 ) -> None:

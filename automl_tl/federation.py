@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from .extras import require
 from .objectives import validate
 from .records import PUBLIC, TRAIN, Point
 from .strategy import Classifier, Fitted, Job, Strategy
+
+if TYPE_CHECKING:
+    from .flower import Meeting
 
 CHECKPOINT = "rounds.safetensors"
 Told = Mapping[str, bool | bytes | float | int | str]
@@ -84,15 +88,6 @@ class Federated(Protocol):
         """One of Flower's strategies with these settings: how answers become one."""
 
 
-@dataclass(frozen=True)
-class Meeting:
-    """Where server and clients meet."""
-
-    clients: int
-    run: Callable[[Any, int], None]
-    """So many rounds of one of Flower's strategies."""
-
-
 def require_flower() -> None:
     """Check for Flower and Opacus, and see that Flower tells nobody of the training (its telemetry is on by default).
 
@@ -132,10 +127,8 @@ def train(strategy: Strategy, job: Job, *, meeting: Meeting | None = None, plan:
             "fraction_evaluate": 0.0,
             "min_evaluate_clients": 0,
         }
-        try:
+        with suppress(_Enough):
             meeting.run(sides.averaging(settings), rounds.left)
-        except _Enough:
-            pass
     return rounds.fitted()
 
 
@@ -159,7 +152,7 @@ def job_of_client(job: Job, number: int) -> Job:
     )
 
 
-class _Enough(Exception):  # noqa: N818 (no error: the end of the rounds)
+class _Enough(Exception):
     """No further round."""
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.client import NumPyClient, start_client
@@ -28,14 +29,25 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
 
 from .errors import TrialError
-from .federation import Answer, Client, Meeting
+
+if TYPE_CHECKING:
+    from .federation import Answer, Client
 
 WAIT_SECONDS = 600.0
 """How long a client tries to reach its server."""
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """Where server and clients meet."""
+
+    clients: int
+    run: Callable[[Any, int], None]
+    """So many rounds of one of Flower's strategies."""
+
+
 class Side(NumPyClient):
-    """A client as Flower knows it: the same in a simulation and at the end of a wire. Only `fit` says anything about its images."""
+    """A client as Flower knows it: the same in a simulation and at the end of a wire. Only `fit` has anything to say."""
 
     def __init__(self, client: Client, told: Callable[[int, Answer], None] | None = None) -> None:
         self.client = client

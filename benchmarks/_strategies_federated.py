@@ -1,7 +1,7 @@
-"""Federated training: rounds from a pretrained and from a random start, mild and strong skew, and accuracy at a price of privacy.
+"""Federated training: rounds from a pretrained and from a random start, mild and strong skew, accuracy at a price of privacy.
 
-Clients are simulated (Flower's server loop, messages and averaging), and share classes by a Dirichlet distribution. The network of a
-round is judged on validation images of the server's own; figures are of test images at the end, unless they are rounds.
+Clients are simulated (Flower's server loop, messages and averaging), and share classes by a Dirichlet distribution. Rounds are
+judged on validation images of the server's own; figures are of test images at the end, unless they are rounds.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class PrivateAveraging(Strategy):
 
     A step takes each of a client's images with the probability `sampled`, clips every image's gradient to length 1 and adds
     Gaussian noise to their sum (algorithm 1 of the paper). The noise is the least with which all steps of all rounds together are
-    (ε, δ)-differentially private for any one image of a client, as Opacus accounts for them (Rényi; Mironov et al., 2019), towards
-    everybody who sees what leaves the client, the server included. δ is 1e-5.
+    (ε, δ)-differentially private for any one image of a client, as Opacus accounts for them (Rényi; Mironov et al., 2019),
+    towards everybody who sees what leaves the client, the server included. δ is 1e-5.
 
     The backbone is frozen. Its features are centred and projected on the `components` directions in which those of the public
     images vary most, each to the same variance: fewer weights need less noise, and no private image decides the directions.
