@@ -202,8 +202,6 @@ class _Rounds:
         if number == 0:
             self.start = time.perf_counter()
             return
-        if not self.heard:
-            raise TrialError(f"no client came for round {self.done + 1}")
         if not all(np.isfinite(values).all() for values in arrays):
             raise TrialError(f"what the clients sent is no longer a number in round {self.done + 1}; lower the rate")
         self.arrays = arrays
@@ -214,7 +212,6 @@ class _Rounds:
         spent = (self.curve[-1].seconds if self.curve else 0.0) + time.perf_counter() - self.start
         self.start = time.perf_counter()
         self.curve.append(Point(self.done + 1, spent, self.heard.get("loss"), found.score, memory_mb(), self._note()))
-        self.heard = {}
         stop = self.job.report(self.curve[-1])
         if self.left:
             self._save()

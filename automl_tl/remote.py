@@ -96,8 +96,7 @@ def join(
     public: Any = None,
     authority: Path | None = None,
 ) -> Path:
-    """Take part with the images in `location` until the server at `address` is done; gives the record of what left, which grows
-    with every call.
+    """Take part with the images in `location` until the server at `address` is done; gives the record of what left.
 
     `strategy` is what the owner of the images agrees to, `epsilon` the most privacy that may be spent: the server's plan is
     refused if it is another. `public` holds the server's public images, `authority` the certificate that it must be signed by.
@@ -112,6 +111,7 @@ def join(
     _federated(strategy)
     out.mkdir(parents=True, exist_ok=True)
     record = out / LEFT
+    record.unlink(missing_ok=True)
     client = _Joined(load_task(location), strategy, epsilon, None if public is None else load_task(public), out)
     flower.join(
         address,

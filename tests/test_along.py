@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from automl_tl.along import Along, fraction, read_task
 from automl_tl.data import load_task
-from automl_tl.errors import InputError, PluginError
+from automl_tl.errors import InputError
 from automl_tl.objectives import ADAPTATION, brings
 from automl_tl.records import SOURCE, TARGET, TEST, TRAIN, VALIDATION
 
@@ -105,12 +104,6 @@ def test_a_source_of_other_classes_is_for_learning_to_learn(tmp_path: Path, sour
     assert brings(task) == {"source"}
     assert len(task.part(TRAIN)) == 3
     assert len(task.part(SOURCE)) == 32
-
-
-def test_clients_need_flower(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "flwr", None)
-    with pytest.raises(PluginError, match=r"needs the package flwr.*pip install 'automl_tl\[federated\]'"):
-        read_task(source, Along(clients=2))
 
 
 def test_clients_in_folders_and_in_number(tmp_path: Path, source: Path) -> None:
