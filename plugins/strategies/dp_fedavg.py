@@ -114,7 +114,7 @@ def _descend(head: nn.Linear, x: Tensor, y: Tensor, hp: Any, number: int, chance
         for _ in range(hp.local_epochs):
             for images, labels in batches:
                 optimiser.zero_grad()
-                F.cross_entropy(module(images), labels).backward()
+                F.cross_entropy(module(images), labels).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
         module.remove_hooks()
     ((noise, sampled, taken),) = engine.accountant.history
