@@ -309,7 +309,7 @@ def test_real_clients_over_grpc(name: str, tmp_path: Path) -> None:
         for k, folder in enumerate(folders)
     ]
     for process in (server, *clients):
-        out, err = process.communicate(timeout=500)
+        out, err = process.communicate(timeout=1200)
         assert process.returncode == 0, (out, err)
         if process is server:
             assert len(json.loads(out)["scores"]) == 2
