@@ -65,7 +65,7 @@ class FederatedDistillation(Strategy):
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         if self.said is None:
             return super().loss(model, batch)
-        heat = self.hp.temperature
+        heat = float(self.hp.temperature)
         return F.cross_entropy(model(batch.images).float() / heat, self.said[batch.labels]) * heat**2
 
     def digest(self, parts: loop.Parts, job: Job, said: np.ndarray, epochs: range, of: int) -> None:
