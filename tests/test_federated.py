@@ -103,8 +103,8 @@ def test_what_leaves_a_client(name: str, task: Task, tmp_path: Path) -> None:
 
 
 def forms_of(task: Task, job: Job) -> Iterator[tuple[str, bytes]]:
-    """The middle row of some of every client's images, as it was given and as the network takes it, as bytes and as floats: it would be
-    found in any message that held the whole image in one of these forms."""
+    """The middle row of some of every client's images, as it was given and as the network takes it, as bytes and as floats: a
+    message that held the whole image in one of these forms would hold it, too."""
     assert task.clients is not None
     for place in np.concatenate([np.flatnonzero(task.clients == client)[:8] for client in range(3)]).tolist():
         for kind, image in (("given", np.asarray(task.images[place])), ("decoded", job.pixels.array[place])):
