@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import memory, model, objectives
+from . import federation, memory, model, objectives
 from .data import load_task, load_unlabelled
 from .errors import InputError
 from .evaluation.adversaries import require_attacks
@@ -97,6 +97,8 @@ def _check(along: Along) -> None:
         raise InputError(f"{' and '.join(both)} ask for different things; give one of them")
     if along.robust:
         require_attacks()
+    if along.clients:
+        federation.require_flower()
     if along.robust and (along.after is not None or along.clients):
         raise InputError("--robust goes with images alone or with --source, not with --after or --clients")
 

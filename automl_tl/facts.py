@@ -143,7 +143,7 @@ def _texts(facts: Mapping[str, Any], *names: str) -> None:
 
 
 def _whole(facts: Mapping[str, Any], name: str) -> int:
-    value = facts[name]
+    value: object = facts[name]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise HistoryError(f"{name}: expected a whole number, but got {value!r}")
     return value

@@ -50,7 +50,7 @@ class _Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class _Parts:
+class Parts:
     """What moves while it trains."""
 
     model: Classifier
@@ -75,7 +75,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     """
     torch.manual_seed(job.seed)
     reset_memory()
-    parts = _parts(strategy, job)
+    parts = assemble(strategy, job)
     if job.path is not None:
         job.path.begin(parts.model)
     progress, best = _Progress(), _weights(parts.judged)
@@ -90,7 +90,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
             complete = False
             break
         start = time.perf_counter()
-        loss = _train_epoch(strategy, parts, job, progress.epoch, epochs)
+        loss = train_epoch(strategy, parts, job, progress.epoch, epochs)
         progress.scaler = parts.scaler.state_dict()
         memory = memory_mb()
         validated = validate(parts.judged, job.pixels.array, job.task, job.backbone, dtype=parts.dtype)
@@ -120,16 +120,16 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     return Fitted(parts.model, progress.curve, probabilities, complete)
 
 
-def _parts(strategy: Strategy, job: Job) -> _Parts:
+def assemble(strategy: Strategy, job: Job) -> Parts:
     model = strategy.build(job.build_backbone(), len(job.task.classes))
     channels_last(model)
     dtype = precision(model)
     average = copy.deepcopy(model).requires_grad_(False) if float(option(strategy, "ema")) else None
     scaler = torch.amp.GradScaler(device().type, enabled=dtype == torch.float16)
-    return _Parts(model, average, _optimiser(strategy, model), scaler, dtype)
+    return Parts(model, average, _optimiser(strategy, model), scaler, dtype)
 
 
-def _train_epoch(strategy: Strategy, parts: _Parts, job: Job, epoch: int, epochs: int) -> float:
+def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: int) -> float:
     """One pass over the training images; the mean loss."""
     model, optimiser, scaler = parts.model, parts.optimiser, parts.scaler
     torch.manual_seed(job.seed * 1_000_003 + epoch)
@@ -213,7 +213,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _save(path: Path, parts: _Parts, best: dict[str, Tensor], progress: _Progress, job: Job) -> None:
+def _save(path: Path, parts: Parts, best: dict[str, Tensor], progress: _Progress, job: Job) -> None:
     if not leads():
         return
     moments = {
@@ -232,7 +232,7 @@ def _save(path: Path, parts: _Parts, best: dict[str, Tensor], progress: _Progres
     checkpoint.save(path, tensors, asdict(progress))
 
 
-def _restore(path: Path, parts: _Parts, job: Job) -> tuple[_Progress, dict[str, Tensor]]:
+def _restore(path: Path, parts: Parts, job: Job) -> tuple[_Progress, dict[str, Tensor]]:
     """Put the checkpoint's state into `parts`."""
     tensors, facts = checkpoint.load(path)
     parts.model.load_state_dict(checkpoint.nested(tensors, "model"))

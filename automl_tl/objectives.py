@@ -198,6 +198,39 @@ def federate(task: Task, clients: Sequence[Task] | int, *, skew: float = 1.0, se
     return _sealed(replace(whole, clients=np.concatenate(owners), objective=FEDERATION))
 
 
+def offer_public(task: Task) -> Task:
+    """What a server of real clients has: validation and test images of its own; its training images are the public ones, which
+    all sides put in the order of their hashes."""
+    public = task.part(TRAIN)[np.argsort(task.hashes[task.part(TRAIN)], kind="stable")]
+    splits = {name: part for name, part in task.splits.items() if name != TRAIN}
+    return _sealed(replace(task, splits={**splits, PUBLIC: public}, objective=FEDERATION))
+
+
+def take_part(own: Task, classes: Sequence[str], public: Task | None = None, wanted: Sequence[int] = ()) -> Task:
+    """What a real client has: all its own images but test images, named as the server's `classes`; and from `public` the images
+    with the hashes `wanted`, in that order.
+
+    Raises:
+        InputError: it has a class that the server has not, or lacks a public image.
+    """
+    codes = {name: code for code, name in enumerate(classes)}
+    strange = [name for name in own.classes if name not in codes]
+    if strange:
+        raise InputError(f"{own.name} has classes that the server has not: {', '.join(strange[:5])}; it has {', '.join(classes)}")
+    labels = np.array([codes[name] for name in own.classes], dtype=np.int64)[own.labels]
+    train = np.sort(np.concatenate([own.part(name) for name in (TRAIN, VALIDATION)]))
+    task = replace(own, labels=labels, classes=tuple(classes), splits={TRAIN: train}, objective=FEDERATION)
+    if public is None:
+        return _sealed(task)
+    places = {int(value): place for place, value in enumerate(public.hashes)}
+    missing = [value for value in wanted if value not in places]
+    if missing:
+        raise InputError(f"{public.name} lacks {len(missing)} of the server's {len(wanted)} public images; take its own folder")
+    shown = np.array([places[value] for value in wanted], dtype=np.int64)
+    nobody = np.full(len(public.labels), -1, dtype=np.int64)
+    return _sealed(_joined(task, replace(public, splits={PUBLIC: shown}), nobody))
+
+
 def harden(task: Task, epsilon: float) -> Task:
     """Ask for accuracy on images of which every pixel may be changed by up to `epsilon` (of 0–1).
 

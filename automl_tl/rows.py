@@ -128,7 +128,7 @@ def _same_run(a: Trial, b: Trial) -> bool:
 
 def _result(trial: Trial) -> str:
     """Names a result among those of its trial."""
-    told = [kind_of_failure(trial)] if trial.status == "failed" else [trial.validation, trial.test, trial.seconds]
+    told: list[object] = [kind_of_failure(trial)] if trial.status == "failed" else [trial.validation, trial.test, trial.seconds]
     return hashlib.sha256(to_json(told).encode()).hexdigest()[:16]
 
 

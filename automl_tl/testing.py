@@ -22,7 +22,7 @@ from .home import cache
 from .hookspecs import Metric
 from .importance import PathIntegral
 from .layers import still_norms
-from .objectives import adapt, brings, harden, learn_to_learn, retain
+from .objectives import adapt, brings, federate, harden, learn_to_learn, retain
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
 from .registry import forget, strategies
 from .space import Value, check, defaults, draw
@@ -49,7 +49,7 @@ def task_for(needs: frozenset[str]) -> Task:
     """The small task, with what a strategy needs beside it.
 
     The target is the same kind of digits in negative and noisy, without labels; the source are digits of other classes, which are
-    what an earlier model knows, too; the change of a pixel is 1/255.
+    what an earlier model knows, too; the change of a pixel is 1/255; the images belong to three clients.
     """
     from sklearn.datasets import load_digits
 
@@ -66,6 +66,8 @@ def task_for(needs: frozenset[str]) -> Task:
     if "earlier model" in needs:
         folder, known = _earlier()
         task = retain(task, folder, known.classes, known)
+    if "clients" in needs:
+        task = federate(task, 3, skew=1.0)
     return harden(task, 1 / 255) if "epsilon" in needs else task
 
 

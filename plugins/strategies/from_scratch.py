@@ -8,6 +8,8 @@ from automl_tl import Classifier, Strategy, hookimpl
 from automl_tl.space import Choice, Float, Int
 from automl_tl.strategy import REGULARISERS
 
+from ._untrained import untrained
+
 
 class FromScratch(Strategy):
     """The backbone's architecture with random weights: what the images alone can teach."""
@@ -27,19 +29,7 @@ class FromScratch(Strategy):
     }
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
-        return super().build(self._untrained(backbone), num_classes)
-
-    def _untrained(self, backbone: nn.Module) -> nn.Module:
-        import timm
-
-        if self.facts.architecture:
-            net: nn.Module = timm.create_model(self.facts.architecture, num_classes=0, **self.facts.kwargs)
-            return net
-        for layer in backbone.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
-        return backbone
+        return super().build(untrained(backbone, self.facts), num_classes)
 
 
 @hookimpl

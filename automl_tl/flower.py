@@ -1,0 +1,183 @@
+"""Flower's server, clients and wire (Beutel et al., 2020), as `federation` uses them. Imported only where somebody needs it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.client import NumPyClient, start_client
+from flwr.common import (
+    DisconnectRes,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetParametersIns,
+    GetParametersRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    Parameters,
+    ReconnectIns,
+    ndarrays_to_parameters,
+)
+from flwr.server import Server, SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
+
+from .errors import TrialError
+
+if TYPE_CHECKING:
+    from .federation import Answer, Client
+
+WAIT_SECONDS = 600.0
+"""How long a client tries to reach its server."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where server and clients meet."""
+
+    clients: int
+    run: Callable[[Any, int], None]
+    """So many rounds of one of Flower's strategies."""
+
+
+class Side(NumPyClient):
+    """A client as Flower knows it: the same in a simulation and at the end of a wire. Only `fit` has anything to say."""
+
+    def __init__(self, client: Client, told: Callable[[int, Answer], None] | None = None) -> None:
+        self.client = client
+        self.told = told
+
+    def fit(self, parameters: list[np.ndarray], config: dict[str, Any]) -> tuple[list[np.ndarray], int, dict[str, Any]]:
+        answer = self.client.answer(parameters, config)
+        if self.told is not None:
+            self.told(int(config["round"]), answer)
+        return answer.arrays, answer.images, dict(answer.facts)
+
+
+class _Near(ClientProxy):
+    """A client in this process, asked in Flower's own messages."""
+
+    def __init__(self, cid: str, client: Client) -> None:
+        super().__init__(cid)
+        self.client = Side(client).to_client()
+
+    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
+        return self.client.fit(ins)
+
+    def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
+        return self.client.evaluate(ins)
+
+    def get_parameters(self, ins: GetParametersIns, timeout: float | None, group_id: int | None) -> GetParametersRes:
+        return self.client.get_parameters(ins)
+
+    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
+        return self.client.get_properties(ins)
+
+    def reconnect(self, ins: ReconnectIns, timeout: float | None, group_id: int | None) -> DisconnectRes:
+        return DisconnectRes(reason="")
+
+
+def packed(arrays: list[np.ndarray]) -> Parameters:
+    """Arrays as Flower sends them."""
+    return ndarrays_to_parameters(arrays)
+
+
+def near(clients: Sequence[Client]) -> Meeting:
+    """Simulated clients, asked one after the other, so that a seed decides everything."""
+
+    def meet(strategy: Any, rounds: int) -> None:
+        manager = SimpleClientManager()
+        for number, client in enumerate(clients):
+            manager.register(_Near(f"{number:06d}", client))
+        server = Server(client_manager=manager, strategy=_in_order(strategy, _as_it_was))
+        server.set_max_workers(1)
+        with _quiet():
+            server.fit(rounds, timeout=None)
+
+    return Meeting(len(clients), meet)
+
+
+def far(address: str, clients: int, *, certificates: tuple[bytes, bytes, bytes] | None = None) -> Meeting:
+    """Real clients over gRPC: waits at `address` (HOST:PORT) for so many, and lets them go when the rounds are over.
+
+    `certificates`: of the authority, of the server, and the server's key, in PEM; without them nothing is encrypted.
+    """
+
+    def meet(strategy: Any, rounds: int) -> None:
+        manager = SimpleClientManager()
+        server = Server(client_manager=manager, strategy=_in_order(strategy, _far_away))
+        with _quiet():
+            wire = start_grpc_server(client_manager=manager, server_address=address, certificates=certificates)
+            try:
+                server.fit(rounds, timeout=None)
+            finally:
+                server.disconnect_all_clients(timeout=None)
+                wire.stop(grace=1).wait()
+
+    return Meeting(clients, meet)
+
+
+def join(address: str, client: Client, told: Callable[[int, Answer], None], *, authority: bytes | None = None) -> None:
+    """Take part as a client until the server lets it go. `authority`: the certificate (PEM) that the server's must be signed by.
+
+    Raises:
+        TrialError: the server cannot be reached, or went away.
+    """
+    import grpc
+
+    with _quiet():
+        try:
+            start_client(
+                server_address=address,
+                client=Side(client, told).to_client(),
+                root_certificates=authority,
+                insecure=authority is None,
+                max_wait_time=WAIT_SECONDS,
+            )
+        except grpc.RpcError as error:
+            reason = error.details() if isinstance(error, grpc.Call) else error
+            raise TrialError(f"the connection to {address} is gone ({reason}); is the server running there?") from None
+
+
+def _in_order(strategy: Any, failed: Callable[[Any], Exception]) -> Any:
+    """The same strategy, but a failure ends the training, and answers are added up in the clients' order: Flower gathers them in
+    a set, and sums of floats depend on their order."""
+    aggregate = strategy.aggregate_fit
+
+    def aggregate_fit(number: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Any]) -> Any:
+        if failures:
+            raise failed(failures[0])
+        return aggregate(number, sorted(results, key=lambda result: result[0].cid), [])
+
+    strategy.aggregate_fit = aggregate_fit
+    return strategy
+
+
+def _as_it_was(failure: Any) -> Exception:
+    return failure if isinstance(failure, Exception) else TrialError(f"a client failed: {failure!r}")
+
+
+def _far_away(failure: Any) -> Exception:
+    said = failure[1].status.message if isinstance(failure, tuple) else ""
+    text = "a client refused or went away; its side says why"
+    return TrialError(
+        f"{text}{f' ({said})' if said else ''}. The same command goes on after the last whole round, with all clients"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Flower's own log is for its developers: it speaks of every round, and of old names that it keeps."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

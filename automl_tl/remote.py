@@ -1,0 +1,198 @@
+"""Federated training with real clients: one side serves, the others join, each with images that stay where they are.
+
+No code travels: a client runs what is installed at its place, on a network of its own zoo, and only if its owner agreed to the
+strategy. What left it is written down.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from . import federation, model, registry
+from .backbones import adopt, catalogue
+from .data import load_task
+from .errors import InputError
+from .evaluation.classification import judge
+from .federation import Answer, Client, Federated, Told
+from .objectives import offer_public, take_part
+from .records import PUBLIC, VALIDATION, Candidate, Task
+from .space import Value, check, defaults
+from .strategy import Strategy
+from .trials import job_of, judge_on_test
+
+MODEL, WORK, LEFT = "model", "work", "left.jsonl"
+NEEDED = frozenset({"clients"})
+
+
+@dataclass(frozen=True)
+class Served:
+    """What came of the rounds."""
+
+    folder: Path
+    """Of the model."""
+    scores: list[float]
+    """Validation accuracy after each round."""
+    test: Mapping[str, float]
+    notes: tuple[str, ...]
+    """Of the rounds, such as the privacy that was spent."""
+
+
+def serve(
+    location: Any,
+    *,
+    strategy: str,
+    backbone: str,
+    clients: int,
+    address: str,
+    out: Path,
+    hyperparameters: Mapping[str, Value] | None = None,
+    tls: Path | None = None,
+    seed: int = 0,
+) -> Served:
+    """Wait at `address` (HOST:PORT) for so many clients, train with them, and keep the model in `out`; goes on where it stopped.
+
+    `location` holds the server's own images: its classes are the task's, its validation images judge, and its training images
+    are public (see `--public` of `join`). `tls` is a folder with ca.pem, server.pem and server.key; without it what is sent can
+    be read on its way.
+
+    Raises:
+        InputError: the images, the strategy, the backbone or the certificates.
+        TrialError: a client failed.
+    """
+    federation.require_flower()
+    from . import flower
+
+    task = offer_public(load_task(location, seed=seed))
+    chosen = _federated(strategy)
+    adopt([backbone])
+    facts = registry.lookup("backbone", backbone, catalogue())
+    values = check(chosen.space, {**defaults(chosen.space), **(hyperparameters or {})})
+    candidate = Candidate(backbone, strategy, values)
+    meeting = flower.far(address, clients, certificates=None if tls is None else _certificates(tls))
+    work = out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    job = job_of(task, candidate, facts, seed=seed, folder=work)
+    fitted = federation.train(chosen(values, facts), job, meeting=meeting, plan=_plan(task, candidate))
+    found = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
+    model.save(out / MODEL, fitted.model, facts, candidate, task.classes, found)
+    notes = tuple(point.note for point in fitted.curve)
+    return Served(out / MODEL, [point.score for point in fitted.curve], judge_on_test(task, facts, fitted.model), notes)
+
+
+def join(
+    address: str,
+    location: Any,
+    *,
+    strategy: str,
+    out: Path,
+    epsilon: float | None = None,
+    public: Any = None,
+    authority: Path | None = None,
+) -> Path:
+    """Take part with the images in `location` until the server at `address` is done; gives the record of what left.
+
+    `strategy` is what the owner of the images agrees to, `epsilon` the most privacy that may be spent: the server's plan is
+    refused if it is another. `public` holds the server's public images, `authority` the certificate that it must be signed by.
+
+    Raises:
+        InputError: the images, or the plan is not what was agreed to.
+        TrialError: the server cannot be reached.
+    """
+    federation.require_flower()
+    from . import flower
+
+    _federated(strategy)
+    out.mkdir(parents=True, exist_ok=True)
+    record = out / LEFT
+    record.unlink(missing_ok=True)
+    client = _Joined(load_task(location), strategy, epsilon, None if public is None else load_task(public), out)
+    flower.join(
+        address,
+        client,
+        lambda number, answer: _write_down(record, number, answer),
+        authority=None if authority is None else authority.read_bytes(),
+    )
+    return record
+
+
+class _Joined:
+    """A real client: what it is to do comes with the first round."""
+
+    def __init__(self, own: Task, strategy: str, epsilon: float | None, public: Task | None, folder: Path) -> None:
+        self.own, self.public, self.folder = own, public, folder
+        self.strategy, self.epsilon = strategy, epsilon
+        self.side: Client | None = None
+        self.next = 0
+
+    def answer(self, arrays: list[np.ndarray], told: Told) -> Answer:
+        if self.side is None:
+            self.side = self._agree(json.loads(str(told["plan"])))
+        number = int(told["round"])
+        if self.epsilon is not None and number < self.next:
+            raise InputError(f"the server asks for round {number + 1} again, which would spend privacy twice")
+        self.next = number + 1
+        return self.side.answer(arrays, told)
+
+    def _agree(self, plan: dict[str, Any]) -> Client:
+        """The side of the strategy that was agreed to, with seeds of its own: noise that the server knows would hide nothing."""
+        if plan["strategy"] != self.strategy:
+            raise InputError(f"the server trains by {plan['strategy']}, but --strategy {self.strategy} was agreed to")
+        chosen = _federated(self.strategy)
+        values = check(chosen.space, plan["hyperparameters"])
+        asked = values.get("epsilon")
+        if asked is not None and (self.epsilon is None or float(asked) > self.epsilon):
+            raise InputError(f"the server would spend ε = {asked}; agree to it with --epsilon {asked}")
+        adopt([plan["backbone"]])
+        facts = registry.lookup("backbone", plan["backbone"], catalogue())
+        task = take_part(self.own, plan["classes"], self.public, [int(value, 16) for value in plan["public"]])
+        candidate = Candidate(facts.name, self.strategy, values)
+        job = job_of(task, candidate, facts, seed=secrets.randbits(31), folder=self.folder)
+        return cast(Federated, chosen(values, facts)).client(job)
+
+
+def _federated(name: str) -> type[Strategy]:
+    known = {one: strategy for one, strategy in registry.strategies().items() if strategy.needs == NEEDED}
+    return registry.lookup("federated strategy", name, known)
+
+
+def _plan(task: Task, candidate: Candidate) -> str:
+    """What clients are told: names, numbers, and which images are public."""
+    return json.dumps(
+        {
+            "strategy": candidate.strategy,
+            "backbone": candidate.backbone,
+            "hyperparameters": dict(candidate.hyperparameters),
+            "classes": list(task.classes),
+            "public": [f"{value:x}" for value in task.hashes[task.part(PUBLIC)].tolist()],
+        }
+    )
+
+
+def _certificates(folder: Path) -> tuple[bytes, bytes, bytes]:
+    try:
+        authority, own, key = ((folder / name).read_bytes() for name in ("ca.pem", "server.pem", "server.key"))
+    except OSError as error:
+        raise InputError(
+            f"--tls {folder}: {error.strerror}: {error.filename}; it must hold ca.pem, server.pem and server.key"
+        ) from None
+    return authority, own, key
+
+
+def _write_down(record: Path, number: int, answer: Answer) -> None:
+    """One line a round: what left, in words and sizes."""
+    line = {
+        "round": number + 1,
+        "arrays": [{"shape": list(values.shape), "type": str(values.dtype)} for values in answer.arrays],
+        "bytes": sum(values.nbytes for values in answer.arrays),
+        "images": answer.images,
+        "facts": answer.facts,
+    }
+    with record.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

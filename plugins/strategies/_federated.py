@@ -1,0 +1,113 @@
+"""Clients that train a copy of the server's network and send its weights back, and the server that takes their average.
+
+McMahan et al. (2017), algorithm 1, with all clients in every round: w ← Σ n_k/n w_k, where client k starts at w and descends on
+its own n_k images for some epochs. The average itself is Flower's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl_tl import Backbone, Classifier, Job, Strategy, loop
+from automl_tl.errors import TrialError
+from automl_tl.federation import Answer, Told
+from automl_tl.records import TRAIN
+from automl_tl.space import Choice, Float, Int, Space, Value
+
+WEIGHTS = "the weights of the network after training here, the number of training images, the mean training loss"
+LOCAL: Space = {
+    "rate": Float(3e-4, 3e-2, 5e-3, log=True),
+    "backbone_rate": Float(0.1, 1.0, 0.3, log=True),
+    "epochs": Int(2, 40, 10),
+    "local_epochs": Int(1, 5, 2),
+    "batch_size": Choice((16, 32, 64), 16),
+    "optimiser": Choice(("adamw", "sgd"), "adamw"),
+    "norms": Choice(("still", "moving"), "still"),
+    "weight_decay": Float(1e-4, 0.3, 0.02, log=True),
+    "label_smoothing": Float(0.0, 0.2, 0.0),
+    "augmentation": Choice(("none", "light", "medium"), "light"),
+    "flip": Choice((False, True), False),
+}
+"""Of the training on a client; an epoch is a round."""
+
+
+class WeightsCentre:
+    """The server's side: its network has the average of the clients' weights."""
+
+    def __init__(self, strategy: Strategy, job: Job) -> None:
+        self.model = loop.assemble(strategy, job).model
+
+    def first(self) -> list[np.ndarray]:
+        return arrays_of(self.model)
+
+    def take(self, arrays: list[np.ndarray], number: int) -> None:
+        put(self.model, arrays)
+
+    def tell(self) -> dict[str, Any]:
+        return {}
+
+
+class WeightsClient:
+    """A client's side: a fresh optimiser every round, so it remembers nothing."""
+
+    def __init__(self, strategy: Strategy, job: Job, hold: Callable[[Classifier, Told], None] | None = None) -> None:
+        self.strategy, self.job = strategy, job
+        self.hold = hold
+        """Called with the network as it came, before it trains."""
+
+    def answer(self, arrays: list[np.ndarray], told: Told) -> Answer:
+        parts = loop.assemble(self.strategy, self.job)
+        put(parts.model, arrays)
+        if self.hold is not None:
+            self.hold(parts.model, told)
+        loss = train_locally(self.strategy, parts, self.job, int(told["round"]))
+        return Answer(arrays_of(parts.model), len(self.job.task.part(TRAIN)), {"loss": loss})
+
+
+def train_locally(strategy: Strategy, parts: loop.Parts, job: Job, number: int) -> float:
+    """The local epochs of round `number` (from 0), at their place in the schedule of all rounds; the mean loss."""
+    train = job.task.part(TRAIN)
+    if len(train) == 1:  # batch norms cannot take a single image: it is seen twice
+        job = replace(job, task=replace(job.task, splits={**job.task.splits, TRAIN: np.repeat(train, 2)}))
+    each, rounds = int(strategy.hp.local_epochs), int(strategy.hp.epochs)
+    losses = [loop.train_epoch(strategy, parts, job, number * each + epoch, rounds * each) for epoch in range(each)]
+    return float(np.mean(losses))
+
+
+def arrays_of(model: nn.Module) -> list[np.ndarray]:
+    """Weights and statistics of norms, in the order of the state dictionary; counters are left out."""
+    return [tensor.detach().float().cpu().numpy().copy() for tensor in _state(model)]
+
+
+@torch.no_grad()
+def put(model: nn.Module, arrays: list[np.ndarray]) -> None:
+    """Give `model` what `arrays_of` took from one like it.
+
+    Raises:
+        TrialError: it is of another form.
+    """
+    state = _state(model)
+    if [tuple(tensor.shape) for tensor in state] != [values.shape for values in arrays]:
+        raise TrialError("the weights that came are of another network than the one that was agreed on")
+    for tensor, values in zip(state, arrays, strict=True):
+        tensor.copy_(torch.from_numpy(values))
+
+
+def _state(model: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+
+
+def two_rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    yield backbone_rate, list(model.backbone.parameters())
+    yield 1.0, list(model.head.parameters())
+
+
+def local_macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+    """Multiply-adds of all clients' training, forward and back."""
+    return 3.0 * backbone.macs * images * float(hyperparameters["epochs"]) * float(hyperparameters["local_epochs"])

@@ -1,0 +1,382 @@
+"""Federated strategies on Flower: what they do is what their papers say, and what leaves a client is what is listed."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from small import QUICK
+
+from automl_tl import Candidate, Fitted, Job, Task, federation, registry
+from automl_tl.backbones import catalogue
+from automl_tl.errors import InputError
+from automl_tl.objectives import federate
+from automl_tl.records import PUBLIC, TRAIN
+from automl_tl.space import defaults
+from automl_tl.testing import small_task
+from automl_tl.trials import job_of
+
+flwr = pytest.importorskip("flwr", reason="needs Flower: pip install automl_tl[federated]")
+NAMES = ("fedavg", "fedprox", "federated-distillation", "dp-fedavg")
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return federate(small_task(), 3, skew=1.0)
+
+
+def prepared(task: Task, name: str, folder: Path, **values: Any) -> tuple[Any, Job]:
+    """The strategy and its job; two rounds unless told otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    strategy, backbone = registry.strategies()[name], catalogue()[QUICK]
+    hyperparameters = {**defaults(strategy.space), "epochs": 2, "local_epochs": 1, **values}
+    candidate = Candidate(QUICK, name, hyperparameters)
+    return strategy(hyperparameters, backbone), job_of(task, candidate, backbone, seed=0, folder=folder)
+
+
+def spied(strategy: Any) -> list[Any]:
+    """Every message that Flower's server gets from clients from now on."""
+    from flwr.common import FitRes
+
+    seen: list[FitRes] = []
+    averaging = strategy.averaging
+
+    def listening(settings: dict[str, Any]) -> Any:
+        inner = averaging(settings)
+        aggregate = inner.aggregate_fit
+
+        def aggregate_fit(number: int, results: list[Any], failures: list[Any]) -> Any:
+            seen.extend(result for _, result in results)
+            return aggregate(number, results, failures)
+
+        inner.aggregate_fit = aggregate_fit
+        return inner
+
+    strategy.averaging = listening
+    return seen
+
+
+# What leaves a client
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_leaves_a_client(name: str, task: Task, tmp_path: Path) -> None:
+    """Flower's own messages hold arrays of the listed shapes, a count and the listed numbers; no image in any form."""
+    from flwr.common import parameters_to_ndarrays
+
+    strategy, job = prepared(task, name, tmp_path)
+    seen = spied(strategy)
+    fitted = strategy.run(job)
+    assert len(seen) == 3 * 2
+    weights = [tuple(t.shape) for t in fitted.model.state_dict().values() if t.is_floating_point()]
+    public, classes = len(task.part(PUBLIC)), len(task.classes)
+    for answer in seen:
+        arrays = parameters_to_ndarrays(answer.parameters)
+        shapes = [values.shape for values in arrays]
+        if name == "federated-distillation":
+            assert shapes == [(public, classes)]
+            np.testing.assert_allclose(arrays[0].sum(axis=1), 1, atol=1e-4)
+            assert sum(map(len, answer.parameters.tensors)) < 4 * public * classes + 200, "no room for weights"
+        elif name == "dp-fedavg":
+            assert shapes == [(classes, shapes[0][1]), (classes,)]
+        else:
+            assert shapes == weights
+        assert all(values.dtype == np.float32 for values in arrays)
+        assert answer.metrics.keys() == ({"epsilon", "delta"} if name == "dp-fedavg" else {"loss"})
+        assert all(isinstance(value, float) for value in answer.metrics.values())
+    assert sum(answer.num_examples for answer in seen) == 2 * len(task.part(TRAIN))
+    sent = b"".join(b"".join(answer.parameters.tensors) for answer in seen[-3:])
+    assert not [name for name, form in forms_of(task, job) if form in sent]
+
+
+def forms_of(task: Task, job: Job) -> Iterator[tuple[str, bytes]]:
+    """The middle row of some of every client's images, as it was given and as the network takes it, as bytes and as floats: a
+    message that held the whole image in one of these forms would hold it, too."""
+    assert task.clients is not None
+    for place in np.concatenate([np.flatnonzero(task.clients == client)[:8] for client in range(3)]).tolist():
+        for kind, image in (("given", np.asarray(task.images[place])), ("decoded", job.pixels.array[place])):
+            row = image[len(image) // 2]
+            for form in (row, (row / np.float32(255)).astype(np.float32), row.astype(np.float32)):
+                if row.std() > 0:
+                    yield f"{kind} {place}", form.tobytes()
+
+
+def test_a_simulated_client_sees_its_own_and_public_images_alone(task: Task, tmp_path: Path) -> None:
+    _, job = prepared(task, "fedavg", tmp_path)
+    assert task.clients is not None
+    for number in range(3):
+        own = federation.job_of_client(job, number).task
+        assert set(own.splits) == {TRAIN, PUBLIC}
+        assert (task.clients[own.part(TRAIN)] == number).all()
+    seeds = {federation.job_of_client(job, number).seed for number in range(3)}
+    assert len(seeds) == 3
+
+
+# What the papers say
+
+
+def test_a_round_is_the_weighted_average_of_what_clients_learnt(task: Task, tmp_path: Path) -> None:
+    """Flower's average is McMahan's: Σ n_k/n w_k."""
+    strategy, job = prepared(task, "fedavg", tmp_path)
+    sent = strategy.centre(job).first()
+    answers = [strategy.client(federation.job_of_client(job, k)).answer(sent, {"round": 0}) for k in range(3)]
+    whole = sum(answer.images for answer in answers)
+    assert whole == len(task.part(TRAIN))
+    expected = [sum(answer.images / whole * answer.arrays[i].astype(np.float64) for answer in answers) for i in range(len(sent))]
+    heard: list[list[np.ndarray]] = []
+    centre = strategy.centre(job)
+    take = centre.take
+    centre.take = lambda arrays, number: (heard.append([a.copy() for a in arrays]), take(arrays, number))
+    strategy.centre = lambda job: centre
+    strategy.run(replace(job, stop_after=1))
+    assert len(heard) == 1
+    for ours, theirs in zip(expected, heard[0], strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=2e-6)
+
+
+def test_the_leash_of_fedprox(task: Task, tmp_path: Path) -> None:
+    """A larger μ leaves clients nearer to where the round began; with next to none it is federated averaging."""
+
+    def strayed(name: str, folder: str, **values: Any) -> float:
+        strategy, job = prepared(task, name, tmp_path / folder, **values)
+        sent = strategy.centre(job).first()
+        client = strategy.client(federation.job_of_client(job, 0))
+        arrays = client.answer(sent, {"round": 1, "proximal_mu": values.get("mu", 0.0)}).arrays
+        return math.sqrt(sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in zip(arrays, sent, strict=True)))
+
+    free, loose, tight = strayed("fedavg", "a"), strayed("fedprox", "b", mu=1e-3), strayed("fedprox", "c", mu=10.0)
+    assert loose == pytest.approx(free, rel=0.05)
+    assert tight < 0.9 * free
+
+
+def test_flower_tells_clients_the_leash(task: Task, tmp_path: Path) -> None:
+    strategy, job = prepared(task, "fedprox", tmp_path, mu=0.5)
+    strategy.run(replace(job, stop_after=1))
+    assert strategy.mu == 0.5
+
+
+def test_distillation_leaves_the_clients_networks_at_home(task: Task, tmp_path: Path) -> None:
+    strategy, job = prepared(task, "federated-distillation", tmp_path)
+    fitted: Fitted = strategy.run(job)
+    kept = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("own-*"))
+    assert kept == [f"client-{k}/own-{r}.safetensors" for k in range(3) for r in range(2)]
+    labels = task.labels.copy()
+    labels[task.part(PUBLIC)] = 0
+    blind, other = prepared(replace(task, labels=labels), "federated-distillation", tmp_path / "blind")
+    np.testing.assert_array_equal(blind.run(other).probabilities, fitted.probabilities)
+
+
+def test_privacy_is_accounted_by_opacus(task: Task, tmp_path: Path) -> None:
+    """The noise is what Opacus asks for, all rounds together spend the ε that was asked for, and the trial says so."""
+    from automl_tl_plugins.strategies.dp_fedavg import DELTA, noise_of, spent_by
+
+    notes = {}
+    for epsilon in (1.0, 8.0):
+        strategy, job = prepared(task, "dp-fedavg", tmp_path / str(epsilon), epsilon=epsilon, epochs=3)
+        notes[epsilon] = [point.note for point in strategy.run(job).curve]
+        spent = [float(note.split()[1]) for note in notes[epsilon]]
+        assert spent == sorted(spent)
+        assert spent[0] < spent[-1] <= epsilon
+        assert spent[-1] == pytest.approx(epsilon, abs=0.02)
+        assert "at δ 1e-05" in notes[epsilon][-1]
+    few, many = (noise_of(1.0, sampled=0.25, steps=steps) for steps in (10, 1000))
+    assert many > 3 * few
+    assert spent_by(few, sampled=0.25, steps=10) <= 1.0
+    assert 1 / len(task.part(TRAIN)) > DELTA
+
+
+def test_one_image_moves_a_private_probe_less_than_its_noise(task: Task, tmp_path: Path) -> None:
+    """Without one image the same noise leads nearly to the same weights; other noise does not."""
+    strategy, job = prepared(task, "dp-fedavg", tmp_path, epsilon=1.0)
+    own = federation.job_of_client(job, 0)
+    centre = strategy.centre(job)
+    told = {"round": 0, **centre.tell()}
+    other = strategy.client(replace(own, seed=own.seed + 1)).answer(centre.first(), told).arrays[0]
+    one, again = (strategy.client(own).answer(centre.first(), told).arrays[0] for _ in range(2))
+    np.testing.assert_array_equal(one, again)
+    labels = own.task.labels.copy()
+    labels[own.task.part(TRAIN)[0]] = (labels[own.task.part(TRAIN)[0]] + 1) % len(own.task.classes)
+    neighbour = strategy.client(replace(own, task=replace(own.task, labels=labels))).answer(centre.first(), told).arrays[0]
+    assert np.linalg.norm(one - neighbour) < 0.3 * np.linalg.norm(one - other)
+
+
+def test_a_client_with_one_image_and_moving_norms(tmp_path: Path) -> None:
+    task = federate(small_task(), 2, skew=1.0)
+    assert task.clients is not None
+    owners = task.clients.copy()
+    owners[task.part(TRAIN)[1:]] = 1
+    owners[task.part(TRAIN)[0]] = 0
+    strategy, job = prepared(replace(task, clients=owners), "fedavg", tmp_path, norms="moving", epochs=2)
+    assert len(strategy.run(replace(job, stop_after=1)).curve) == 1
+
+
+def test_a_random_start_knows_nothing(task: Task, tmp_path: Path) -> None:
+    strategy, job = prepared(task, "fedavg", tmp_path, start="random")
+    torch.manual_seed(0)
+    random = strategy.centre(job).model.backbone.state_dict()
+    pretrained = prepared(task, "fedavg", tmp_path)[0].centre(job).model.backbone.state_dict()
+    weights = [name for name, tensor in pretrained.items() if tensor.ndim == 4]
+    assert not any(torch.equal(random[name], pretrained[name]) for name in weights)
+
+
+# Real clients
+
+
+def lay(folder: Path, start: int, count: int = 12) -> Path:
+    digits = load_digits()
+    for label in range(3):
+        for number, index in enumerate(np.flatnonzero(digits.target == label)[start : start + count]):
+            place = folder / f"digit {label}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.uint8(digits.images[index] * 15)).save(place / f"{number}.png")
+    return folder
+
+
+class Wire:
+    """Passes what clients and server say to each other on, and keeps what clients said."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.said = port, bytearray()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.own = self.listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listening.accept()
+                server = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:
+                return
+            for source, sink, keep in ((client, server, True), (server, client, False)):
+                threading.Thread(target=self._pass, args=(source, sink, keep), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, keep: bool) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if keep:
+                    self.said += data
+                sink.sendall(data)
+        except OSError:
+            pass
+        sink.close()
+
+    def close(self) -> None:
+        self.listening.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def started(*words: str) -> subprocess.Popen[str]:
+    """`automl-tl federate` with these words."""
+    code = "from automl_tl.cli import main; main()"
+    command = [sys.executable, "-c", code, "federate", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedavg", "federated-distillation"])
+def test_real_clients_over_grpc(name: str, tmp_path: Path) -> None:
+    """A server and two clients, each a process of its own with a folder of its own; the wire between them is listened to."""
+    public = lay(tmp_path / "public", 0)
+    folders = [lay(tmp_path / f"hospital {k}", 20 + 20 * k) for k in range(2)]
+    wire = Wire(port := free_port())
+    epochs = ["--set", "epochs=2", "--set", "local_epochs=1"]
+    common = ["--strategy", name]
+    server = started(
+        *("serve", str(public), *common, "--backbone", QUICK, "--clients", "2", "--address", f"127.0.0.1:{port}"),
+        *("--out", str(tmp_path / "served"), *epochs, "--json"),
+    )
+    shown = ["--public", str(public)] if name == "federated-distillation" else []
+    clients = [
+        started("join", f"127.0.0.1:{wire.own}", str(folder), *common, *shown, "--out", str(tmp_path / f"joined {k}"))
+        for k, folder in enumerate(folders)
+    ]
+    for process in (server, *clients):
+        out, err = process.communicate(timeout=1200)
+        assert process.returncode == 0, (out, err)
+        if process is server:
+            assert len(json.loads(out)["scores"]) == 2
+    wire.close()
+    assert (tmp_path / "served" / "model" / "model.safetensors").exists()
+    for k in range(2):
+        lines = [json.loads(line) for line in (tmp_path / f"joined {k}" / "left.jsonl").read_text().splitlines()]
+        assert [line["round"] for line in lines] == [1, 2]
+        assert all(line["images"] == 36 and line["facts"].keys() == {"loss"} for line in lines)
+        assert sum(line["bytes"] for line in lines) <= len(wire.said)
+    listed = sum(
+        json.loads(line)["bytes"] for k in range(2) for line in (tmp_path / f"joined {k}" / "left.jsonl").read_text().splitlines()
+    )
+    assert len(wire.said) < 1.1 * listed + 40_000, "nothing else of any size left"
+    said = bytes(wire.said)
+    assert b"loss" in said, "the wire was listened to"
+    for folder in folders:
+        for path in folder.rglob("*.png"):
+            image = np.asarray(Image.open(path))
+            assert path.read_bytes()[60:] not in said
+            assert image.tobytes() not in said
+            assert (image / np.float32(255)).astype(np.float32)[4].tobytes() not in said
+
+
+def joined(tmp_path: Path, strategy: str, epsilon: float | None = None) -> Any:
+    from automl_tl.data import load_task
+    from automl_tl.remote import _Joined
+
+    return _Joined(load_task(lay(tmp_path / "own", 20)), strategy, epsilon, None, tmp_path)
+
+
+def plan(strategy: str, **values: Any) -> dict[str, Any]:
+    classes = [f"digit {label}" for label in range(3)]
+    complete = {**defaults(registry.strategies()[strategy].space), **values}
+    return {"strategy": strategy, "backbone": QUICK, "hyperparameters": complete, "classes": classes, "public": []}
+
+
+@pytest.mark.parametrize(
+    ("agreed", "epsilon", "asked", "words"),
+    [
+        ("federated-distillation", None, plan, "trains by fedavg, but --strategy federated-distillation was agreed to"),
+        ("dp-fedavg", None, plan, "agree to it with --epsilon 3.0"),
+        ("dp-fedavg", 1.0, plan, "would spend ε = 3.0"),
+        (
+            "fedavg",
+            None,
+            lambda name: plan(name) | {"classes": ["digit 0", "digit 1"]},
+            "classes that the server has not: digit 2",
+        ),
+    ],
+    ids=["strategy", "no epsilon", "epsilon", "classes"],
+)
+def test_what_a_client_refuses(tmp_path: Path, agreed: str, epsilon: float | None, asked: Any, words: str) -> None:
+    name = "fedavg" if agreed == "federated-distillation" else agreed
+    with pytest.raises(InputError, match=words):
+        joined(tmp_path, agreed, epsilon).answer([], {"round": 0, "plan": json.dumps(asked(name))})
+
+
+def test_a_client_spends_privacy_once(tmp_path: Path) -> None:
+    client = joined(tmp_path, "dp-fedavg", 3.0)
+    d = catalogue()[QUICK].num_features
+    from automl_tl.checkpoint import pack
+
+    projection = pack({"mean": torch.zeros(d), "directions": torch.eye(d)[:, :16].contiguous()})
+    told = {"round": 0, "plan": json.dumps(plan("dp-fedavg")), "projection": projection}
+    arrays = [np.zeros((3, 16), np.float32), np.zeros(3, np.float32)]
+    assert client.answer(arrays, told).images == 36
+    with pytest.raises(InputError, match="round 1 again, which would spend privacy twice"):
+        client.answer(arrays, told)
