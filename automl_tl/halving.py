@@ -333,10 +333,8 @@ def _train_long(state: _Search, spaces: Mapping[str, Space]) -> None:
 def _next(state: _Search) -> Ranked | None:
     """A paused candidate to be taken to the end, or a new one to be begun; what an earlier start did comes first."""
     promise = state.surrogate.improvement(_observed(state))
-    options = list(_options(state))
-    timed = math.isfinite(state.budget.seconds)
-    prices = {place: state.expected_seconds(state.ranking.items[place]) * share if timed else 0.0 for place, share in options}
-    items = state.ranking.items
+    timed, items = math.isfinite(state.budget.seconds), state.ranking.items
+    prices = {place: _seconds_to_end(state, items[place]) if timed else 0.0 for place in _options(state)}
     done = {place for place in prices if _id(state, items[place]) in state.earlier}
     fitting = [place for place in prices if place in done or prices[place] < state.time_left()]
     if not fitting and prices and not state.trials and not state.training:
@@ -346,8 +344,19 @@ def _next(state: _Search) -> Ranked | None:
     return None if best is None else items[best]
 
 
-def _options(state: _Search) -> Iterable[tuple[int, float]]:
-    """Places in the ranking of what can go on or be begun, and the share of its seconds that this takes to the end."""
+def _seconds_to_end(state: _Search, item: Ranked) -> float:
+    """Of a paused trial as long as its epochs took so far; of another as predicted."""
+    trial = state.trials.get(_id(state, item))
+    if trial is None or not trial.curve:
+        return state.expected_seconds(item)
+    reached, epochs = trial.curve[-1].epoch, float(item.candidate.hyperparameters.get("epochs", 0))
+    if reached >= epochs:  # some strategies go through their epochs several times
+        return state.expected_seconds(item) * (1 - 1 / ETA)
+    return trial.seconds / reached * (epochs - reached)
+
+
+def _options(state: _Search) -> Iterable[int]:
+    """Places in the ranking of what can go on or be begun."""
     hopeless, more = _hopeless(state), _may_finish_more(state)
     for place, item in enumerate(state.ranking.items):
         id_ = _id(state, item)
@@ -355,9 +364,9 @@ def _options(state: _Search) -> Iterable[tuple[int, float]]:
         if id_ in state.stuck or id_ in state.training:
             continue
         if trial is None and state.trials_left() >= 1 and item.candidate.strategy not in hopeless:
-            yield place, 1.0
+            yield place
         elif trial is not None and trial.status == "stopped" and more:
-            yield place, 1 - 1 / ETA
+            yield place
 
 
 def _may_finish_more(state: _Search) -> bool:
