@@ -363,9 +363,9 @@ def _options(state: _Search) -> Iterable[int]:
         trial = state.trials.get(id_)
         if id_ in state.stuck or id_ in state.training:
             continue
-        if trial is None and state.trials_left() >= 1 and item.candidate.strategy not in hopeless:
-            yield place
-        elif trial is not None and trial.status == "stopped" and more:
+        new = trial is None and state.trials_left() >= 1 and item.candidate.strategy not in hopeless
+        paused = trial is not None and trial.status == "stopped" and more
+        if new or paused:
             yield place
 
 
