@@ -16,11 +16,12 @@ from small import QUICK
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automl_tl import Batch, Candidate, Classifier, Task, checkpoint, memory, model
+from automl_tl import Batch, Candidate, Classifier, Task, checkpoint, importance, memory, model
 from automl_tl.adapters import Grown
 from automl_tl.along import Along, read_task
 from automl_tl.api import recommend
 from automl_tl.backbones import build, catalogue
+from automl_tl.data import subset
 from automl_tl.errors import InputError
 from automl_tl.exports import export_run
 from automl_tl.heads import Tasks, cool, describe, rebuild
@@ -40,7 +41,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
         whole = task_for(frozenset({"earlier model", "kept images"}))
-        yield replace(whole, splits={name: part[::3] if name == TRAIN else part for name, part in whole.splits.items()})
+        yield subset(whole, np.arange(0, len(whole.labels), 3), name="small")
 
 
 def job(task: Task, strategy: str, folder: Path) -> Job:
@@ -151,14 +152,15 @@ def test_the_path_integral_is_its_definition() -> None:
     torch.testing.assert_close(path.marked["head.weight"], by_hand)
     lost = losses[0] - F.cross_entropy(net(images), labels).item()
     assert float(sum(value.sum() for value in path.gained.values())) == pytest.approx(lost, rel=0.02)
-    importance = path.importance(net)
-    assert importance is not None
+    found = path.importance(net)
+    assert found is not None
     expected = by_hand.clamp(min=0) / ((net.head.weight.detach() - origin).square() + DAMPING)
-    torch.testing.assert_close(importance["head.weight"], expected)
+    torch.testing.assert_close(found["head.weight"], expected)
     path.begin(net)
     assert path.importance(net) is None, "two descents are not one path"
 
 
+@pytest.mark.slow
 def test_importance_survives_a_stop_and_is_not_invented(task: Task, tmp_path: Path) -> None:
     backbone = smallest_backbone()
     candidate = Candidate(backbone.name, "lwf", {**defaults(strategies()["lwf"].space), "epochs": 3})
@@ -184,8 +186,8 @@ def test_importance_survives_a_stop_and_is_not_invented(task: Task, tmp_path: Pa
 
 def test_a_cooled_head_is_as_important_as_before() -> None:
     """The penalty of the same function stays the same when weights are divided by T: importance · T²."""
-    importance = {"head.weight": torch.tensor([2.0]), "backbone.w": torch.tensor([2.0])}
-    found = memory.cooled(importance, 3.0)
+    before = {"head.weight": torch.tensor([2.0]), "backbone.w": torch.tensor([2.0])}
+    found = memory.cooled(before, 3.0)
     assert found["head.weight"].item() * (0.6 / 3) ** 2 == pytest.approx(2.0 * 0.6**2)
     assert found["backbone.w"].item() == 2.0
 
@@ -271,7 +273,8 @@ def test_memory_is_bounded_and_comes_back_as_kept_images(task: Task, tmp_path: P
         memory.check_kinds(["weights"])
 
 
-def test_what_matters_to_several_tasks_adds_up(task: Task, tmp_path: Path) -> None:
+def test_what_matters_to_several_tasks_adds_up(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "FISHER_IMAGES", 10)
     backbone = smallest_backbone()
     net, images = moved(task, tmp_path), pixels_of(task, backbone).array
     memory.remember(tmp_path, net, task, images, backbone, kinds=(FISHER,))
