@@ -258,9 +258,13 @@ class Wire:
         while True:
             try:
                 client, _ = self.listening.accept()
-                server = socket.create_connection(("127.0.0.1", self.port))
-            except OSError:
+            except OSError:  # closed
                 return
+            try:
+                server = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:  # the server is not there yet: the client tries again
+                client.close()
+                continue
             for source, sink, keep in ((client, server, True), (server, client, False)):
                 threading.Thread(target=self._pass, args=(source, sink, keep), daemon=True).start()
 
