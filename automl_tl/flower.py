@@ -133,16 +133,30 @@ def join(address: str, client: Client, told: Callable[[int, Answer], None], *, a
 
     with _quiet():
         try:
+            _wait_for(address, authority)
             start_client(
                 server_address=address,
                 client=Side(client, told).to_client(),
                 root_certificates=authority,
                 insecure=authority is None,
-                max_wait_time=WAIT_SECONDS,
             )
         except grpc.RpcError as error:
             reason = error.details() if isinstance(error, grpc.Call) else error
-            raise TrialError(f"the connection to {address} is gone ({reason}); is the server running there?") from None
+            raise TrialError(f"the connection to {address} is gone ({reason}); is the server still running?") from None
+
+
+def _wait_for(address: str, authority: bytes | None) -> None:
+    """Clients may be there before their server: Flower's own gives up at the first refusal."""
+    import grpc
+
+    trusted = None if authority is None else grpc.ssl_channel_credentials(authority)
+    channel = grpc.insecure_channel(address) if trusted is None else grpc.secure_channel(address, trusted)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=WAIT_SECONDS)
+    except grpc.FutureTimeoutError:
+        raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s") from None
+    finally:
+        channel.close()
 
 
 def _in_order(strategy: Any, failed: Callable[[Any], Exception]) -> Any:
