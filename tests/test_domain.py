@@ -66,6 +66,7 @@ def test_the_domain_head_is_gone_from_the_trained_model(shift: Task, tmp_path: P
     assert not any("adversary" in name for name in fitted.model.state_dict())
 
 
+@pytest.mark.slow
 def test_hidden_labels_of_the_target_change_no_model(shift: Task, tmp_path: Path) -> None:
     labels = shift.labels.copy()
     labels[shift.part(TARGET)] = 1
@@ -108,6 +109,7 @@ def test_shared_hyperparameters_reach_the_base_within_its_ranges() -> None:
     assert isinstance(found["epochs"], int)
 
 
+@pytest.mark.slow
 def test_training_on_attacked_images_withstands_attacks(tmp_path: Path) -> None:
     """On few digits: fine-tuning and adversarial training meet the same judges, at a change that matters."""
     task = harden(task_for(frozenset()), 8 / 255)

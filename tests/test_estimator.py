@@ -46,7 +46,15 @@ def test_fit_predict_and_what_is_learnt(digits: tuple[np.ndarray, np.ndarray]) -
     assert Path(classifier.report_).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize("kind", ["grey array", "colour array", "pictures", "paths"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("grey array", marks=pytest.mark.slow),
+        pytest.param("colour array", marks=pytest.mark.slow),
+        "pictures",
+        "paths",
+    ],
+)
 def test_images_come_in_many_ways(kind: str, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     grey = digits[0]
     labels = np.array(["odd" if label % 2 else "even" for label in digits[1]])
@@ -83,6 +91,7 @@ def test_parameters_are_only_stored(digits: tuple[np.ndarray, np.ndarray]) -> No
         TransferClassifier(budget="1 of parsecs").fit(*digits)
 
 
+@pytest.mark.slow
 def test_random_state_decides(digits: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = digits
     one, same, other = (TransferClassifier(**QUICK, random_state=s).fit(images, labels).predict_proba(images) for s in (0, 0, 1))
@@ -101,6 +110,7 @@ def test_save_and_load(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) ->
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} <= {".json", ".safetensors", ".html"}
 
 
+@pytest.mark.slow
 def test_cross_validation(digits: tuple[np.ndarray, np.ndarray]) -> None:
     scores = cross_val_score(TransferClassifier(**QUICK), *digits, cv=2)
     assert scores.min() > 0.5

@@ -61,7 +61,8 @@ def check(out: Path, home: Path, monkeypatch: pytest.MonkeyPatch, seen: dict[str
     return now
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 10])
 def test_kill_minus_nine(kills: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, out, rng, seen = tmp_path / "home", tmp_path / "run", random.Random(kills), dict[str, float]()
     begun = time.monotonic()

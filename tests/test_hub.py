@@ -387,6 +387,7 @@ for name in ("hf-hub:lab/mixed", "hf-hub:lab/cut"):
     assert "does not hold test_resnet" in said[1]
 
 
+@pytest.mark.slow
 def test_search_on_the_hub_is_narrowed(client: Client) -> None:
     client.hub.models = [
         {

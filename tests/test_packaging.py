@@ -79,7 +79,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     assert wheel.stat().st_size < 20e6
 
 
-@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+@pytest.mark.parametrize("editable", [pytest.param(False, id="wheel"), pytest.param(True, id="editable", marks=pytest.mark.slow)])
 def test_it_works_outside_the_checkout(editable: bool, checkout: Path, wheel: Path, tmp_path: Path) -> None:
     python = fresh(tmp_path / "environment")
     home = tmp_path / "home"
