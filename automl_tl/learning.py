@@ -1,14 +1,16 @@
 """How well candidates do, learnt from the history.
 
 Three LightGBM models of the same numbers: a regression of how high scores are on a task as a whole, and, within a task, a
-regression of a candidate's distance from the mean and a LambdaRank (Burges, 2010). How far apart the blend of these two puts
+regression of a candidate's distance from the mean and a LambdaRank (Burges, 2010). The regression within a task begins at a
+straight line in one transferability score, and its trees learn what the line misses: trees cannot go beyond the leads that they
+saw, and a network may be further ahead on the images at hand than any was before. How far apart the blend of the two puts
 candidates is fitted on source datasets that were left out, and so are the intervals (conformal, over the left-out residuals;
 Vovk et al., 2018).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +57,21 @@ def predict_by(booster: Any, data: np.ndarray) -> np.ndarray:
     return np.asarray(booster.predict(data, num_threads=1 if len(data) < MANY else 0))
 
 
+@dataclass(frozen=True)
+class Line:
+    """A straight line in one column, within a task."""
+
+    column: int
+    """Position among the stage's."""
+    slope: float
+    share: bool
+    """Whether the column holds shares, 0–1, which are taken as logits."""
+
+    def values(self, data: np.ndarray) -> np.ndarray:
+        """Of the candidates of one task, n: 0 is their mean, and where the column is not known."""
+        return self.slope * _line_values(data[:, self.column], np.zeros(len(data), dtype=np.int64), share=self.share)
+
+
 @dataclass(frozen=True, eq=False)
 class Boosters:
     """The three models, each a LightGBM booster."""
@@ -62,12 +79,14 @@ class Boosters:
     level: Any
     """Logit of the score; averaged over the candidates of a task."""
     effect: Any
-    """Logit less the task's mean."""
+    """Logit less the task's mean, and less the line."""
     order: Any
     """LambdaRank."""
     effect_spread: float
-    """Standard deviation of what `effect` says within a task of its history."""
+    """Standard deviation of what `effect` and the line say within a task of their history."""
     order_spread: float
+    line: Line | None
+    """None: no score is known at this stage, or none tells."""
 
     def predict_level(self, data: np.ndarray) -> np.ndarray:
         return predict_by(self.level, data)
@@ -75,11 +94,14 @@ class Boosters:
     def predict_blend(self, data: np.ndarray) -> np.ndarray:
         """`effect` and `order` together; only differences within a task mean something."""
         effect, order = (predict_by(booster, data) for booster in (self.effect, self.order))
+        effect = effect if self.line is None else effect + self.line.values(data)
         return np.asarray(effect / self.effect_spread + ORDER_SAY * order / self.order_spread)
 
     def contributions(self, data: np.ndarray) -> np.ndarray:
         """Of each column to the blend."""
         effect, order = (booster.predict(data, pred_contrib=True)[:, :-1] for booster in (self.effect, self.order))
+        if self.line is not None:
+            effect[:, self.line.column] += self.line.values(data)
         return np.asarray(effect / self.effect_spread + ORDER_SAY * order / self.order_spread)
 
 
@@ -204,11 +226,41 @@ def _fit(table: np.ndarray, lessons: _Lessons, encoder: Encoder, columns: tuple[
         return lightgbm.train(learning | objective, lesson, num_boost_round=_ROUNDS)
 
     level = train(lessons.logit, {"objective": "regression"}, lessons.weight, None)
-    effect = train(_centred(lessons.logit, lessons.task), {"objective": "regression"}, lessons.weight, None)
+    line, along = _best_line(data, lessons, [encoder.columns[index] for index in columns])
+    effect = train(_centred(lessons.logit, lessons.task) - along, {"objective": "regression"}, lessons.weight, None)
     ranking = {"objective": "lambdarank", "label_gain": list(range(LEVELS)), "lambdarank_truncation_level": 10}
     ordering = train(lessons.level, ranking, None, _group_sizes(lessons.task))
-    spreads = [max(float(_centred(booster.predict(data), lessons.task).std()), 1e-6) for booster in (effect, ordering)]
-    return Boosters(level, effect, ordering, spreads[0], spreads[1])
+    said = (predict_by(effect, data) + along, predict_by(ordering, data))
+    spreads = [max(float(_centred(values, lessons.task).std()), 1e-6) for values in said]
+    return Boosters(level, effect, ordering, spreads[0], spreads[1], line)
+
+
+def _best_line(data: np.ndarray, lessons: _Lessons, columns: Sequence[Column]) -> tuple[Line | None, np.ndarray]:
+    """By least squares in the transferability score that leaves least over, and what it says of each row; none that falls."""
+    best: Line | None = None
+    along, gain = np.zeros(len(data)), 0.0
+    logit = _centred(lessons.logit, lessons.task)
+    for position, column in enumerate(columns):
+        if column.about != "transferability" or column.form != "value":
+            continue
+        raw = data[:, position]
+        known = raw[np.isfinite(raw)]
+        share = bool(len(known) and known.min() >= 0 and known.max() <= 1)
+        values = _line_values(raw, lessons.task, share=share)
+        both, own = float((lessons.weight * values * logit).sum()), float((lessons.weight * values**2).sum())
+        if own > 0 and both > 0 and both**2 / own > gain:
+            gain, best = both**2 / own, Line(position, both / own, share)
+            along = best.slope * values
+    return best, along
+
+
+def _line_values(raw: np.ndarray, task: np.ndarray, *, share: bool) -> np.ndarray:
+    """`raw`, or its logit, less the mean of the task's known ones; 0 where it is not known."""
+    known = np.isfinite(raw)
+    kept = np.clip(raw, 0.02, 0.98)
+    values = np.where(known, np.log(kept / (1 - kept)) if share else raw, 0.0)
+    means = np.bincount(task, values) / np.maximum(np.bincount(task, known), 1)
+    return np.asarray(np.where(known, values - means[task], 0.0))
 
 
 def _direction(column: Column) -> int:

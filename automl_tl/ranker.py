@@ -17,7 +17,7 @@ from .cost import CostModel
 from .encoding import Column, Encoder
 from .experience import Experience, Rows
 from .explain import Picture, explain
-from .learning import Boosters, Learnt, StageModel, learn_stages
+from .learning import Boosters, Learnt, Line, StageModel, learn_stages
 from .record import Record
 from .records import Backbone, Candidate, Profile, Ranked, Ranking
 from .space import defaults
@@ -25,7 +25,7 @@ from .space import defaults
 if TYPE_CHECKING:
     from .strategy import Strategy
 
-VERSION = 1
+VERSION = 2
 """Of the saved form and of the learning: a ranker of another version is learnt anew."""
 FEWEST_TASKS, FEWEST_TRIALS = 2, 20
 UNKNOWN_WIDER = 2.0
@@ -61,6 +61,7 @@ class Ranker:
                 (partial / f"stage{number}-{kind}.txt").write_text(text, encoding="utf-8")
             stages[number] = {name: getattr(stage, name) for name in ("columns", "scale", "low", "high")}
             stages[number]["spreads"] = (stage.boosters.effect_spread, stage.boosters.order_spread)
+            stages[number]["line"] = None if stage.boosters.line is None else asdict(stage.boosters.line)
         facts = {
             "version": VERSION,
             **{name: getattr(self, name) for name in ("digest", "seed", "trials", "tasks")},
@@ -84,7 +85,9 @@ class Ranker:
         stages = {}
         for number, stage in facts["stages"].items():
             level, effect, order = (lightgbm.Booster(model_file=folder / f"stage{number}-{kind}.txt") for kind in _MODELS)
-            boosters = Boosters(level, effect, order, *stage["spreads"])
+            line = None if stage["line"] is None else Line(**stage["line"])
+            effect_spread, order_spread = stage["spreads"]
+            boosters = Boosters(level, effect, order, effect_spread, order_spread, line)
             stages[int(number)] = StageModel(tuple(stage["columns"]), boosters, stage["scale"], stage["low"], stage["high"])
         learnt = Learnt(encoder, Record.read(facts["record"]), stages)
         return cls(learnt, facts["trials"], facts["tasks"], facts["digest"], facts["seed"])
