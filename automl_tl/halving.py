@@ -6,8 +6,6 @@
 3. *The rest*: whatever promises the largest improvement for its seconds comes next, as long as the predicted seconds fit: a
    paused trial goes on to the end, or a new one is trained to a third. As in freeze-thaw optimisation (Swersky et al., 2014), a
    paused trial is judged by what it may become, which the learning curves of the history tell.
-4. *A long run*: with a part of the time that was kept for it, the best recipe is trained once more with a longer schedule
-   (`longrun`).
 
 What is promising is told by the ranking, corrected by what the trials so far showed (see `surrogate`).
 
@@ -43,7 +41,6 @@ from .facts import trial_of
 from .history import History
 from .home import write_text
 from .hookspecs import Tracker
-from .longrun import long_run
 from .records import (
     IMPORTANCE,
     TEST,
@@ -60,12 +57,10 @@ from .records import (
     Trial,
     trial_id,
 )
-from .space import Space
 from .surrogate import Growth, Observed, Surrogate, growth_of
 from .trials import Limits, judge_on_test, pixels_of, probabilities_on, run_trial
 from .workers import Workers
 
-LONG_RUN = "long_run.json"
 RULE = (
     "best validation accuracy; ties go to the lower validation log-loss, then to the fewer seconds; "
     "kept as it was at its best epoch; the test images were used once, for this winner alone"
@@ -77,8 +72,6 @@ MOST_FAILURES = 2
 """Of a strategy, none of whose trials went well: from then on it is not tried."""
 LEAST_PRICE = 0.03
 """Of the time: what is added to a candidate's seconds, lest a search only ever tries what is cheap."""
-LONG_SHARE = 0.4
-"""Of the time: is kept for the long run."""
 RESERVE = 0.02
 """Share of the time kept for the test images and the report."""
 NOTED_EVERY = 2.0
@@ -144,8 +137,6 @@ class _Search:
     """Trials of an earlier start, until this one comes to them: it decides in the same order, so it decides the same."""
     stuck: set[str] = field(default_factory=set)
     """Paused trials that cannot go on in the time."""
-    kept: float = 0.0
-    """Seconds that the search does not spend yet."""
     pace: list[float] = field(default_factory=list)
     """log(real / predicted seconds) of the finished trials."""
     training: dict[str, _Training] = field(default_factory=dict)
@@ -158,7 +149,7 @@ class _Search:
         return self.spent_before + time.monotonic() - self.started
 
     def time_left(self) -> float:
-        return self.budget.seconds * (1 - RESERVE) - self.kept - self.spent()
+        return self.budget.seconds * (1 - RESERVE) - self.spent()
 
     def epochs_left(self) -> float:
         trained = {**self.trials, **self.earlier}.values()
@@ -234,13 +225,9 @@ def search(
             raise PluginError(f"tracker {tracker.name!r} cannot begin: {type(error).__name__}: {error}") from error
     interrupted = False
     try:
-        state.kept = LONG_SHARE * budget.seconds if math.isfinite(budget.seconds) else 0.0
         _look(state)
         for item in _entrants(state):
             _advance(state, item, _rung(item.candidate))
-        _go_on(state)
-        state.kept = 0.0
-        _train_long(state, spaces)
         _go_on(state)
     except KeyboardInterrupt:
         interrupted = True
@@ -312,22 +299,6 @@ def _go_on(state: _Search) -> None:
             _await(state)  # what comes of it may leave room for more
         elif not _advance(state, item, _rung(item.candidate) if _id(state, item) not in state.trials else math.inf):
             state.stuck.add(_id(state, item))
-
-
-def _train_long(state: _Search, spaces: Mapping[str, Space]) -> None:
-    """The best recipe with a longer schedule, if the time is limited and holds one; an earlier start's goes on."""
-    path = state.folder / LONG_RUN
-    if path.exists():
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        seconds = state.time_left()
-        found = long_run(state.trials.values(), state.growth, spaces, seconds=seconds) if math.isfinite(seconds) else None
-        if found is None:
-            return
-        facts = {"candidate": asdict(found[0]), "seconds": found[1]}
-        write_text(path, json.dumps(facts))
-    candidate = Candidate(**facts["candidate"])
-    _advance(state, Ranked(candidate, 0.0, 0.0, 1.0, facts["seconds"], 0.0), math.inf)
 
 
 def _next(state: _Search) -> Ranked | None:
@@ -409,8 +380,7 @@ def _observed(state: _Search) -> list[Observed]:
         if trial.score is not None
     ]
     for one in state.training.values():
-        if state.surrogate.knows(one.item.candidate):  # a long run is none of the ranking
-            seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen)))
+        seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen)))
     return seen
 
 

@@ -118,10 +118,6 @@ class Surrogate:
         below = 0.5 * (1 + np.array([math.erf(value / math.sqrt(2)) for value in away]))
         return np.asarray(spread * (away * below + np.exp(-(away**2) / 2) / math.sqrt(2 * math.pi)))
 
-    def knows(self, candidate: Candidate) -> bool:
-        """Whether it is one of the items."""
-        return candidate.id in self._place
-
     def expected(self, candidate: Candidate, observed: Sequence[Observed]) -> float:
         """The score that is believed of an item, 0–1."""
         mean, _ = self.believe(observed)

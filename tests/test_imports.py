@@ -45,7 +45,6 @@ LAYERS = (
     {"profiling"},
     {"cost"},
     {"explain", "trials", "surrogate"},
-    {"longrun"},
     {"ranker", "halving", "campaign", "comparison", "unfreezing", "remote"},
     {"adviser", "report"},
     {"api", "testing", "scaffold"},
