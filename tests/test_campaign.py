@@ -69,6 +69,7 @@ def test_candidates_are_sampled_from_everything_by_seed() -> None:
     assert not any(known[candidate.strategy].needs for candidate in chosen), "the task brings nothing but its images"
 
 
+@pytest.mark.slow
 def test_only_gaps_are_filled() -> None:
     said: list[str] = []
     with open_history() as history:

@@ -176,6 +176,7 @@ def test_the_gap_of_a_domain_with_itself_is_small(shift: Task) -> None:
         assert within[name] < apart[name]
 
 
+@pytest.mark.slow
 def test_the_report_shows_both_domains_before_and_after(shift: Task, tmp_path: Path) -> None:
     trial, fitted = trained(shift, "deep-coral", tmp_path, epochs=3)
     backbone = catalogue()[QUICK]

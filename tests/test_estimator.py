@@ -51,7 +51,7 @@ def test_fit_predict_and_what_is_learnt(digits: tuple[np.ndarray, np.ndarray]) -
     [
         pytest.param("grey array", marks=pytest.mark.slow),
         pytest.param("colour array", marks=pytest.mark.slow),
-        "pictures",
+        pytest.param("pictures", marks=pytest.mark.slow),
         "paths",
     ],
 )

@@ -90,6 +90,7 @@ def test_kill_minus_nine(kills: int, images: Path, tmp_path: Path, monkeypatch: 
     np.testing.assert_array_equal(predict(out, unseen).probabilities, predict(tmp_path / "whole", unseen).probabilities)
 
 
+@pytest.mark.slow
 def test_interrupt_from_the_keyboard_ends_cleanly(images: Path, tmp_path: Path) -> None:
     process = start(images, tmp_path / "run", tmp_path / "home")
     deadline = time.monotonic() + 300

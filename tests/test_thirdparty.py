@@ -55,6 +55,7 @@ def test_one_that_cannot_be_imported_is_named_and_breaks_nothing(command: Comman
     assert "'unimportable' of automl_tl_extra 0.3 is left out" in done.stderr
 
 
+@pytest.mark.slow
 def test_it_is_ranked(command: Command) -> None:
     ranking = facts(command("recommend", "digits", "--backbone", BACKBONE, "--top", 1000, "--json"))["ranking"]
     assert "nearest-centre" in {item["candidate"]["strategy"] for item in ranking}
