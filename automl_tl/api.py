@@ -140,17 +140,22 @@ def recommend(
     ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
     looked = tuple(shortlist(ranking, at_hand, size=LOOKED_AT))
     second = _profile_task(task, at_hand, look=looked, seed=seed, progress=progress)
-    finer = propose(
-        at_hand,
-        known,
-        seed=seed,
-        per_pair=SETTINGS,
-        met=met,
-        required=required,
-        only_strategies=strategies,
-        only_backbones=looked,
-    )
-    ranking = _rank(ranker, finer, second, at_hand, cost_model, stage=2)
+    finer = [
+        candidate
+        for near in (False, True)
+        for candidate in propose(
+            at_hand,
+            known,
+            seed=seed,
+            per_pair=SETTINGS,
+            near=near,
+            met=met,
+            required=required,
+            only_strategies=strategies,
+            only_backbones=looked,
+        )
+    ]
+    ranking = _rank(ranker, list({one.id: one for one in finer}.values()), second, at_hand, cost_model, stage=2)
     return Advice(replace(second, warnings=(*second.warnings, *_omissions(known, task))), ranking, at_hand)
 
 

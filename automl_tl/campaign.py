@@ -65,6 +65,8 @@ class Plan:
     strategies: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
     """Empty: all."""
+    near: bool = False
+    """Settings differ from the defaults in a few hyperparameters only; otherwise they are drawn from the whole space."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Relative number of trials of a strategy, 1 where nothing is said."""
 
@@ -259,6 +261,7 @@ def sample_candidates(plan: Plan, task: Task, backbones: Mapping[str, Backbone])
         backbones,
         known,
         seed=plan.seed,
+        near=plan.near,
         only_strategies=plan.strategies or None,
         only_backbones=plan.backbones or None,
     )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 POOL = 512
 """Draws of a strategy's space that all backbones share: 100,000 candidates then take one second, not ten."""
+KEPT = 0.7
+"""Share of its hyperparameters in which a draw near the defaults does not differ from them."""
 
 
 def propose(
@@ -23,12 +25,15 @@ def propose(
     *,
     seed: int,
     per_pair: int = 8,
+    near: bool = False,
     met: frozenset[str] = frozenset(),
     required: frozenset[str] = frozenset(),
     only_strategies: Collection[str] | None = None,
     only_backbones: Collection[str] | None = None,
 ) -> list[Candidate]:
     """Every backbone × every strategy that suits × (its defaults, then draws of its space, `per_pair` in all).
+
+    The draws come from the whole space or, with `near`, from around the defaults.
 
     A strategy suits if its needs are `met` and include what is `required`; settings that need more are left out.
 
@@ -40,7 +45,7 @@ def propose(
         if required <= strategy.needs <= met and (only_strategies is None or name in only_strategies)
     }
     names = [name for name in backbones if only_backbones is None or name in only_backbones]
-    pools = {name: _pool(strategy, f"{seed}/{name}", met) for name, strategy in chosen.items()}  # type: ignore[arg-type]
+    pools = {name: _pool(strategy, f"{seed}/{name}", met, KEPT if near else 0.0) for name, strategy in chosen.items()}  # type: ignore[arg-type]
     return [
         Candidate(backbone, strategy, values)
         for backbone in names
@@ -50,10 +55,10 @@ def propose(
 
 
 @lru_cache(64)
-def _pool(strategy: type[Strategy], seed: str, met: frozenset[str]) -> list[dict[str, Value]]:
+def _pool(strategy: type[Strategy], seed: str, met: frozenset[str], kept: float) -> list[dict[str, Value]]:
     """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose. Drawn once."""
     space = strategy.space
-    draws = [draw(space, f"{seed}/{index}") for index in range(POOL)] if space else []
+    draws = [draw(space, f"{seed}/{index}", kept=kept) for index in range(POOL)] if space else []
     fit = [values for values in (defaults(space), *draws) if strategy.requires(values) <= met]
     return list({tuple(values.items()): values for values in fit}.values())
 

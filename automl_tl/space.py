@@ -97,8 +97,10 @@ def defaults(space: Space) -> dict[str, Value]:
     return {name: parameter.default for name, parameter in space.items()}
 
 
-def draw(space: Space, seed: str) -> dict[str, Value]:
+def draw(space: Space, seed: str, *, kept: float = 0.0) -> dict[str, Value]:
     """One random point. Each hyperparameter has a stream of its own, so that a new one does not move the others'.
+
+    A hyperparameter keeps its default with probability `kept`: of many that are drawn at once, one is bad more often than not.
 
     >>> draw({"rate": Float(1e-4, 1e-1, 1e-2, log=True)}, "seed")["rate"] == \\
     ...     draw({"alpha": Int(0, 9, 0), "rate": Float(1e-4, 1e-1, 1e-2, log=True)}, "seed")["rate"]
@@ -107,7 +109,8 @@ def draw(space: Space, seed: str) -> dict[str, Value]:
     values = {}
     for name, parameter in space.items():
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        values[name] = parameter.draw(random.Random(int.from_bytes(digest[:8], "big")))
+        rng = random.Random(int.from_bytes(digest[:8], "big"))
+        values[name] = parameter.default if kept and rng.random() < kept else parameter.draw(rng)
     return values
 
 
