@@ -49,7 +49,11 @@ LAYERS = (
     {"adviser", "report"},
     {"api", "testing", "scaffold"},
     {"estimator", "study", "service"},
+    {"cli.console", "cli.options"},
+    {"cli.findings"},
+    {"cli.federate", "cli.history", "cli.plugins", "cli.runs", "cli.serving", "cli.study", "cli.training", "cli.zoo"},
     {"cli"},
+    {"cli.__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALLOWED = {("strategy", "loop")}
@@ -59,7 +63,9 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 
 
 def module_of(path: Path) -> str:
-    return path.relative_to(ROOT / "automl_tl").parts[0].removesuffix(".py")
+    """The name that has the layer: each module of the command line has its own, another package has one for all."""
+    package, *inner = path.relative_to(ROOT / "automl_tl").with_suffix("").parts
+    return f"cli.{inner[0]}" if package == "cli" and inner != ["__init__"] else package
 
 
 def imported(path: Path) -> set[str]:
@@ -72,9 +78,10 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             source = node.module or ""
-            inside = path.is_relative_to(ROOT / "automl_tl")
-            if inside and node.level == 1 and path.parent.name == "automl_tl":
-                found |= {source.split(".")[0]} if source else {alias.name for alias in node.names}
+            if node.level == 1 and path.is_relative_to(ROOT / "automl_tl"):
+                names = {source.split(".")[0]} if source else {alias.name for alias in node.names}
+                package = ".".join(path.relative_to(ROOT / "automl_tl").parent.parts)
+                found |= {f"{package}.{name}" if package else name for name in names}
             elif source == "automl_tl":
                 found |= {alias.name for alias in node.names}
             elif source.startswith("automl_tl."):

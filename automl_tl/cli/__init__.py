@@ -1,0 +1,57 @@
+"""The command line: each verb is one call of the API, then a table or JSON. `--help` lists them in the order they have here."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from automl_tl.errors import AutomlError
+
+from . import federate, history, plugins, study, zoo
+from .runs import compare, evaluate, export, predict
+from .serving import serve
+from .study import unfreeze_study
+from .training import fit, profile, recommend
+
+app = typer.Typer(
+    help="Which pretrained backbone, which transfer strategy, which hyperparameters: answered from experience.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (fit, recommend, profile, predict, serve, evaluate, compare, export, unfreeze_study):
+    app.command()(command)
+app.add_typer(history.group, name="history")
+app.add_typer(zoo.group, name="zoo")
+app.add_typer(plugins.group, name="plugins")
+app.add_typer(study.group, name="study")
+app.add_typer(federate.group, name="federate")
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 wrong use or bad input, 1 our fault."""
+    import os
+    import warnings
+
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    if not os.environ.get("AUTOML_TL_DEBUG"):
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("default", category=UserWarning, message=r".*(plugin|Plugin).*")
+    try:
+        app()
+    except AutomlError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, SystemExit) as end:  # typer makes the one the other
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
+        _fail("interrupted; the same command goes on where it stopped", 130)
+    except Exception as error:  # our fault: say so in one line; the traceback is for those who ask
+        if os.environ.get("AUTOML_TL_DEBUG"):
+            raise
+        _fail(f"internal error: {type(error).__name__}: {error} (AUTOML_TL_DEBUG=1 shows where; please report it)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,65 @@
+"""What commands print with: a line, JSON, a table, a bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from automl_tl.api import Progress
+
+
+def say(text: str) -> None:
+    """A line of work that goes on: at once, also where nobody sits at a terminal."""
+    print(text, flush=True)
+
+
+def print_json(facts: Any) -> None:
+    import json
+
+    print(json.dumps(facts, indent=1, default=str))
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def figure(value: float | None) -> str:
+    """Nothing where there is no value: most tables have gaps."""
+    return "" if value is None else f"{value:.4g}"
+
+
+@contextmanager
+def progress_bars(silent: bool) -> Iterator[Progress | None]:
+    """A bar for each step that takes time; silent for programs."""
+    if silent or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    bars = Bars(console=Console(stderr=True), transient=True)
+    known: dict[str, Any] = {}
+
+    def step(what: str, done: int, total: int) -> None:
+        if what not in known:
+            bars.start()
+            known[what] = bars.add_task(what, total=total)
+        bars.update(known[what], completed=done)
+        if all(task.finished for task in bars.tasks):
+            bars.stop()
+
+    try:
+        yield step
+    finally:
+        bars.stop()

@@ -1,0 +1,131 @@
+"""What a run of `fit` is good for: `predict`, `evaluate`, `compare` and `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import figure, print_json, print_table
+from .options import AsJson, Images, Seed, location
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`, or what `export` wrote.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images (labels are not needed), or one image.")],
+    out: Annotated[Path | None, typer.Option(help="Write a CSV: path, label, confidence, one column a class.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Classify new images with the winner of a run."""
+    from automl_tl import api
+
+    predictions = api.predict(run, images)
+    if out is not None:
+        api.write_predictions(predictions, out)
+    if json:
+        print_json(
+            [
+                {"path": where, "label": label, "confidence": float(row.max())}
+                for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True)
+            ]
+        )
+    elif out is not None:
+        print(f"{len(predictions.where)} predictions written to {out}")
+    else:
+        rows = zip(predictions.where, predictions.labels, predictions.probabilities, strict=True)
+        print_table("", ("image", "class", "confidence"), [(where, label, f"{row.max():.3f}") for where, label, row in rows])
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    images: Images,
+    classes: Annotated[bool, typer.Option("--classes", help="A row for each class, too.")] = False,
+    corruptions: Annotated[bool, typer.Option("--corruptions", help="Accuracy on noisy, blurred, foggy … copies, too.")] = False,
+    robust: Annotated[
+        str | None, typer.Option(help="Also attack: every pixel may change by up to this, such as 8/255 (takes minutes).")
+    ] = None,
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> None:
+    """Judge the winner of a run on labelled images that it has not seen."""
+    from dataclasses import asdict
+
+    from automl_tl import api
+    from automl_tl.along import fraction
+
+    judgement = api.judge_model(run, location(images))
+    robustness = api.judge_corrupted(judgement, seed=seed) if corruptions else None
+    attacked = api.judge_attacked(run, judgement, fraction(robust, "--robust")) if robust is not None else {}
+    if json:
+        facts: dict[str, Any] = {**judgement.scores, **attacked, "intervals": judgement.intervals}
+        facts |= {"classes": [asdict(row) for row in judgement.classes]} if classes else {}
+        facts |= {"corruptions": {**asdict(robustness), "mean": robustness.mean}} if robustness else {}
+        print_json(facts)
+        return
+    ranges = {name: f"{low:.4f}–{high:.4f}" for name, (low, high) in judgement.intervals.items()}
+    rows = [(name, f"{value:.4f}", ranges.get(name, "")) for name, value in (judgement.scores | attacked).items()]
+    print_table("", ("score", "value", "95 % interval"), rows)
+    if classes:
+        cells = [(c.name, str(c.images), figure(c.recall), figure(c.precision), figure(c.f1)) for c in judgement.classes]
+        print_table("", ("class", "images", "recall", "precision", "F1"), cells)
+    if robustness:
+        found = [(name, *(f"{value:.3f}" for value in values)) for name, values in robustness.accuracy.items()]
+        print_table("Accuracy by corruption and severity", ("corruption", "1", "2", "3", "4", "5"), found)
+        print(f"mean corruption accuracy {robustness.mean:.3f} on {robustness.images} images, clean {robustness.clean:.3f}")
+
+
+def compare(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="score=50, latency=1, size=1, training=1; those not named weigh nothing (repeatable)."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """The trials of a run by accuracy, latency, size and training time at once; who is on the Pareto front."""
+    from dataclasses import asdict
+
+    from automl_tl import api
+    from automl_tl.evaluation.combined import read_weights
+
+    found = api.compare(run, weights=read_weights(weight or ()))
+    if json:
+        print_json([{**asdict(one), "trial": one.trial.id, "candidate": asdict(one.trial.candidate)} for one in found])
+        return
+    rows = [
+        (
+            one.trial.id,
+            f"{one.trial.candidate.strategy} on {one.trial.candidate.backbone}",
+            f"{one.combined:.3f}",
+            "yes" if one.front else "",
+            f"{one.standing.score:.3f}",
+            f"{1000 * one.standing.latency:.3g}",
+            f"{one.standing.size / 1e6:.1f}",
+            f"{one.standing.training:.1f}",
+        )
+        for one in found
+    ]
+    print_table("", ("trial", "candidate", "combined", "front", "accuracy", "ms an image", "MB", "training, s"), rows)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    to: Annotated[str, typer.Option(help="timm, onnx, torch (torch.export) or hub.")],
+    out: Annotated[str | None, typer.Option(help="Folder (default: RUN/exports/FORM), or OWNER/NAME on the hub.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make and check all of it, but keep and send nothing.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Bring the winner of a run into a form that other programs use; `predict` takes it, too."""
+    from dataclasses import asdict
+
+    from automl_tl import api
+
+    exported = api.export(run, to=to, out=out, dry_run=dry_run)
+    if json:
+        print_json(asdict(exported))
+        return
+    verb = ("sent to" if to == "hub" else "written to") if exported.written else "nothing kept or sent; would go to"
+    print(f"{verb} {exported.where}:")
+    print_table("", ("file", "bytes"), [(name, f"{size:,}") for name, size in exported.files.items()])
+    print(f"Largest difference of a probability from the run's network: {exported.largest_difference:.2g}")

@@ -1,0 +1,92 @@
+"""Experiments about transfer itself: `study …` and `unfreeze-study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import figure, print_json, print_table, progress_bars
+from .options import AsJson, Images, Seed, ZooName, location
+
+group = typer.Typer(help="Experiments about transfer itself.", no_args_is_help=True)
+
+
+@group.command("data")
+def study_data(
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder of the study. The same call goes on in it.")] = Path("runs/study"),
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with a choice of images of its own.")] = 3,
+    strategy: Annotated[str | None, typer.Option(help="Way of transfer to study; the advice's first where not given.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Network to study; the advice's first where not given.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Train every run for so many epochs.")] = None,
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> None:
+    """The score at 5, 10, 25, 50 and 100 % of the data, transferred against from scratch; the data that transfer saves."""
+    from automl_tl import study
+
+    with progress_bars(json) as progress:
+        found = study.study_data(
+            location(images),
+            out=out,
+            seeds=seeds,
+            strategy=strategy,
+            backbone=backbone,
+            epochs=epochs,
+            seed=seed,
+            progress=progress,
+        )
+    if json:
+        print_json(study.facts_of(found))
+        return
+    rows = [(f"{share:.0%}", str(count), *(figure(score) for score in means)) for share, count, means in study.means_of(found)]
+    print_table("Test accuracy, mean of the seeds", ("data", "training images", "transferred", "from scratch"), rows)
+    print(study.saving_in_words(found))
+    print(f"Page: {out / 'study.html'}")
+
+
+def unfreeze_study(
+    images: Images,
+    backbone: Annotated[str | None, typer.Option(help="Of the zoos at hand; else the one that is recommended first.")] = None,
+    zoo: ZooName = None,
+    source: Annotated[
+        str | None, typer.Option(help="Images that the backbone was pretrained on, to see what it forgets of them.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=2, help="Of each depth.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for the page, the picture (SVG) and the figures (JSON).")] = Path(
+        "runs/unfreezing"
+    ),
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> None:
+    """How many layers to unfreeze: accuracy, forgetting and cost of every depth, drawn."""
+    from dataclasses import asdict
+
+    from automl_tl import api
+    from automl_tl.report.unfreezing import conclusion, report_study
+
+    with progress_bars(json) as progress:
+        where = None if source is None else location(source)
+        study = api.study_unfreezing(
+            location(images), backbone=backbone, zoo=zoo, source=where, epochs=epochs, seed=seed, progress=progress
+        )
+    page = report_study(study, out)
+    if json:
+        print_json({**asdict(study), "enough": study.enough, "page": str(page)})
+        return
+    rows = [
+        (
+            str(depth.groups),
+            f"{depth.parameters:,}",
+            f"{depth.score:.3f}",
+            figure(depth.changed),
+            figure(depth.drift),
+            f"{depth.seconds:.1f}",
+        )
+        for depth in study.depths
+    ]
+    print_table("", ("groups", "parameters", "accuracy", "source head changed", "drift", "seconds"), rows)
+    print(conclusion(study))
+    print(f"Report: {page}")
