@@ -6,6 +6,7 @@ not run again, so a campaign that was stopped goes on, and a larger plan fills o
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import tempfile
@@ -20,11 +21,12 @@ import numpy as np
 
 from . import registry
 from .backbones import catalogue
-from .candidates import propose
+from .candidates import PER_PAIR, propose
 from .data import altered, load_task, subset
 from .errors import InputError, WorkerLost
 from .history import History
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
+from .space import Space, Value, check
 from .workers import open_workers, results
 
 COPY_SIDE = 128
@@ -67,6 +69,8 @@ class Plan:
     """Empty: all."""
     near: bool = False
     """Settings differ from the defaults in a few hyperparameters only; otherwise they are drawn from the whole space."""
+    settings: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Values that these hyperparameters take in all combinations, the others at their defaults. Empty: draws."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Relative number of trials of a strategy, 1 where nothing is said."""
 
@@ -94,6 +98,7 @@ def read_plan(path: Path) -> Plan:
         tasks = tuple(TaskPlan(**task) for task in facts.pop("tasks"))
         for name in ("strategies", "backbones"):
             facts[name] = tuple(facts.get(name, ()))
+        facts["settings"] = {name: tuple(values) for name, values in facts.get("settings", {}).items()}
         return Plan(tasks=tasks, **facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the plan {path}: {error}; see metadb/plan.json for an example") from None
@@ -254,6 +259,14 @@ def _proportionally(part: np.ndarray, labels: np.ndarray, most: int) -> np.ndarr
     return np.concatenate([share[: max(1, round(len(share) * most / len(part)))] for share in shares])
 
 
+def _contrasts(plain: Candidate, plan: Plan, space: Space) -> list[Candidate]:
+    """A candidate at its defaults in all combinations of the plan's settings that its strategy knows."""
+    names = [name for name in plan.settings if name in space]
+    combinations = itertools.product(*(plan.settings[name] for name in names))
+    changed = [check(space, {**plain.hyperparameters, **dict(zip(names, values, strict=True))}) for values in combinations]
+    return [replace(plain, hyperparameters=values) for values in changed]
+
+
 def sample_candidates(plan: Plan, task: Task, backbones: Mapping[str, Backbone]) -> list[Candidate]:
     """`plan.trials` candidates: every backbone and strategy in turn, defaults first, then draws; not only the good ones."""
     known = registry.strategies()
@@ -261,10 +274,13 @@ def sample_candidates(plan: Plan, task: Task, backbones: Mapping[str, Backbone])
         backbones,
         known,
         seed=plan.seed,
+        per_pair=1 if plan.settings else PER_PAIR,
         near=plan.near,
         only_strategies=plan.strategies or None,
         only_backbones=plan.backbones or None,
     )
+    if plan.settings:
+        proposed = [one for plain in proposed for one in _contrasts(plain, plan, known[plain.strategy].space)]
     pairs: dict[tuple[str, str], list[Candidate]] = {}
     for candidate in proposed:
         backbone = backbones[candidate.backbone]

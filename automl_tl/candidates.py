@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 POOL = 512
 """Draws of a strategy's space that all backbones share: 100,000 candidates then take one second, not ten."""
+PER_PAIR = 8
+"""Settings of each pair of backbone and strategy."""
 KEPT = 0.7
 """Share of its hyperparameters in which a draw near the defaults does not differ from them."""
 
@@ -24,7 +26,7 @@ def propose(
     strategies: Mapping[str, type[Strategy]],
     *,
     seed: int,
-    per_pair: int = 8,
+    per_pair: int = PER_PAIR,
     near: bool = False,
     met: frozenset[str] = frozenset(),
     required: frozenset[str] = frozenset(),
