@@ -159,6 +159,13 @@ def recommend(
     return Advice(replace(second, warnings=(*second.warnings, *_omissions(known, task))), ranking, at_hand)
 
 
+def _command() -> str:
+    """As it can be typed again: `python -m automl_tl.cli` is named as what it is short for."""
+    program = Path(sys.argv[0])
+    ours = program.parts[-3:] == ("automl_tl", "cli", "__main__.py")
+    return shlex.join(["automl-tl" if ours else program.name, *sys.argv[1:]])
+
+
 def _of_earlier(task: Task, asked: Sequence[str]) -> dict[str, Backbone]:
     """The one backbone that a task after another goes on with: what is known lies in the earlier model's weights.
 
@@ -279,7 +286,7 @@ def fit(
             trackers=chosen,
             remember=kinds,
             exemplars=exemplars,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=_command(),
             workers=workers,
         )
     from .report.outcome import report_outcome

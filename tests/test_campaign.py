@@ -22,6 +22,7 @@ from automl_tl.errors import InputError
 from automl_tl.history import open_history
 from automl_tl.images import read_image
 from automl_tl.registry import strategies
+from automl_tl.space import defaults
 
 DIGITS = TaskPlan("few digits", "digits", "digits", per_class=8, most_judged=60)
 PLAN = Plan((DIGITS,), trials=3, strategies=("linear-probe",), backbones=(TINY, QUICK))
@@ -67,6 +68,34 @@ def test_candidates_are_sampled_from_everything_by_seed() -> None:
     assert len({candidate.strategy for candidate in chosen}) >= 8
     known = strategies()
     assert not any(known[candidate.strategy].needs for candidate in chosen), "the task brings nothing but its images"
+
+
+def test_contrasts_change_only_what_the_plan_names() -> None:
+    task, backbones = make_task(Path("."), DIGITS), catalogue()
+    settings = {"epochs": (12, 24), "norms": ("still", "moving"), "penalty": (0.1, 1.0)}
+    only = ("resnet10t_24.tiny_imagenet_64",)
+    plan = Plan(
+        (DIGITS,), trials=99, most_multiply_adds=1e15, strategies=("fine-tuning", "lda"), backbones=only, settings=settings
+    )
+    chosen = sample_candidates(plan, task, backbones)
+    tuned = [candidate.hyperparameters for candidate in chosen if candidate.strategy == "fine-tuning"]
+    plain = defaults(strategies()["fine-tuning"].space)
+    assert sorted((values["epochs"], values["norms"]) for values in tuned) == [
+        (12, "moving"),
+        (12, "still"),
+        (24, "moving"),
+        (24, "still"),
+    ]
+    assert all({**values, "epochs": plain["epochs"], "norms": plain["norms"]} == plain for values in tuned)
+    assert [c.hyperparameters for c in chosen if c.strategy == "lda"] == [defaults(strategies()["lda"].space)], (
+        "knows none of them"
+    )
+
+
+def test_a_setting_outside_its_range_is_named() -> None:
+    plan = Plan((DIGITS,), trials=1, strategies=("fine-tuning",), settings={"epochs": (0,)})
+    with pytest.raises(InputError, match="epochs"):
+        sample_candidates(plan, make_task(Path("."), DIGITS), catalogue())
 
 
 @pytest.mark.slow

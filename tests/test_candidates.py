@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from automl_tl_plugins.strategies.fine_tuning import FineTuning
 from synthetic import STRATEGIES, Tuning, make_backbone
 
 from automl_tl.candidates import propose
@@ -35,6 +36,16 @@ def test_every_pair_comes_with_its_defaults_first() -> None:
         assert len({candidate.id for candidate in candidates}) == len(candidates) == (1 if strategy == "probe" else 8)
         for candidate in candidates:
             check(STRATEGIES[strategy].space, candidate.hyperparameters)
+
+
+def test_draws_near_the_defaults_change_few_values() -> None:
+    plain = defaults(FineTuning.space)
+
+    def changed(near: bool) -> float:
+        drawn = propose(BACKBONES, {"fine-tuning": FineTuning}, seed=0, per_pair=100, near=near)
+        return sum(c.hyperparameters[name] != plain[name] for c in drawn for name in plain) / len(drawn) / len(plain)
+
+    assert 0.1 < changed(True) < 0.35 < 0.5 < changed(False)
 
 
 def test_a_small_space_gives_no_candidate_twice() -> None:

@@ -26,7 +26,7 @@ class FineTuning(Strategy):
     space = {
         "rate": Float(3e-4, 2e-2, 2e-3, log=True),
         "backbone_rate": Float(0.1, 1.0, 0.3, log=True),
-        "epochs": Int(3, 40, 12),
+        "epochs": Int(3, 60, 24),
         "batch_size": Choice((16, 32, 64), 32),
         "norms": Choice(("still", "moving"), "still"),
         "weight_decay": Float(1e-4, 0.3, 0.02, log=True),

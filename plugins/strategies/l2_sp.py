@@ -28,7 +28,7 @@ class StartingPoint(Strategy):
         "backbone_rate": Float(0.1, 1.0, 0.3, log=True),
         "alpha": Float(1e-4, 1.0, 0.01, log=True),
         "beta": Float(1e-4, 0.1, 0.01, log=True),
-        "epochs": Int(3, 40, 12),
+        "epochs": Int(3, 60, 24),
         "batch_size": Choice((16, 32, 64), 32),
         "norms": Choice(("still", "moving"), "still"),
         "label_smoothing": Float(0.0, 0.2, 0.0),
