@@ -33,15 +33,16 @@ from .experience import Experience
 from .exports import Exported, export_run
 from .exports.predictor import Predictor, open_predictor
 from .facts import backbone_of, profile_of
-from .halving import follow, read_trial
 from .halving import search as search
 from .history import History, open_history
 from .home import cache, write_text
 from .hookspecs import Tracker
 from .objectives import REQUIRED, brings, left_out
 from .profiling import profile_task as _profile_task
+from .progress import read_trial
 from .ranker import Ranker, rank, ranker_for, shortlist
 from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
+from .steps import follow
 from .workers import open_workers
 
 if TYPE_CHECKING:

@@ -49,9 +49,9 @@ from automl_tl.candidates import propose
 from automl_tl.errors import AutomlError, BudgetError
 from automl_tl.experience import Experience
 from automl_tl.extras import require
-from automl_tl.halving import RESERVE
 from automl_tl.history import open_history
 from automl_tl.objectives import brings
+from automl_tl.progress import RESERVE
 from automl_tl.registry import strategies
 from automl_tl.space import Choice, Float, Int, Space, Value
 from automl_tl.trials import Limits, judge_on_test, run_trial

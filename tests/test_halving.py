@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from small import QUICK, TINY, arrays, digits
 
-from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, fit, halving, predict, search
+from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, fit, predict, search, steps
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
+from automl_tl.crowning import RULE
 from automl_tl.errors import BudgetError
-from automl_tl.halving import RULE
 from automl_tl.history import open_history
 from automl_tl.model import load
 from automl_tl.records import TEST
@@ -132,7 +132,7 @@ def test_a_search_that_was_killed_decides_as_if_it_had_not_been(
     items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
     items.append(ranked("fine-tuning", TINY, 0.8, epochs=4))
     whole = run(items, tmp_path / "a", "3 trials + 8 epochs")
-    calls, train = [0], halving.run_trial
+    calls, train = [0], steps.run_trial
 
     def killed(*arguments: object, **options: object) -> object:
         calls[0] += 1
@@ -140,10 +140,10 @@ def test_a_search_that_was_killed_decides_as_if_it_had_not_been(
             raise SystemExit
         return train(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(halving, "run_trial", killed)
+    monkeypatch.setattr(steps, "run_trial", killed)
     with pytest.raises(SystemExit):
         run(items, tmp_path / "b", "3 trials + 8 epochs")
-    monkeypatch.setattr(halving, "run_trial", train)
+    monkeypatch.setattr(steps, "run_trial", train)
     resumed = run(items, tmp_path / "b", "3 trials + 8 epochs")
     reached = [{trial.id: (trial.status, len(trial.curve)) for trial in outcome.trials} for outcome in (whole, resumed)]
     assert reached[0] == reached[1]
@@ -152,13 +152,13 @@ def test_a_search_that_was_killed_decides_as_if_it_had_not_been(
 
 def test_a_trial_that_went_on_without_getting_better_can_still_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its best epoch lies before the pause: the model is that of the paused trial, and it cost more seconds."""
-    train, paused = halving.run_trial, dict[str, Mapping[str, float]]()
+    train, paused = steps.run_trial, dict[str, Mapping[str, float]]()
 
     def gets_no_better(task: Task, candidate: Candidate, *others: Any, **named: Any) -> tuple[Trial, Fitted | None]:
         trial, fitted = train(task, candidate, *others, **named)
         return replace(trial, validation=paused.setdefault(trial.id, trial.validation)), fitted
 
-    monkeypatch.setattr(halving, "run_trial", gets_no_better)
+    monkeypatch.setattr(steps, "run_trial", gets_no_better)
     items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
     items.append(ranked("fine-tuning", TINY, 0.8, epochs=4))
     outcome = run(items, tmp_path, "3 trials + 8 epochs")
@@ -171,7 +171,7 @@ def test_a_trial_that_went_on_without_getting_better_can_still_win(tmp_path: Pat
 
 def test_a_paused_trial_that_fails_later_takes_no_model_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe that stood second is the winner then, and has its model."""
-    train, begun = halving.run_trial, set[str]()
+    train, begun = steps.run_trial, set[str]()
 
     def fails_when_taken_up_again(task: Task, candidate: Candidate, *others: Any, **named: Any) -> tuple[Trial, Fitted | None]:
         trial, fitted = train(task, candidate, *others, **named)
@@ -182,7 +182,7 @@ def test_a_paused_trial_that_fails_later_takes_no_model_with_it(tmp_path: Path, 
             trial = replace(trial, validation={**trial.validation, "accuracy": 0.1})
         return trial, fitted
 
-    monkeypatch.setattr(halving, "run_trial", fails_when_taken_up_again)
+    monkeypatch.setattr(steps, "run_trial", fails_when_taken_up_again)
     tuned = ranked("fine-tuning", QUICK, 0.9, rate=0.005, epochs=12)
     outcome = run([tuned, ranked("linear-probe", TINY, 0.8)], tmp_path, "2 trials")
     assert {trial.candidate.strategy: trial.status for trial in outcome.trials} == {
@@ -212,14 +212,14 @@ def test_the_same_seed_says_the_same_twice_in_one_home(tmp_path: Path) -> None:
 
 
 def test_interruption_ends_with_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = halving.run_trial
+    trained = steps.run_trial
 
     def interrupted(task: object, candidate: Candidate, *rest: object, **options: object) -> object:
         if candidate.backbone == QUICK:
             raise KeyboardInterrupt
         return trained(task, candidate, *rest, **options)
 
-    monkeypatch.setattr(halving, "run_trial", interrupted)
+    monkeypatch.setattr(steps, "run_trial", interrupted)
     items = [ranked("linear-probe", TINY, 0.9), ranked("linear-probe", QUICK, 0.8)]
     outcome = run(items, tmp_path, "2 trials")
     assert outcome.rule.startswith("interrupted; ")
@@ -246,7 +246,7 @@ def test_two_workers_keep_the_budget_and_go_on_where_they_were_stopped(tmp_path:
     items = [ranked("linear-probe", QUICK, 0.95, seconds=0.1)]
     items += [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=3) for i in range(3)]
     trained: list[tuple[str, float]] = []
-    train = halving.run_trial
+    train = steps.run_trial
 
     def counted(task: Task, candidate: Candidate, *others: Any, **named: Any) -> tuple[Trial, Fitted | None]:
         if len(trained) == 3:
@@ -255,11 +255,11 @@ def test_two_workers_keep_the_budget_and_go_on_where_they_were_stopped(tmp_path:
         trained.append((trial.id, trial.curve[-1].epoch))
         return trial, fitted
 
-    monkeypatch.setattr(halving, "run_trial", counted)
+    monkeypatch.setattr(steps, "run_trial", counted)
     first = run(items, tmp_path, "4 trials + 6 epochs", workers=InTurn(2))
     assert first.interrupted
     before = list(trained)
-    monkeypatch.setattr(halving, "run_trial", train)
+    monkeypatch.setattr(steps, "run_trial", train)
     two = InTurn(2)
     outcome = run(items, tmp_path, "4 trials + 6 epochs", workers=two)
     assert two.most == 2

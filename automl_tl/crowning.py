@@ -1,0 +1,68 @@
+"""The end of a search: its winner chosen, cooled, judged on the test images and saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import memory, model
+from .errors import BudgetError
+from .evaluation.calibration import choose_temperature
+from .progress import Search, record_trial, standing
+from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Trial
+from .trials import judge_on_test, pixels_of, probabilities_on
+
+RULE = (
+    "best validation accuracy; ties go to the lower validation log-loss, then to the fewer seconds; "
+    "kept as it was at its best epoch; the test images were used once, for this winner alone"
+)
+
+
+def crown(state: Search) -> tuple[Trial, dict[str, int]]:
+    """The winner, its confidence set right on the validation images, judged on the test images, its model in `folder/model`.
+
+    With the bytes of what is remembered beside it.
+    """
+    scored = [trial for trial in state.trials.values() if trial.validation and trial.artefact]
+    if not scored:
+        failed = [trial.error for trial in state.trials.values() if trial.error]
+        cause = f"every trial failed, the last with: {failed[-1]}" if failed else "no trial ended in time; give more time"
+        raise BudgetError(f"no model was trained within the budget: {cause}")
+    winner = max(scored, key=standing)
+    trained = model.load(state.folder / winner.artefact)
+    validation = state.task.part(VALIDATION)
+    probabilities = probabilities_on(state.task, trained.backbone, trained.net, validation)
+    temperature = choose_temperature(probabilities, state.task.labels[validation], seed=state.seed)
+    model.cool(trained.net, temperature)
+    if not winner.test:
+        winner = replace(winner, test=judge_on_test(state.task, trained.backbone, trained.net))
+        record_trial(state, winner)
+    facts = {
+        **trained.facts,
+        "test": dict(winner.test),
+        "temperature": temperature,
+        "trial": winner.id,
+        "fingerprint": state.task.fingerprint,
+        "images": {split: len(state.task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
+    }
+    remembered = _remember_for_later(state, winner, trained, temperature)
+    facts |= {"remembered": remembered} if remembered else {}
+    model.save(state.folder / "model", trained.net, trained.backbone, trained.candidate, trained.classes, facts)
+    return winner, remembered
+
+
+def _remember_for_later(state: Search, winner: Trial, trained: model.Model, temperature: float) -> dict[str, int]:
+    if not state.remember:
+        return {}
+    found = memory.recall(state.folder / winner.artefact, IMPORTANCE)
+    importance = None if found is None else memory.cooled(found[0], temperature)
+    return memory.remember(
+        state.folder / "model",
+        trained.net,
+        state.task,
+        pixels_of(state.task, trained.backbone).array,
+        trained.backbone,
+        kinds=state.remember,
+        importance=importance,
+        most=state.exemplars,
+        seed=state.seed,
+    )

@@ -1,0 +1,160 @@
+"""How far a search has come: what it has trained, what trains now, what it may still spend. The run's folder holds it, too."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .budget import Budget
+from .facts import trial_of
+from .history import History
+from .home import write_text
+from .hookspecs import Tracker
+from .records import Backbone, Candidate, Ranked, Ranking, Task, Trial, trial_id
+from .surrogate import Growth, Surrogate
+from .workers import Workers
+
+RESERVE = 0.02
+"""Share of the time kept for the test images and the report."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One candidate to be trained now."""
+
+    candidate: Candidate
+    backbone: Backbone
+    seed: int
+    folder: Path
+    """Of the trial."""
+    epochs: float
+    """In all, not only now."""
+    deadline: float
+    """`time.time()`: machines agree on that one."""
+    bar: tuple[float, float, float]
+    """Standing from which on the model is kept."""
+    command: str
+    trace: bool
+    """Whether the importance of the weights is added up on the way."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A step that a worker has been given."""
+
+    item: Ranked
+    step: Step
+    epochs: float
+    """That it may train now."""
+    future: Future[Trial]
+
+
+@dataclass
+class Search:
+    """The state of one search; `folder` holds all of it, too."""
+
+    task: Task
+    backbones: Mapping[str, Backbone]
+    ranking: Ranking
+    budget: Budget
+    folder: Path
+    seed: int
+    history: History
+    trackers: list[Tracker]
+    command: str
+    spent_before: float
+    surrogate: Surrogate
+    growth: Mapping[str, Growth]
+    """Of each strategy, from a third of the epochs to the end."""
+    workers: Workers | None
+    """None: this process trains, one trial at a time."""
+    carry_out: Callable[[Step], Trial]
+    """What workers do with a step: one object for all, as a cluster sends it once, with the task that is bound to it."""
+    remember: frozenset[str]
+    """What is kept with the winner for a later task."""
+    exemplars: int
+    started: float = field(default_factory=time.monotonic)
+    trials: dict[str, Trial] = field(default_factory=dict)
+    earlier: dict[str, Trial] = field(default_factory=dict)
+    """Trials of an earlier start, until this one comes to them: it decides in the same order, so it decides the same."""
+    stuck: set[str] = field(default_factory=set)
+    """Paused trials that cannot go on in the time."""
+    pace: list[float] = field(default_factory=list)
+    """log(real / predicted seconds) of the finished trials."""
+    training: dict[str, Training] = field(default_factory=dict)
+    """By trial; what workers do now."""
+
+    def spent(self) -> float:
+        """Seconds, with those of earlier starts."""
+        return self.spent_before + time.monotonic() - self.started
+
+    def time_left(self) -> float:
+        """Seconds until training has to end, as the winner is still to be judged and reported."""
+        return self.budget.seconds * (1 - RESERVE) - self.spent()
+
+    def epochs_left(self) -> float:
+        """What trains now counts as trained, so that two workers never share the last epochs."""
+        trained = {**self.trials, **self.earlier}.values()
+        promised = sum(one.epochs for one in self.training.values())
+        return self.budget.epochs - promised - sum(map(epochs_of, trained))
+
+    def trials_left(self) -> float:
+        """What trains now counts, too; what was paused is one trial, however often it goes on."""
+        return self.budget.trials - len(self.trials.keys() | self.training.keys())
+
+    def id_of(self, item: Ranked) -> str:
+        """Of the trial that `item` is or will be in this search."""
+        return trial_id(self.task.fingerprint, item.candidate, self.seed)
+
+    def expected_seconds(self, item: Ranked) -> float:
+        """The prediction, corrected by how wrong it has been here so far."""
+        pace = math.exp(sum(self.pace) / (len(self.pace) + 1)) if self.pace else 1.0
+        return item.seconds * pace
+
+
+def epochs_of(trial: Trial | None) -> float:
+    """Epochs that it has trained."""
+    return trial.curve[-1].epoch if trial is not None and trial.curve else 0.0
+
+
+def standing(trial: Trial) -> tuple[float, float, float]:
+    """By which the winner is chosen, and before that which models are worth keeping: the larger, the better."""
+    return trial.score or 0.0, -trial.validation.get("log_loss", math.inf), -trial.seconds
+
+
+def record_trial(state: Search, trial: Trial) -> None:
+    """In the history and in the run's folder, before anything else happens."""
+    state.trials[trial.id] = trial
+    state.history.record_trial(trial)
+    path = state.folder / "trials" / trial.id / "trial.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asdict(trial), indent=1))
+
+
+def recall_trials(state: Search) -> None:
+    """Trials of an earlier start of the same search."""
+    for path in sorted((state.folder / "trials").glob("*/trial.json")):
+        trial = read_trial(path)
+        state.earlier[trial.id] = trial
+        state.history.record_trial(trial)
+
+
+def read_trial(path: Path) -> Trial:
+    """A trial as the search wrote it."""
+    return trial_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def recall_spent(folder: Path) -> float:
+    """Seconds that earlier starts of the search took: one that was killed gets no second budget."""
+    path = folder / "spent.json"
+    return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+
+
+def note_spent(state: Search) -> None:
+    """On disk, as this process may be killed at any time."""
+    write_text(state.folder / "spent.json", json.dumps({"seconds": round(state.spent(), 3)}))

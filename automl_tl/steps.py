@@ -1,0 +1,158 @@
+"""One step of a search: a candidate is trained further, here or by a worker, and what comes of it is settled."""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import replace
+from typing import Any
+
+from . import checkpoint, model, processes, registry
+from .errors import InputError, WorkerLost
+from .progress import Search, Step, Training, epochs_of, note_spent, record_trial, standing
+from .records import IMPORTANCE, Outcome, Point, Ranked, Task, Trial, trial_id
+from .trials import Limits, run_trial
+
+NOTED_EVERY = 2.0
+"""Seconds, while workers train: what was spent is on disk."""
+
+
+def advance(state: Search, item: Ranked, epochs: float) -> bool:
+    """Train a candidate up to `epochs`, or have a worker begin it; whether there was anything to do and the budget for it."""
+    id_ = state.id_of(item)
+    recalled = id_ in state.earlier
+    if recalled:
+        whole = state.earlier[id_]
+        state.trials[id_] = _as_of(whole, epochs)
+        if state.trials[id_] is whole:
+            del state.earlier[id_]
+    before = state.trials.get(id_)
+    reached = epochs_of(before)
+    if before is not None and (before.status != "stopped" or reached >= epochs):
+        return recalled
+    if (before is None and state.trials_left() < 1) or state.time_left() <= 0 or state.epochs_left() <= 0:
+        return recalled
+    candidate, limit = item.candidate, min(epochs, reached + state.epochs_left())
+    backbone, folder = state.backbones[candidate.backbone], state.folder / "trials" / id_
+    deadline, bar = time.time() + state.time_left(), _best_other(state, id_)
+    step = Step(candidate, backbone, state.seed, folder, limit, deadline, bar, state.command, IMPORTANCE in state.remember)
+    if state.workers is None:
+        planned = _planned(state, step)
+        _tell(state, "started", planned)
+
+        def report(point: Point) -> bool:
+            note_spent(state)
+            _tell(state, "epoch", planned, point)
+            return False
+
+        _settle(state, item, carry_out(state.task, step, report=report))
+        return True
+    most = min(limit, float(candidate.hyperparameters.get("epochs", 1))) - reached
+    state.training[id_] = Training(item, step, most, state.workers.submit(state.carry_out, step))
+    while len(state.training) >= state.workers.size:
+        settle_next(state)
+    return True
+
+
+def _as_of(trial: Trial, epochs: float) -> Trial:
+    """A trial of an earlier start as it was when it had trained so far: decisions are repeated as they were made."""
+    curve = tuple(point for point in trial.curve if point.epoch <= epochs)
+    if len(curve) == len(trial.curve) or not curve or trial.status == "failed":
+        return trial
+    best = max(point.score for point in curve)
+    return replace(trial, status="stopped", curve=curve, validation={"accuracy": best, "score": best})
+
+
+def _best_other(state: Search, id_: str) -> tuple[float, float, float]:
+    """Standing of the best finished trial but this one. A paused one may yet fail, and its model with it."""
+    others = (trial for trial in state.trials.values() if trial.status == "finished" and trial.id != id_)
+    return max((standing(trial) for trial in others), default=(-1.0, -math.inf, 0.0))
+
+
+def _planned(state: Search, step: Step) -> Trial:
+    task = state.task.fingerprint
+    return Trial(trial_id(task, step.candidate, step.seed), task, step.candidate, step.seed, "running")
+
+
+def carry_out(task: Task, step: Step, *, report: Callable[[Point], bool] = lambda point: False) -> Trial:
+    """Train as the step says, here, wherever that is; a model that may be the winner's is kept in the trial's folder."""
+    if not step.folder.parent.is_dir():
+        raise InputError(
+            f"{step.folder.parent} is not there on {platform.node()}: --out must lie in a folder that all machines share"
+        )
+    limits = Limits(step.epochs, time.monotonic() + (step.deadline - time.time()))
+    checkpoints = step.folder / "checkpoints"
+    processes.tell((step.candidate, step.backbone, checkpoints, limits))
+    trial, fitted = run_trial(
+        task,
+        step.candidate,
+        step.backbone,
+        seed=step.seed,
+        folder=checkpoints,
+        limits=limits,
+        report=report,
+        command=step.command,
+        trace=step.trace,
+    )
+    if fitted is not None and trial.validation and standing(trial) >= step.bar:
+        facts = {"validation": dict(trial.validation), "task": task.name, "provenance": dict(trial.provenance)}
+        model.save(step.folder, fitted.model, step.backbone, step.candidate, task.classes, facts)
+        if fitted.importance is not None:
+            checkpoint.save(checkpoint.beside(step.folder, IMPORTANCE), fitted.importance, {})
+        trial = replace(trial, artefact=f"trials/{trial.id}")
+    return trial
+
+
+def follow(task: Task, *, seed: int) -> Outcome:
+    """What the other processes of `accelerate launch` do during a search: train along, until the first one has the outcome."""
+    while not isinstance(order := processes.hear(), Outcome):
+        candidate, backbone, folder, limits = order
+        run_trial(task, candidate, backbone, seed=seed, folder=folder, limits=limits)
+    return order
+
+
+def settle_next(state: Search) -> None:
+    """Settle what the next worker brings."""
+    futures = {one.future: one for one in state.training.values()}
+    while not (done := wait(futures, timeout=NOTED_EVERY, return_when=FIRST_COMPLETED).done):
+        note_spent(state)
+    for one in [one for future, one in futures.items() if future in done]:
+        planned = _planned(state, one.step)
+        try:
+            trial = one.future.result()
+        except WorkerLost as lost:
+            trial = replace(planned, status="failed", error=f"{planned.candidate.strategy}: {lost}")
+        _tell(state, "started", planned)  # only now: trackers know of one trial at a time
+        for point in trial.curve:
+            if point.epoch > epochs_of(state.trials.get(trial.id)):
+                _tell(state, "epoch", planned, point)
+        del state.training[trial.id]
+        _settle(state, one.item, trial)
+
+
+def _settle(state: Search, item: Ranked, trial: Trial) -> None:
+    """What came of a step, for good."""
+    if trial.status == "finished":
+        state.pace.append(math.log(trial.seconds / max(item.seconds, 1e-6)))
+    if trial.status == "stopped" and epochs_of(trial) <= epochs_of(state.trials.get(trial.id)):  # no further epoch fits
+        state.stuck.add(trial.id)
+    record_trial(state, trial)
+    if trial.status != "stopped":
+        shutil.rmtree(state.folder / "trials" / trial.id / "checkpoints", ignore_errors=True)
+    _tell(state, "finished", trial)
+
+
+def _tell(state: Search, event: str, *words: Any) -> None:
+    """The trackers hear of an event; one that stumbles hears no more, as a night's search must not end with its diary."""
+    for tracker in tuple(state.trackers):
+        try:
+            getattr(tracker, event)(*words)
+        except Exception as error:  # somebody's plugin, and often somebody's server
+            state.trackers.remove(tracker)
+            text = f"plugin: tracker {tracker.name!r} stumbled at {event!r} and is told no more: {type(error).__name__}: {error}"
+            warnings.warn(text, registry.PluginWarning, stacklevel=2)
