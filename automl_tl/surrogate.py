@@ -110,10 +110,13 @@ class Surrogate:
         return shares
 
     def improvement(self, observed: Sequence[Observed]) -> np.ndarray:
-        """Expected improvement (logits) of every item over the best that is observed, or else over the likeliest best; n."""
+        """Expected improvement (logits) of every item over the best that is observed, or else over the likeliest best; n.
+
+        A paused trial counts with what it has scored: its model is there already, whether it goes on or not.
+        """
         mean, spread = self.believe(observed)
-        finished = [one.score for one in observed if not one.paused]
-        goal = float(self._logit([max(finished)])[0]) if finished else float(mean.max(initial=-math.inf))
+        scores = [one.score for one in observed]
+        goal = float(self._logit([max(scores)])[0]) if scores else float(mean.max(initial=-math.inf))
         away = (mean - goal) / spread
         below = 0.5 * (1 + np.array([math.erf(value / math.sqrt(2)) for value in away]))
         return np.asarray(spread * (away * below + np.exp(-(away**2) / 2) / math.sqrt(2 * math.pi)))

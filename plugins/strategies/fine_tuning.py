@@ -24,7 +24,7 @@ class FineTuning(Strategy):
     name = "fine-tuning"
     paper = "Kumar et al. (2022), Fine-tuning can distort pretrained features and underperform out-of-distribution"
     space = {
-        "rate": Float(3e-4, 2e-2, 2e-3, log=True),
+        "rate": Float(3e-4, 2e-2, 3e-3, log=True),
         "backbone_rate": Float(0.1, 1.0, 0.3, log=True),
         "epochs": Int(3, 60, 24),
         "batch_size": Choice((16, 32, 64), 32),
