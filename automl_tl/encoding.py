@@ -18,7 +18,7 @@ class Column:
     """One number about a candidate: what it is about, what it is called, and in which form it comes."""
 
     about: str
-    """task, network, source, distance, transferability, record, strategy, hyperparameter or training."""
+    """task, network, source, distance, transferability, record, strategy or hyperparameter."""
     name: str
     form: str = "value"
     """`value`; `lead` (over the best of the others looked at, or the closest source) and `place` (0: best) among the
@@ -55,8 +55,6 @@ class Encoder:
             if texts:
                 options[name] = texts
                 columns.append(Column("hyperparameter", name, "option"))
-        if {"epochs", "batch_size"} <= set(names):
-            columns.append(Column("training", "steps"))
         return cls(tuple(columns), options)
 
     def find(self, *about: str) -> list[int]:
@@ -83,9 +81,6 @@ class Encoder:
         for index in self.find("hyperparameter"):
             name = columns[index].name
             table[:, index] = self._values([values.get(name) for values in settings], columns[index])[setting]
-        for index in self.find("training"):
-            images = np.array([profile.meta.get("images", np.nan) for profile in rows.profiles])
-            table[:, index] = images[rows.task] * np.array([_passes(values) for values in settings])[setting]
         (strategy,) = self.find("strategy")
         table[:, strategy] = self._values(rows.strategy, columns[strategy])
         return table
@@ -113,11 +108,6 @@ class Encoder:
                 forms[about, name] = dict(zip(_RELATIVE, np.array(found).reshape(-1, 3).T, strict=True))
             table[:, position] = forms[about, name][form]
         return table
-
-
-def _passes(values: Mapping[str, Any]) -> float:
-    """Updates of the weights for each image: what counts is how often they move, and neither epochs nor images tell it alone."""
-    return float(values.get("epochs", np.nan)) / float(values.get("batch_size", np.nan))
 
 
 _RELATIVE = ("value", "lead", "place")

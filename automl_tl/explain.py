@@ -116,10 +116,6 @@ def _hyperparameter(picture: Picture, column: int, good: bool) -> str:
     return f"its setting speaks {_side(good)} it ({name.replace('_', ' ')} {shown})"
 
 
-def _training(picture: Picture, column: int, good: bool) -> str:
-    return f"{'' if good else 'only '}{picture.values[column]:,.0f} updates of its weights speak {_side(good)} it"
-
-
 def _place(better: float) -> str:
     if better == 0:
         return "best"
@@ -141,5 +137,4 @@ _WORDS: dict[str, Callable[[Picture, int, bool], str]] = {
     "task": _task,
     "strategy": _strategy,
     "hyperparameter": _hyperparameter,
-    "training": _training,
 }

@@ -264,14 +264,11 @@ def _line_values(raw: np.ndarray, task: np.ndarray, *, share: bool) -> np.ndarra
 
 
 def _direction(column: Column) -> int:
-    """What is known without data: more of these is never worse, nor better.
-
-    Longer training is not worse, as a model is kept as it was at its best epoch.
-    """
+    """What is known without data: more of these is never worse, nor better."""
     if column.about in ("transferability", "distance"):
         sign = -1 if column.form == "place" or (column.about == "distance" and column.form == "value") else 1
         return sign
-    return 1 if column.about in ("record", "training") or column.name == "epochs" else 0
+    return 1 if column.about == "record" else 0
 
 
 def _group_sizes(task: np.ndarray) -> np.ndarray:
