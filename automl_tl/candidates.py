@@ -56,7 +56,7 @@ def propose(
     ]
 
 
-@lru_cache(64)
+@lru_cache(256)
 def _pool(strategy: type[Strategy], seed: str, met: frozenset[str], kept: float) -> list[dict[str, Value]]:
     """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose. Drawn once."""
     space = strategy.space
