@@ -174,16 +174,27 @@ def _go_on(state: Search) -> None:
 
 
 def _next(state: Search) -> Ranked | None:
-    """A paused candidate to be taken to the end, or a new one to be begun; what an earlier start did comes first."""
+    """A paused candidate to be taken further, or a new one to be begun; what an earlier start did comes first.
+
+    A paused one whose end is out of reach may still go as far as the time does, as it has a model already; it promises the less
+    then, the less of its way it can go.
+    """
     promise = state.surrogate.improvement(_observed(state))
-    timed, items = math.isfinite(state.budget.seconds), state.ranking.items
+    timed, items, left = math.isfinite(state.budget.seconds), state.ranking.items, state.time_left()
     prices = {place: _seconds_to_end(state, items[place]) if timed else 0.0 for place in _options(state)}
     done = {place for place in prices if state.id_of(items[place]) in state.earlier}
-    fitting = [place for place in prices if place in done or prices[place] < state.time_left()]
+    begun = {place for place in prices if state.id_of(items[place]) in state.trials}
+    fitting = [place for place in prices if place in done or place in begun or prices[place] < left]
     if not fitting and prices and not state.trials and not state.training:
         return items[min(prices, key=lambda place: prices[place])]  # better a cut-off model than none
     floor = LEAST_PRICE * state.budget.seconds if timed else 1.0
-    best = max(fitting, key=lambda place: (place in done, promise[place] / (prices[place] + floor)), default=None)
+
+    def worth(place: int) -> tuple[bool, float]:
+        affordable = min(prices[place], left)
+        way = affordable / prices[place] if prices[place] else 1.0
+        return place in done, promise[place] * way / (affordable + floor)
+
+    best = max(fitting, key=worth, default=None)
     return None if best is None else items[best]
 
 

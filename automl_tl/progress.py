@@ -21,6 +21,8 @@ from .workers import Workers
 
 RESERVE = 0.02
 """Share of the time kept for the test images and the report."""
+UNSURE = 5.0
+"""Seconds that a search must have trained until its own pace counts as much as the prediction."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,10 @@ class Search:
     """Trials of an earlier start, until this one comes to them: it decides in the same order, so it decides the same."""
     stuck: set[str] = field(default_factory=set)
     """Paused trials that cannot go on in the time."""
-    pace: list[float] = field(default_factory=list)
-    """log(real / predicted seconds) of the finished trials."""
+    taken: float = 0.0
+    """Seconds of the finished trials."""
+    foreseen: float = 0.0
+    """Seconds that were predicted for them."""
     training: dict[str, Training] = field(default_factory=dict)
     """By trial; what workers do now."""
 
@@ -112,9 +116,8 @@ class Search:
         return trial_id(self.task.fingerprint, item.candidate, self.seed)
 
     def expected_seconds(self, item: Ranked) -> float:
-        """The prediction, corrected by how wrong it has been here so far."""
-        pace = math.exp(sum(self.pace) / (len(self.pace) + 1)) if self.pace else 1.0
-        return item.seconds * pace
+        """The prediction, corrected by how wrong it has been here so far; long trials tell more of that than short ones."""
+        return item.seconds * (self.taken + UNSURE) / (self.foreseen + UNSURE)
 
 
 def epochs_of(trial: Trial | None) -> float:

@@ -138,7 +138,7 @@ def settle_next(state: Search) -> None:
 def _settle(state: Search, item: Ranked, trial: Trial) -> None:
     """What came of a step, for good."""
     if trial.status == "finished":
-        state.pace.append(math.log(trial.seconds / max(item.seconds, 1e-6)))
+        state.taken, state.foreseen = state.taken + trial.seconds, state.foreseen + item.seconds
     if trial.status == "stopped" and epochs_of(trial) <= epochs_of(state.trials.get(trial.id)):  # no further epoch fits
         state.stuck.add(trial.id)
     record_trial(state, trial)
