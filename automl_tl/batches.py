@@ -52,12 +52,7 @@ def batches(strategy: Strategy, job: Job, epoch: int) -> Iterator[Batch]:
         labels = torch.from_numpy(job.task.labels[index]).to(device())
         whole = Batch(views, labels, None if beside is None else next(beside))
         share = slice(rank, None, processes) if len(index) >= 2 * processes else slice(None)
-        yield _share(mix(whole, mixup=mixup, cutmix=cutmix, generator=mixing), share)
-
-
-def _share(batch: Batch, share: slice) -> Batch:
-    """Some of a batch."""
-    return Batch(*(None if part is None else part[share] for part in vars(batch).values()))  # type: ignore[arg-type]
+        yield mix(whole, mixup=mixup, cutmix=cutmix, generator=mixing).part(share)
 
 
 def _chance(job: Job, epoch: int, use: int) -> torch.Generator:

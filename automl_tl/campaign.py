@@ -29,6 +29,8 @@ from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task
 from .space import Space, Value, check
 from .workers import open_workers, results
 
+MOST_SILENCE = 3600.0
+"""Seconds that a trial, which is small, may take without an epoch that ended; a longer one hangs."""
 COPY_SIDE = 128
 """Pixels of the longer side of an image that is copied with a change."""
 
@@ -181,7 +183,7 @@ def run_unit(unit: Unit, *, command: str = "") -> Trial | Profile:
     """A worker's work."""
     from .device import device
     from .profiling import profile_task
-    from .trials import judge_on_test, run_trial
+    from .trials import Limits, judge_on_test, run_trial
 
     task, backbones = _task(unit.data, unit.plan), _catalogue()
     if unit.candidate is None:
@@ -189,7 +191,10 @@ def run_unit(unit: Unit, *, command: str = "") -> Trial | Profile:
     backbone = backbones[unit.candidate.backbone]
     wall, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        trial, fitted = run_trial(task, unit.candidate, backbone, seed=unit.seed, folder=Path(folder), command=command)
+        limits = Limits(silence=MOST_SILENCE)
+        trial, fitted = run_trial(
+            task, unit.candidate, backbone, seed=unit.seed, folder=Path(folder), limits=limits, command=command
+        )
     if device().type == "cpu":
         trial = _own_seconds(trial, (time.process_time() - worked) / max(time.perf_counter() - wall, 1e-9))
     if fitted is not None:

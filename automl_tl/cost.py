@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import PLUGIN_FAULTS
 from .experience import Experience, distinct
 from .home import home, write_text
 from .learning import predict_by
@@ -152,7 +153,7 @@ def _multiply_adds(
             try:
                 work[row] = strategies[name].cost(backbone, count, complete[key])
                 continue
-            except Exception as error:  # somebody's plugin: it is named, and the default formula stands in
+            except PLUGIN_FAULTS as error:  # it is named, and the default formula stands in
                 failed.add(name)
                 warnings.warn(f"cost of strategy {name!r} failed: {type(error).__name__}: {error}", stacklevel=2)
         work[row] = Strategy.cost(backbone, count, values)

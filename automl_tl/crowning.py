@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import memory, model
-from .errors import BudgetError
+from .errors import AutomlError, BudgetError
 from .evaluation.calibration import choose_temperature
 from .progress import Search, record_trial, standing
 from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Trial
@@ -22,20 +22,14 @@ def crown(state: Search) -> tuple[Trial, dict[str, int]]:
 
     With the bytes of what is remembered beside it.
     """
-    scored = [trial for trial in state.trials.values() if trial.validation and trial.artefact]
-    if not scored:
-        failed = [trial.error for trial in state.trials.values() if trial.error]
-        cause = f"every trial failed, the last with: {failed[-1]}" if failed else "no trial ended in time; give more time"
-        raise BudgetError(f"no model was trained within the budget: {cause}")
-    winner = max(scored, key=standing)
-    trained = model.load(state.folder / winner.artefact)
-    validation = state.task.part(VALIDATION)
-    probabilities = probabilities_on(state.task, trained.backbone, trained.net, validation)
-    temperature = choose_temperature(probabilities, state.task.labels[validation], seed=state.seed)
-    model.cool(trained.net, temperature)
-    if not winner.test:
-        winner = replace(winner, test=judge_on_test(state.task, trained.backbone, trained.net))
-        record_trial(state, winner)
+    while True:
+        winner = _best(state)
+        try:
+            winner, trained, temperature = _judged(state, winner)
+            break
+        except AutomlError as error:  # a strategy may leave a network that fails on other images than those it was chosen by
+            words = f"{winner.candidate.strategy}: its model is no good: {error}"
+            record_trial(state, replace(winner, status="failed", curve=(), validation={}, artefact="", error=words))
     facts = {
         **trained.facts,
         "test": dict(winner.test),
@@ -48,6 +42,29 @@ def crown(state: Search) -> tuple[Trial, dict[str, int]]:
     facts |= {"remembered": remembered} if remembered else {}
     model.save(state.folder / "model", trained.net, trained.backbone, trained.candidate, trained.classes, facts)
     return winner, remembered
+
+
+def _best(state: Search) -> Trial:
+    """Raises BudgetError: there is none."""
+    scored = [trial for trial in state.trials.values() if trial.validation and trial.artefact]
+    if not scored:
+        failed = [trial.error for trial in state.trials.values() if trial.error]
+        cause = f"every trial failed, the last with: {failed[-1]}" if failed else "no trial ended in time; give more time"
+        raise BudgetError(f"no model was trained within the budget: {cause}")
+    return max(scored, key=standing)
+
+
+def _judged(state: Search, winner: Trial) -> tuple[Trial, model.Model, float]:
+    """The winner with its scores on the test images, and its model, whose confidence was divided by the temperature."""
+    trained = model.load(state.folder / winner.artefact)
+    validation = state.task.part(VALIDATION)
+    probabilities = probabilities_on(state.task, trained.backbone, trained.net, validation)
+    temperature = choose_temperature(probabilities, state.task.labels[validation], seed=state.seed)
+    model.cool(trained.net, temperature)
+    if not winner.test:
+        winner = replace(winner, test=judge_on_test(state.task, trained.backbone, trained.net))
+        record_trial(state, winner)
+    return winner, trained, temperature
 
 
 def _remember_for_later(state: Search, winner: Trial, trained: model.Model, temperature: float) -> dict[str, int]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import psutil
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Result = TypeVar("Result")
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
+"""What says so among plain RuntimeErrors: torch's allocators for processors, Apple's devices, cuBLAS, oneDNN."""
 
 # cuDNN and oneDNN may pick another algorithm when another process loads the machine; asked for once, here.
 torch.backends.cudnn.benchmark = False
@@ -79,6 +86,40 @@ def memory_mb() -> float:
 def reset_memory() -> None:
     if device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+
+
+def release_memory() -> None:
+    """Give back what nothing refers to any more, also what only refers to itself, as hooks and their modules do."""
+    gc.collect()
+    if device().type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that there is no memory left, of the device or of the machine: torch has an error of its own for the first
+    only."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
+
+
+def in_batches(index: np.ndarray, size: int, run: Callable[[np.ndarray], Result]) -> list[Result]:
+    """`run` on parts of `index` of `size`, one after the other; of half the size from where memory does not suffice."""
+    found: list[Result] = []
+    start = 0
+    while start < len(index):
+        try:
+            found.append(run(index[start : start + size]))
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not out_of_memory(error):
+                raise
+        else:
+            start += size
+            continue
+        size //= 2
+        release_memory()  # only here has the error, and what its traceback held, gone
+    return found
 
 
 def hardware() -> str:

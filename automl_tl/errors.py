@@ -41,3 +41,11 @@ class TrialError(AutomlError):
 
 class WorkerLost(TrialError):
     """The process or the machine that something ran on is gone."""
+
+
+class TrialWarning(UserWarning):
+    """A trial went on, but not quite as it was asked to."""
+
+
+PLUGIN_FAULTS = (Exception, SystemExit)
+"""What is caught around somebody's plugin, and reported with its name. `sys.exit` is not a plugin's to call."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .data import Pixels
-from .device import autocast, channels_last, device, precision
+from .device import autocast, channels_last, device, in_batches, precision
 from .errors import ZooError
 from .home import cache
 from .inference import prepare
@@ -82,27 +82,30 @@ def _forward(
     if head is not None:
         head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     dtype = precision(net)
-    values, probabilities = [], []
-    for start in range(0, len(index), BATCH):
-        images = prepare(pixels.array[index[start : start + BATCH]], backbone)
+    done = 0
+
+    def run(part: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        nonlocal done
+        images = prepare(pixels.array[part], backbone)
         with autocast(dtype):
             output = net(images)
             if not backbone.num_classes:
-                values.append(output)
+                values = output
             elif head is not None:
-                values.append(seen.pop())
+                values = seen.pop()
             else:
-                values.append(headless(images))
-        if backbone.num_classes:
-            probabilities.append(output.float().softmax(1).cpu())
-        values[-1] = values[-1].float().cpu()
+                values = headless(images)
+        done += len(part)
         if progress is not None:
-            progress(min(start + BATCH, len(index)), len(index))
-    tensors = {"values": torch.cat(values)}
+            progress(done, len(index))
+        return values.float().cpu(), output.float().softmax(1).cpu() if backbone.num_classes else None
+
+    parts = in_batches(index, BATCH, run)
+    tensors = {"values": torch.cat([values for values, _ in parts])}
     if not tensors["values"].isfinite().all():
         raise ZooError(f"{backbone.name}: its features are not finite numbers; its weights are damaged: fetch or train it anew")
-    if probabilities:
-        tensors["probabilities"] = torch.cat(probabilities).half()
+    if backbone.num_classes:
+        tensors["probabilities"] = torch.cat([said for _, said in parts if said is not None]).half()
     return tensors
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from . import memory, registry
 from .budget import Budget
 from .crowning import RULE, crown
-from .errors import PluginError
+from .errors import PLUGIN_FAULTS, PluginError
 from .history import History
 from .hookspecs import Tracker
 from .progress import Search, note_spent, recall_spent, recall_trials
@@ -101,7 +101,7 @@ def search(
     for tracker in trackers:
         try:
             tracker.opened(task, budget.seconds - state.spent_before, folder)
-        except Exception as error:  # somebody's plugin; nothing is trained yet, so that nothing is lost
+        except PLUGIN_FAULTS as error:  # nothing is trained yet, so that nothing is lost
             raise PluginError(f"tracker {tracker.name!r} cannot begin: {type(error).__name__}: {error}") from error
     interrupted = False
     try:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .augment import normalise
-from .device import autocast, device, precision
+from .device import autocast, device, in_batches, precision
 from .records import Backbone
 
 BATCH = 256
@@ -21,11 +21,13 @@ def predict(
     """Class probabilities, len(index)×classes float32, of uint8 `images` (N×size×size×3) at the positions `index`."""
     model.eval()
     dtype = precision(model) if dtype is None else dtype
-    parts = []
-    for start in range(0, len(index), BATCH):
+
+    def run(part: np.ndarray) -> np.ndarray:
         with autocast(dtype):
-            logits = model(prepare(images[index[start : start + BATCH]], backbone))
-        parts.append(F.softmax(logits.float(), dim=1).cpu().numpy())
+            logits = model(prepare(images[part], backbone))
+        return F.softmax(logits.float(), dim=1).cpu().numpy()
+
+    parts = in_batches(index, BATCH, run)
     return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 
 

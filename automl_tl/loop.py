@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,13 +21,23 @@ from . import checkpoint
 from .averaging import average_into
 from .batches import AUGMENTATIONS as AUGMENTATIONS
 from .batches import batches, option, steps_of
-from .device import accelerator, autocast, channels_last, device, memory_mb, precision, reset_memory
-from .errors import TrialError
+from .device import (
+    accelerator,
+    autocast,
+    channels_last,
+    device,
+    memory_mb,
+    out_of_memory,
+    precision,
+    release_memory,
+    reset_memory,
+)
+from .errors import TrialError, TrialWarning
 from .inference import predict
 from .objectives import validate
 from .processes import agreed, average_gradients, average_statistics, leads
 from .records import VALIDATION, Point
-from .strategy import Classifier, Fitted, Job, Strategy
+from .strategy import Batch, Classifier, Fitted, Job, Strategy
 
 CHECKPOINT = "checkpoint.safetensors"
 PATIENCE = 0.4
@@ -142,10 +153,7 @@ def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: 
         factor = schedule((epoch + step / steps) / epochs)
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * factor
-        with autocast(parts.dtype):
-            loss = strategy.loss(model, batch)
-        optimiser.zero_grad(set_to_none=True)
-        accelerator().backward(scaler.scale(loss))
+        loss = _backward(strategy, parts, job, batch)
         average_gradients(trained)
         scaler.unscale_(optimiser)
         if job.path is not None:
@@ -158,7 +166,7 @@ def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: 
             job.path.after()
         if parts.average is not None:
             average_into(parts.average, model, decay=float(option(strategy, "ema")), step=epoch * steps + step)
-        total += loss.detach()
+        total += loss
     average_statistics(model)
     if parts.average is not None:
         average_statistics(parts.average)
@@ -166,6 +174,47 @@ def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: 
     if not math.isfinite(mean):
         raise TrialError(f"the loss of {job.strategy} on {job.backbone.name} became {mean} in epoch {epoch + 1}; lower the rate")
     return mean
+
+
+def _backward(strategy: Strategy, parts: Parts, job: Job, batch: Batch) -> Tensor:
+    """The loss of a batch, its gradients left in the weights: taken in twice as many pieces, from then on, if memory runs out.
+
+    Raises:
+        TrialError: it runs out for two images, too.
+    """
+    while True:
+        try:
+            return _in_pieces(strategy, parts, batch, job.room.pieces)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            images = len(batch.labels) // job.room.pieces
+            if images < 4:  # batch norm needs two
+                raise TrialError(f"memory runs out with {images} images at once: {str(error).splitlines()[0]}") from None
+        job.room.pieces *= 2
+        release_memory()  # only here has the error, and what its traceback held, gone
+        warnings.warn(
+            f"{job.strategy} on {job.backbone.name}: memory runs out with {images} images at once; goes on with {images // 2}, whose "
+            "gradients are added up to those of the batch",
+            TrialWarning,
+            stacklevel=4,
+        )
+
+
+def _in_pieces(strategy: Strategy, parts: Parts, batch: Batch, pieces: int) -> Tensor:
+    """The mean loss of the pieces of a batch, each as heavy as it has images."""
+    whole = torch.zeros((), device=device())
+    images = len(batch.labels)
+    pieces = max(1, min(pieces, images // 2))
+    for number in range(pieces):
+        share = slice(number * images // pieces, (number + 1) * images // pieces)
+        with autocast(parts.dtype):
+            loss = strategy.loss(parts.model, batch.part(share)) * ((share.stop - share.start) / images)
+        if not number:  # not before: what a strategy has in its loss may leave gradients of its own
+            parts.optimiser.zero_grad(set_to_none=True)
+        accelerator().backward(parts.scaler.scale(loss))
+        whole += loss.detach()
+    return whole
 
 
 def schedule(done: float) -> float:

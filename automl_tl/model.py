@@ -77,6 +77,11 @@ def unpack(packed: Mapping[str, Any]) -> Model:
         raise InputError(f"the packed model is damaged: {error}") from None
 
 
+def check_storable(net: nn.Module, strategy: str) -> None:
+    """Raises PluginError: the strategy left something that `save` cannot keep."""
+    _tensors(net, strategy)
+
+
 def _tensors(net: nn.Module, strategy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that is stored of `net`, and what its head is, with the ranks of adapters where it has grown."""
     if not isinstance(net, Classifier):

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import data, features, registry
 from .backbones import build
-from .errors import InputError
+from .errors import PLUGIN_FAULTS, InputError
 from .evaluation.domains import gap
 from .norms import norm_statistics
 from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
@@ -199,7 +199,7 @@ def _scores(kind: str, target: Features, source: Features | None, notes: list[st
             if source is not None or target.probabilities is not None:
                 notes.append(f"{name}: {error}")
             continue
-        except Exception as error:  # somebody's plugin; it is named and the profile goes on without it
+        except PLUGIN_FAULTS as error:  # it is named and the profile goes on without it
             notes.append(f"metric {name!r} failed: {type(error).__name__}: {error}")
             continue
         if np.isfinite(value):

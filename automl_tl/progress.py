@@ -38,6 +38,8 @@ class Step:
     """In all, not only now."""
     deadline: float
     """`time.time()`: machines agree on that one."""
+    silence: float
+    """Seconds without an epoch that ended, from which on it is taken to hang."""
     bar: tuple[float, float, float]
     """Standing from which on the model is kept."""
     command: str

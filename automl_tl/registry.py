@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from . import hookspecs
-from .errors import PluginError
+from .errors import PLUGIN_FAULTS, PluginError
 
 if TYPE_CHECKING:
     from .hookspecs import Format, Metric, Tracker, Zoo
@@ -75,7 +75,7 @@ def _load(point: EntryPoint) -> tuple[ModuleType | None, Plugin]:
     version = point.dist.version if point.dist else ""
     try:
         module = point.load()
-    except Exception as error:  # somebody else's import may raise anything; it is named and the rest go on
+    except PLUGIN_FAULTS as error:  # an import may raise anything; it is named and the rest go on
         text = f"{type(error).__name__}: {error}"
         warnings.warn(f"plugin {point.name!r} of {distribution} {version} is left out: {text}", PluginWarning, stacklevel=4)
         return None, Plugin(point.name, distribution, version, error=text)
@@ -101,7 +101,7 @@ def _collect(hook: str) -> dict[str, Any]:
         owner = implementation.plugin_name
         try:
             objects = implementation.function()
-        except Exception as error:  # as in _load
+        except PLUGIN_FAULTS as error:  # as in _load
             text = f"{type(error).__name__}: {error}"
             warnings.warn(f"{hook} of plugin {owner!r} is left out: {text}", PluginWarning, stacklevel=3)
             continue

@@ -12,10 +12,11 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from typing import Any
 
-from . import checkpoint, model, processes, registry
-from .errors import InputError, WorkerLost
+from . import checkpoint, guard, model, processes, registry
+from .errors import PLUGIN_FAULTS, AutomlError, InputError, WorkerLost
 from .progress import Search, Step, Training, epochs_of, note_spent, record_trial, standing
 from .records import IMPORTANCE, Outcome, Point, Ranked, Task, Trial, trial_id
+from .strategy import Fitted
 from .trials import Limits, run_trial
 
 NOTED_EVERY = 2.0
@@ -39,8 +40,9 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
         return recalled
     candidate, limit = item.candidate, min(epochs, reached + state.epochs_left())
     backbone, folder = state.backbones[candidate.backbone], state.folder / "trials" / id_
-    deadline, bar = time.time() + state.time_left(), _best_other(state, id_)
-    step = Step(candidate, backbone, state.seed, folder, limit, deadline, bar, state.command, IMPORTANCE in state.remember)
+    left, bar = state.time_left(), _best_other(state, id_)
+    silence, trace = guard.silence(state.expected_seconds(item), left), IMPORTANCE in state.remember
+    step = Step(candidate, backbone, state.seed, folder, limit, time.time() + left, silence, bar, state.command, trace)
     if state.workers is None:
         planned = _planned(state, step)
         _tell(state, "started", planned)
@@ -85,7 +87,7 @@ def carry_out(task: Task, step: Step, *, report: Callable[[Point], bool] = lambd
         raise InputError(
             f"{step.folder.parent} is not there on {platform.node()}: --out must lie in a folder that all machines share"
         )
-    limits = Limits(step.epochs, time.monotonic() + (step.deadline - time.time()))
+    limits = Limits(step.epochs, time.monotonic() + (step.deadline - time.time()), step.silence)
     checkpoints = step.folder / "checkpoints"
     processes.tell((step.candidate, step.backbone, checkpoints, limits))
     trial, fitted = run_trial(
@@ -100,12 +102,22 @@ def carry_out(task: Task, step: Step, *, report: Callable[[Point], bool] = lambd
         trace=step.trace,
     )
     if fitted is not None and trial.validation and standing(trial) >= step.bar:
-        facts = {"validation": dict(trial.validation), "task": task.name, "provenance": dict(trial.provenance)}
-        model.save(step.folder, fitted.model, step.backbone, step.candidate, task.classes, facts)
-        if fitted.importance is not None:
-            checkpoint.save(checkpoint.beside(step.folder, IMPORTANCE), fitted.importance, {})
-        trial = replace(trial, artefact=f"trials/{trial.id}")
+        return _keep(task, step, trial, fitted)
     return trial
+
+
+def _keep(task: Task, step: Step, trial: Trial, fitted: Fitted) -> Trial:
+    """The trial with its model on disk, or a failed one: a strategy may leave what cannot be built again from its weights."""
+    facts = {"validation": dict(trial.validation), "task": task.name, "provenance": dict(trial.provenance)}
+    try:
+        model.save(step.folder, fitted.model, step.backbone, step.candidate, task.classes, facts)
+        model.load(step.folder)
+    except AutomlError as error:
+        error_ = f"{step.candidate.strategy}: left a model that cannot be kept: {error}"
+        return replace(trial, status="failed", curve=(), validation={}, memory_mb=0.0, error=error_)
+    if fitted.importance is not None:
+        checkpoint.save(checkpoint.beside(step.folder, IMPORTANCE), fitted.importance, {})
+    return replace(trial, artefact=f"trials/{trial.id}")
 
 
 def follow(task: Task, *, seed: int) -> Outcome:
@@ -152,7 +164,7 @@ def _tell(state: Search, event: str, *words: Any) -> None:
     for tracker in tuple(state.trackers):
         try:
             getattr(tracker, event)(*words)
-        except Exception as error:  # somebody's plugin, and often somebody's server
+        except PLUGIN_FAULTS as error:  # often of somebody's server
             state.trackers.remove(tracker)
             text = f"plugin: tracker {tracker.name!r} stumbled at {event!r} and is told no more: {type(error).__name__}: {error}"
             warnings.warn(text, registry.PluginWarning, stacklevel=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,18 @@ class Batch:
     own: Tensor | None = None
     """N, 0–1: how much of each image is its own and not the one mixed in."""
 
+    def part(self, share: slice) -> Batch:
+        """Some of its images, with all that belongs to them."""
+        return Batch(*(None if each is None else each[share] for each in vars(self).values()))  # type: ignore[arg-type]
+
+
+@dataclass
+class Room:
+    """What fits into memory at once; one object for a job and all its copies."""
+
+    pieces: int = 1
+    """The loop takes each batch in so many, one after the other: more than one since memory did not suffice for it whole."""
+
 
 @dataclass
 class Job:
@@ -80,6 +92,7 @@ class Job:
     """Stop after this epoch, with a checkpoint to go on from: a rung of successive halving."""
     deadline: float = float("inf")
     """`time.monotonic()` after which no further epoch starts."""
+    room: Room = field(default_factory=Room)
     path: PathIntegral | None = None
     """Adds up what each weight does for the loss, where that is to be remembered."""
 

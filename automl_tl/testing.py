@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import memory, model
 from .backbones import build, catalogue
 from .data import load_task
-from .errors import ZooError
+from .errors import PLUGIN_FAULTS, ZooError
 from .home import cache
 from .hookspecs import Metric
 from .importance import PathIntegral
@@ -300,7 +300,7 @@ def _check_failure(task: Task, strategy: type[Strategy], backbone: Backbone, val
         broken = replace(job, build_backbone=unreadable, features=unreadable)
         try:
             strategy(complete, backbone).run(broken)
-        except Exception as error:  # whatever a plugin makes of it must still say what happened
+        except PLUGIN_FAULTS as error:  # whatever a plugin makes of it must still say what happened
             said = f"{type(error).__name__}: {error}"
         else:
             said = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from . import cost, data, model, registry
+from . import cost, data, guard, model, processes, registry
 from .backbones import build
-from .device import hardware
-from .errors import AutomlError, InputError
+from .device import hardware, release_memory
+from .errors import PLUGIN_FAULTS, AutomlError, InputError
 from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
 from .evaluation.forgetting import told_accuracy
@@ -52,6 +53,8 @@ class Limits:
     """Epochs."""
     deadline: float = float("inf")
     """`time.monotonic()`."""
+    silence: float = float("inf")
+    """Seconds without an epoch that ended, from which on the trial is taken to hang; see `guard`."""
 
 
 def run_trial(
@@ -77,15 +80,20 @@ def run_trial(
         trial_id(task.fingerprint, candidate, seed), task.fingerprint, candidate, seed, "failed", provenance=provenance(command)
     )
     folder.mkdir(parents=True, exist_ok=True)
+    release_memory()  # of the trial before
     try:
-        fitted = _train(task, candidate, backbone, seed, folder, limits, report, trace)
+        job = _job(task, candidate, backbone, seed, folder, limits, report)
+        job.path = PathIntegral() if trace else None
+        fitted = _guarded(job, limits)
         validation = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
         if task.objective != ACCURACY:
             validated = validate(fitted.model, pixels_of(task, backbone).array, task, backbone)
             validation |= {"score": validated.score, **validated.parts}
-    except Exception as error:  # a strategy is somebody's plugin: whatever it raises is this trial's end, not the search's
-        kind = "" if isinstance(error, AutomlError) else f"{type(error).__name__}: "
-        return replace(trial, error=f"{candidate.strategy}: {kind}{error}", seconds=time.perf_counter() - start), None
+    except PLUGIN_FAULTS as error:  # whatever a strategy raises is this trial's end, not the search's
+        words = str(error) if isinstance(error, AutomlError) else guard.in_words(error)
+        return replace(trial, error=f"{candidate.strategy}: {words}", seconds=time.perf_counter() - start), None
+    if job.room.pieces > 1:
+        trial = replace(trial, provenance={**trial.provenance, "pieces": job.room.pieces})
     curve = tuple(fitted.curve)
     seconds = curve[-1].seconds if curve else time.perf_counter() - start
     return (
@@ -101,7 +109,7 @@ def run_trial(
     )
 
 
-def _train(
+def _job(
     task: Task,
     candidate: Candidate,
     backbone: Backbone,
@@ -109,18 +117,42 @@ def _train(
     folder: Path,
     limits: Limits,
     report: Callable[[Point], bool],
-    trace: bool,
-) -> Fitted:
+) -> Job:
+    """Raises InputError: there is no such strategy, or it knows no such hyperparameter."""
     strategy = registry.lookup("strategy", candidate.strategy, registry.strategies())
     candidate = replace(candidate, hyperparameters=check(strategy.space, candidate.hyperparameters))
-    job = job_of(task, candidate, backbone, seed=seed, folder=folder, limits=limits, report=report)
-    job.path = PathIntegral() if trace else None
-    fitted = strategy(job.hyperparameters, backbone).run(job)
+    return job_of(task, candidate, backbone, seed=seed, folder=folder, limits=limits, report=report)
+
+
+def _guarded(job: Job, limits: Limits) -> Fitted:
+    """`_train`, whatever the strategy does; processes that train together cannot be ended one by one."""
+    if not processes.alone():
+        return _train(job)
+    with guard.outlived(job.folder) as lives, guard.never_silent(limits.silence) as heard:
+        told = job.report
+
+        def report(point: Point) -> bool:
+            lives()
+            heard()
+            return told(point)
+
+        job.report = report
+        return _train(job)
+
+
+def _train(job: Job) -> Fitted:
+    """Raises AutomlError: what the strategy left cannot be used."""
+    strategy = registry.lookup("strategy", job.strategy, registry.strategies())
+    fitted = strategy(job.hyperparameters, job.backbone).run(job)
     if job.path is not None:
         fitted.importance = job.path.importance(fitted.model)
-    expected = (len(task.part(VALIDATION)), len(task.classes))
+    expected = (len(job.task.part(VALIDATION)), len(job.task.classes))
     if fitted.probabilities.shape != expected or not np.isfinite(fitted.probabilities).all():
         raise AutomlError(f"gave probabilities of shape {fitted.probabilities.shape} or not finite; expected {expected}")
+    for point in fitted.curve:
+        if not math.isfinite(point.score):
+            raise AutomlError(f"reported a score of {point.score} in epoch {point.epoch}; expected a finite number")
+    model.check_storable(fitted.model, job.strategy)
     return fitted
 
 

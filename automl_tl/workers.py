@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
@@ -59,7 +59,7 @@ def open_workers(ray: str | None = None, *, most: int | None = None) -> Iterator
         try:
             yield pool
         finally:
-            pool.executor.shutdown(cancel_futures=True)
+            pool.close()
         return
     require("ray", "ray")
     begun = _join(ray, most)
@@ -87,22 +87,48 @@ def results(workers: Workers, run: Callable[[Work], Result], units: Iterable[Wor
                 yield unit, future.result()
             except WorkerLost as lost:
                 yield unit, lost
-            except BrokenProcessPool:
-                raise AutomlError(
-                    "a worker process was ended from outside (no memory left?); the same command goes on where it stopped"
-                ) from None
 
 
 class _Processes:
-    """Processes of this machine. They end with their parent, even one that was killed."""
+    """Processes of this machine. They end with their parent, even one that was killed.
+
+    Each has a pool of its own and a thread that feeds it, so that one which dies takes no unit along but that it was working on.
+    """
 
     def __init__(self, count: int) -> None:
         self.size = count
-        context = multiprocessing.get_context("spawn")
-        self.executor = ProcessPoolExecutor(count, mp_context=context, initializer=_watch_parent)
+        self._threads = ThreadPoolExecutor(count)
+        self._own = threading.local()
+        self._pools: list[ProcessPoolExecutor] = []
+        self._closing = False
 
     def submit(self, run: Callable[[Work], Result], unit: Work, /) -> Future[Result]:
-        return self.executor.submit(_on_one_thread, run, unit)
+        return self._threads.submit(self._carry_out, run, unit)
+
+    def _carry_out(self, run: Callable[[Work], Result], unit: Work) -> Result:
+        for _ in range(RETRIES + 1):
+            try:
+                return self._pool().submit(_on_one_thread, run, unit).result()
+            except BrokenProcessPool:
+                del self._own.pool
+                if self._closing:
+                    break
+        raise WorkerLost(f"lost {RETRIES + 1} workers (no memory left?)")
+
+    def _pool(self) -> ProcessPoolExecutor:
+        """Of this thread."""
+        if not hasattr(self._own, "pool"):
+            context = multiprocessing.get_context("spawn")
+            self._own.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_watch_parent)
+            self._pools.append(self._own.pool)
+        pool: ProcessPoolExecutor = self._own.pool
+        return pool
+
+    def close(self) -> None:
+        self._closing = True
+        self._threads.shutdown(cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown()
 
 
 class _Cluster:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from automl_tl.errors import AutomlError
+from automl_tl.errors import AutomlError, TrialWarning
 
 from . import federate, history, plugins, study, zoo
 from .runs import compare, evaluate, export, predict
@@ -38,6 +38,7 @@ def main() -> None:
     if not os.environ.get("AUTOML_TL_DEBUG"):
         warnings.filterwarnings("ignore")
         warnings.filterwarnings("default", category=UserWarning, message=r".*(plugin|Plugin).*")
+        warnings.filterwarnings("always", category=TrialWarning)
     try:
         app()
     except AutomlError as error:

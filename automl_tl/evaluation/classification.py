@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from automl_tl.errors import InputError
+
 from .calibration import calibration_error
 
 DRAWS = 200
@@ -32,12 +34,30 @@ def judge(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     - log-loss: mean −log of the probability given to the true class;
     - calibration error (ECE; Guo et al., 2017): mean |confidence − accuracy| over 15 bins of equal width, by their counts;
     - AUROC: one class against the rest, mean over the classes; left out unless every class occurs and not all labels are alike.
+
+    Raises:
+        InputError: there is nothing to judge, or a probability is not a number.
     """
+    _check(probabilities, labels)
     scores = _without_auroc(probabilities, labels)
     truth = np.bincount(labels, minlength=probabilities.shape[1])
     if (truth > 0).all() and len(truth) > 1:
         scores["auroc"] = float(np.mean([auroc(probabilities[:, c], labels == c) for c in range(len(truth))]))
     return scores
+
+
+def _check(probabilities: np.ndarray, labels: np.ndarray) -> None:
+    if not len(labels) or len(probabilities) != len(labels):
+        raise InputError(
+            f"there are {len(probabilities)} predictions for {len(labels)} labels; needed is one for each, and one at least"
+        )
+    finite = np.isfinite(probabilities).all(axis=1)
+    if not finite.all():
+        image = int(np.argmin(finite))
+        found = [float(value) for value in probabilities[image] if not np.isfinite(value)][0]
+        raise InputError(
+            f"the network says {found} of image {image} of {len(labels)}, not a probability: its weights are no good"
+        )
 
 
 def _without_auroc(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

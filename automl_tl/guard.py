@@ -1,0 +1,108 @@
+"""What somebody's plugin may do to the process that runs it: end it, or never come back. Here that ends as an error with a name."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import TrialError
+from .home import write_text
+
+LEAST_SILENCE = 120.0
+"""Seconds that a trial may always take without an epoch that ended."""
+EXPECTED = 10.0
+"""Times the seconds that its whole training is expected to take: longer than that a trial is not silent."""
+LEFT = 2.0
+"""Times the seconds of the budget that are left: nor longer than that."""
+DEATHS = 3
+"""Starts in a row that may die in one and the same epoch of a trial. The next one records it as failed."""
+AGAIN = 5.0
+"""Seconds after which one who goes on all the same is told again."""
+
+
+class _Silent(BaseException):
+    """No `except Exception` of a plugin holds it back."""
+
+
+def silence(expected: float, left: float) -> float:
+    """Seconds that a trial may take without an epoch that ended, where its whole training is expected to take `expected` seconds
+    and `left` seconds of the budget are left."""
+    return max(LEAST_SILENCE, min(EXPECTED * expected, LEFT * left))
+
+
+def in_words(error: BaseException) -> str:
+    """What a plugin did."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit: asked the process to end (code {error.code}), which is not a plugin's to do"
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def never_silent(seconds: float) -> Iterator[Callable[[], None]]:
+    """Let the block run; what it is given is to be called whenever an epoch has ended.
+
+    An alarm of the system interrupts Python code, and calls that wait; not a computation inside one call of a C library. It needs
+    the main thread of a process that has no other use for SIGALRM, and no Windows; elsewhere nobody watches.
+
+    Raises:
+        TrialError: for so many `seconds` no epoch ended.
+    """
+    if not _can_watch(seconds):
+        yield lambda: None
+        return
+
+    def begin_anew() -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+
+    def ring(*_: object) -> None:
+        raise _Silent
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        try:
+            begin_anew()
+            yield begin_anew
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _Silent:
+        raise TrialError(
+            f"no epoch ended in {seconds:.0f} s, many times what was expected of it; ended, as it seems to hang"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _can_watch(seconds: float) -> bool:
+    return (
+        seconds < threading.TIMEOUT_MAX
+        and hasattr(signal, "SIGALRM")
+        and threading.current_thread() is threading.main_thread()
+        and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    )
+
+
+@contextmanager
+def outlived(folder: Path) -> Iterator[Callable[[], None]]:
+    """Count in `folder` the starts that die inside the block: an error and Ctrl-C leave it alive, `os._exit`, a crash or the
+    system's killer do not. What it is given is to be called whenever an epoch has ended, and forgets them.
+
+    Raises:
+        TrialError: so many starts in a row died in it.
+    """
+    path = folder / "deaths.txt"
+    died = len(path.read_text(encoding="utf-8")) if path.exists() else 0
+    if died >= DEATHS:
+        raise TrialError(f"{died} starts in a row died in it, without an error, before another epoch ended")
+    write_text(path, "x" * (died + 1))  # this one counts until it is known to live
+
+    def lives() -> None:
+        path.unlink(missing_ok=True)
+
+    try:
+        yield lives
+    finally:
+        lives()
