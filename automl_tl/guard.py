@@ -1,4 +1,4 @@
-"""What somebody's plugin may do to the process that runs it: end it, or never come back. Here that ends as an error with a name."""
+"""What somebody's plugin may do to the process that runs it: end it, or never come back. Here it ends as an error with a name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from .errors import TrialError
 from .home import write_text
@@ -44,8 +45,8 @@ def in_words(error: BaseException) -> str:
 def never_silent(seconds: float) -> Iterator[Callable[[], None]]:
     """Let the block run; what it is given is to be called whenever an epoch has ended.
 
-    An alarm of the system interrupts Python code, and calls that wait; not a computation inside one call of a C library. It needs
-    the main thread of a process that has no other use for SIGALRM, and no Windows; elsewhere nobody watches.
+    An alarm of the system interrupts Python code, and calls that wait; neither a computation inside one call of a C library, nor
+    an import. It needs the main thread of a process that has no other use for SIGALRM, and no Windows; elsewhere nobody watches.
 
     Raises:
         TrialError: for so many `seconds` no epoch ended.
@@ -57,8 +58,9 @@ def never_silent(seconds: float) -> Iterator[Callable[[], None]]:
     def begin_anew() -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
 
-    def ring(*_: object) -> None:
-        raise _Silent
+    def ring(_: int, frame: FrameType | None) -> None:
+        if not _imports(frame):  # half a module would stay, for all that come after; a moment later it is rung again
+            raise _Silent
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
@@ -68,12 +70,19 @@ def never_silent(seconds: float) -> Iterator[Callable[[], None]]:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except _Silent:
-        raise TrialError(
-            f"no epoch ended in {seconds:.0f} s, many times what was expected of it; ended, as it seems to hang"
-        ) from None
+        words = f"no epoch ended in {seconds:.0f} s, far more than was expected: ended, as it seems to hang"
+        raise TrialError(words) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _can_watch(seconds: float) -> bool:

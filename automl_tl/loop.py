@@ -194,8 +194,8 @@ def _backward(strategy: Strategy, parts: Parts, job: Job, batch: Batch) -> Tenso
         job.room.pieces *= 2
         release_memory()  # only here has the error, and what its traceback held, gone
         warnings.warn(
-            f"{job.strategy} on {job.backbone.name}: memory runs out with {images} images at once; goes on with {images // 2}, whose "
-            "gradients are added up to those of the batch",
+            f"{job.strategy} on {job.backbone.name}: memory runs out with {images} images at once; goes on with {images // 2}, "
+            "whose gradients are added up to those of the batch",
             TrialWarning,
             stacklevel=4,
         )

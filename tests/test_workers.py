@@ -47,8 +47,13 @@ def test_every_unit_comes_back_and_errors_are_those_of_the_work() -> None:
         assert dict(results(workers, divided, [1, 2, 4, 5])) == {1: (1.0, 1), 2: (0.5, 1), 4: (0.25, 1), 5: (0.2, 1)}
         with pytest.raises(ZeroDivisionError):
             list(results(workers, divided, [1, 0]))
-        with pytest.raises(AutomlError, match="ended from outside"):
-            list(results(workers, fatal, [0]))
+
+
+def test_a_unit_that_no_process_survives_is_given_up_and_the_others_are_done() -> None:
+    with open_workers(most=2) as workers:
+        found = dict(results(workers, fatal, range(4)))
+    assert str(found.pop(0)) == "lost 4 workers (no memory left?)"
+    assert found == {1: 1, 2: 2, 3: 3}
 
 
 def test_no_cluster_or_no_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,16 +48,12 @@ def judge(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def _check(probabilities: np.ndarray, labels: np.ndarray) -> None:
     if not len(labels) or len(probabilities) != len(labels):
-        raise InputError(
-            f"there are {len(probabilities)} predictions for {len(labels)} labels; needed is one for each, and one at least"
-        )
+        raise InputError(f"there are {len(probabilities)} predictions for {len(labels)} labels; needed is one for each of some")
     finite = np.isfinite(probabilities).all(axis=1)
     if not finite.all():
         image = int(np.argmin(finite))
-        found = [float(value) for value in probabilities[image] if not np.isfinite(value)][0]
-        raise InputError(
-            f"the network says {found} of image {image} of {len(labels)}, not a probability: its weights are no good"
-        )
+        value = probabilities[image][~np.isfinite(probabilities[image])][0]
+        raise InputError(f"the network says {value} of image {image} of {len(labels)}, which is no probability")
 
 
 def _without_auroc(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
