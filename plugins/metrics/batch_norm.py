@@ -7,6 +7,8 @@ import numpy as np
 from automl_tl import Features, Norms, hookimpl
 from automl_tl.errors import InputError
 
+from ._inputs import LARGEST
+
 EPSILON = 1e-5
 """Added to variances, as batch norms do."""
 
@@ -48,7 +50,25 @@ class BatchNorm:
     def score(self, target: Features, source: Features | None) -> float:
         if target.norms is None:
             raise InputError("this backbone has no batch norms, so it keeps no statistics of its source")
-        return -float(np.log1p(frechet(target.norms)))
+        return -float(np.log1p(frechet(_checked(target.norms))))
+
+
+def _checked(norms: Norms) -> Norms:
+    """Raises InputError: a statistic is not a number of use."""
+    for side, means, variances in (
+        ("the images", norms.mean, norms.variance),
+        ("the source", norms.source_mean, norms.source_variance),
+    ):
+        if not len(means):
+            raise InputError("this backbone has no batch norms, so it keeps no statistics of its source")
+        fine = (np.abs(means.astype(np.float64)) <= LARGEST) & (variances >= 0) & (variances <= LARGEST)
+        if not fine.all():
+            channel = int(np.argmin(fine))
+            raise InputError(
+                f"in channel {channel} of the batch norms {side} have a mean of {means[channel]} and a variance of "
+                f"{variances[channel]}: no finite numbers of use; the weights are damaged"
+            )
+    return norms
 
 
 @hookimpl

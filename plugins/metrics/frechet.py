@@ -51,7 +51,8 @@ def _trace_from_covariances(covariance: np.ndarray, other: np.ndarray) -> tuple[
     # Rounding moves an eigenvalue λ by about this much, hence its root by rounding/√λ, or by √rounding where λ is smaller.
     rounding = 10 * np.finfo(np.float64).eps * np.linalg.norm(covariance) * np.linalg.norm(other)
     roots = np.sqrt(squares)
-    return float(roots.sum()), float((rounding / np.maximum(roots, np.sqrt(rounding))).sum())
+    least = max(np.sqrt(rounding), np.finfo(np.float64).tiny)  # nothing is rounded where one side is a single point
+    return float(roots.sum()), float((rounding / np.maximum(roots, least)).sum())
 
 
 def _shortened(factor: np.ndarray) -> np.ndarray:

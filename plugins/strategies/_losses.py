@@ -42,6 +42,7 @@ def mmd(source: Tensor, target: Tensor) -> Tensor:
     """
     n = len(source)
     both = torch.cat([source, target])
+    both = both - both.mean(0).detach()  # near the origin, |a - b|² = |a|² + |b|² - 2ab loses the fewest digits
     with _exactly(both):
         lengths = both.square().sum(1)
         squares = (lengths[:, None] + lengths[None] - 2 * both @ both.T).clamp(min=0)
