@@ -69,7 +69,7 @@ def search(
     `folder` must be one that all of them see.
     `remember` and `exemplars`: see `memory`.
 
-    Ctrl-C ends it with the best model so far. A second call with the same arguments goes on where the first one stopped.
+    Ctrl-C ends it with the best model so far, if there is one. A second call with the same arguments goes on where the first one stopped.
 
     Raises:
         BudgetError: no candidate gave a model in the time.
@@ -110,6 +110,8 @@ def search(
             advance(state, item, _rung(item.candidate))
         _go_on(state)
     except KeyboardInterrupt:
+        if not any(trial.artefact for trial in (state.trials | state.earlier).values()):
+            raise  # there is nothing yet to end with
         interrupted = True
     state.trials |= state.earlier
     winner, remembered = crown(state)

@@ -14,11 +14,14 @@ from typing import Any
 
 from . import checkpoint, guard, model, processes, registry
 from .errors import PLUGIN_FAULTS, AutomlError, InputError, WorkerLost
+from .evaluation.classification import judge
 from .progress import Search, Step, Training, epochs_of, note_spent, record_trial, standing
-from .records import IMPORTANCE, Outcome, Point, Ranked, Task, Trial, trial_id
+from .records import IMPORTANCE, VALIDATION, Outcome, Point, Ranked, Task, Trial, trial_id
 from .strategy import Fitted
-from .trials import Limits, run_trial
+from .trials import Limits, probabilities_on, run_trial
 
+FEW = 32
+"""Validation images that a model which is kept must have something to say of."""
 NOTED_EVERY = 2.0
 """Seconds, while workers train: what was spent is on disk."""
 
@@ -107,14 +110,16 @@ def carry_out(task: Task, step: Step, *, report: Callable[[Point], bool] = lambd
 
 
 def _keep(task: Task, step: Step, trial: Trial, fitted: Fitted) -> Trial:
-    """The trial with its model on disk, or a failed one: a strategy may leave what cannot be built again from its weights."""
+    """The trial with its model on disk, or a failed one: a strategy may leave what cannot be built again from its weights, or
+    what says nothing."""
     facts = {"validation": dict(trial.validation), "task": task.name, "provenance": dict(trial.provenance)}
     try:
         model.save(step.folder, fitted.model, step.backbone, step.candidate, task.classes, facts)
-        model.load(step.folder)
+        kept, few = model.load(step.folder), task.part(VALIDATION)[:FEW]
+        judge(probabilities_on(task, step.backbone, kept.net, few), task.labels[few])
     except AutomlError as error:
-        error_ = f"{step.candidate.strategy}: left a model that cannot be kept: {error}"
-        return replace(trial, status="failed", curve=(), validation={}, memory_mb=0.0, error=error_)
+        words = f"{step.candidate.strategy}: left a model that cannot be kept: {error}"
+        return replace(trial, status="failed", curve=(), validation={}, memory_mb=0.0, error=words)
     if fitted.importance is not None:
         checkpoint.save(checkpoint.beside(step.folder, IMPORTANCE), fitted.importance, {})
     return replace(trial, artefact=f"trials/{trial.id}")

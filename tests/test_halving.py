@@ -1,4 +1,4 @@
-"""The search on real images: what it trains, what it keeps, and that it says the same twice."""
+"""The search on real images: what it trains and what it keeps. That it says the same twice: test_determinism.py."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from small import QUICK, TINY, arrays, digits
+from small import QUICK, TINY, digits
 
-from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, fit, predict, search, steps
+from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, search, steps
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
 from automl_tl.crowning import RULE
@@ -196,19 +195,6 @@ def test_a_paused_trial_that_fails_later_takes_no_model_with_it(tmp_path: Path, 
 def test_nothing_in_time_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="give more time"):
         run([], tmp_path, "1 trials")
-
-
-def outcome_of(out: Path, seed: int = 0) -> tuple[list[object], str, dict[str, float], np.ndarray]:
-    outcome = fit(digits(), budget="3 trials + 6 epochs", out=out, seed=seed, backbones=[TINY, QUICK])
-    order = [item.candidate.id for item in outcome.ranking.items]
-    return order, outcome.winner.id, dict(outcome.winner.validation), predict(out, arrays(20)[0]).probabilities
-
-
-def test_the_same_seed_says_the_same_twice_in_one_home(tmp_path: Path) -> None:
-    """By the second time, the first run is in the history: advice does not rest on the task's own trials."""
-    first, second = outcome_of(tmp_path / "a"), outcome_of(tmp_path / "b")
-    assert first[:3] == second[:3]
-    np.testing.assert_array_equal(first[3], second[3])
 
 
 def test_interruption_ends_with_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ import torch
 from small import QUICK, digits
 from torch import Tensor, nn
 
-from automl_tl import Candidate, Classifier, Outcome, Profile, Ranked, Ranking, Trial, guard, loop, registry, search
+from automl_tl import Candidate, Classifier, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, guard, loop, registry, search
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
 from automl_tl.device import in_batches, out_of_memory
 from automl_tl.errors import InputError, TrialError, TrialWarning
 from automl_tl.evaluation.classification import judge
 from automl_tl.history import open_history
+from automl_tl.hookspecs import Tracker
 from automl_tl.space import defaults
 from automl_tl.trials import Limits, run_trial
 
@@ -172,8 +173,8 @@ def item(strategy: str, score: float = 0.9, **changed: Any) -> Ranked:
     return Ranked(Candidate(QUICK, strategy, values), score, score - 0.1, score + 0.1, 0.01, 100.0)
 
 
-def run(names: list[str], out: Path, budget: str = "9 trials + 40 epochs") -> Outcome:
-    """The faulty ones first, as the ranking would have it."""
+def run(names: list[str], out: Path, trackers: Sequence[Tracker] = ()) -> Outcome:
+    """The first ones first, as the ranking would have it."""
     items = [item(name, 0.9 - place / 100) for place, name in enumerate(names)]
     task, backbones = digits(), {QUICK: catalogue()[QUICK]}
     profile = Profile(task.name, task.fingerprint, {}, {}, {})
@@ -185,7 +186,8 @@ def run(names: list[str], out: Path, budget: str = "9 trials + 40 epochs") -> Ou
             Ranking(tuple(items), "a test", 2),
             profile=profile,
             backbones=backbones,
-            budget=parse_budget(budget),
+            budget=parse_budget("9 trials + 40 epochs"),
+            trackers=trackers,
             folder=out,
             history=history,
         )
@@ -218,7 +220,9 @@ def test_a_faulty_strategy_costs_only_its_own_trial(tmp_path: Path) -> None:
     for name, words in FAULTS.items():
         assert said[name].error == words
     assert said["other-shape"].error.startswith("other-shape: left a model that cannot be kept: ")
-    assert said["breaks"].error.startswith("breaks: its model is no good: the network says nan of image 0 of ")
+    assert said["breaks"].error == (
+        "breaks: left a model that cannot be kept: the network says nan of image 0 of 32, which is no probability"
+    )
     failed = [trial for name, trial in said.items() if name != "sound"]
     assert all((trial.status, trial.score, trial.artefact) == ("failed", None, "") for trial in failed)
     with open_history() as history:
@@ -228,6 +232,38 @@ def test_a_faulty_strategy_costs_only_its_own_trial(tmp_path: Path) -> None:
     gc.collect()
     assert len(MADE) >= len(said), "of each trial a model"
     assert [made() for made in MADE] == [None] * len(MADE), "all that an ended trial held is released"
+
+
+class Damaging:
+    """A tracker that cuts the weights of a finished probe short, as a failing disk does, and then asks the process to end."""
+
+    name = "damaging"
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def opened(self, task: Task, seconds: float, folder: Path) -> None: ...
+
+    def started(self, trial: Trial) -> None: ...
+
+    def epoch(self, trial: Trial, point: Point) -> None: ...
+
+    def finished(self, trial: Trial) -> None:
+        if trial.candidate.strategy == "linear-probe":
+            weights = self.run / trial.artefact / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:1000])
+            sys.exit(1)
+
+
+def test_a_winner_whose_model_is_damaged_leaves_its_place_to_the_next(tmp_path: Path) -> None:
+    with pytest.warns(
+        registry.PluginWarning, match="tracker 'damaging' stumbled at 'finished' and is told no more: SystemExit: 1"
+    ):
+        outcome = run(["sound", "linear-probe"], tmp_path, [Damaging(tmp_path)])
+    assert outcome.winner.candidate.strategy == "sound"
+    (probe,) = (trial for trial in outcome.trials if trial.candidate.strategy == "linear-probe")
+    assert (probe.status, probe.score) == ("failed", None)
+    assert probe.error.startswith(f"linear-probe: its model is no good: {tmp_path}")
 
 
 def test_silence_is_measured_by_what_is_expected_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
