@@ -69,7 +69,8 @@ def search(
     `folder` must be one that all of them see.
     `remember` and `exemplars`: see `memory`.
 
-    Ctrl-C ends it with the best model so far, if there is one. A second call with the same arguments goes on where the first one stopped.
+    Ctrl-C ends it with the best model so far, if there is one. A second call with the same arguments goes on where the first one
+    stopped.
 
     Raises:
         BudgetError: no candidate gave a model in the time.

@@ -173,9 +173,12 @@ def item(strategy: str, score: float = 0.9, **changed: Any) -> Ranked:
     return Ranked(Candidate(QUICK, strategy, values), score, score - 0.1, score + 0.1, 0.01, 100.0)
 
 
-def run(names: list[str], out: Path, trackers: Sequence[Tracker] = ()) -> Outcome:
+def run(names: list[str], out: Path, trackers: Sequence[Tracker] = (), *, epochs: int = 2) -> Outcome:
     """The first ones first, as the ranking would have it."""
-    items = [item(name, 0.9 - place / 100) for place, name in enumerate(names)]
+    items = []
+    for place, name in enumerate(names):
+        changed = {"epochs": epochs} if "epochs" in registry.strategies()[name].space else {}
+        items.append(item(name, 0.9 - place / 100, **changed))
     task, backbones = digits(), {QUICK: catalogue()[QUICK]}
     profile = Profile(task.name, task.fingerprint, {}, {}, {})
     with open_history() as history:
@@ -255,11 +258,12 @@ class Damaging:
             sys.exit(1)
 
 
+@pytest.mark.slow
 def test_a_winner_whose_model_is_damaged_leaves_its_place_to_the_next(tmp_path: Path) -> None:
     with pytest.warns(
         registry.PluginWarning, match="tracker 'damaging' stumbled at 'finished' and is told no more: SystemExit: 1"
     ):
-        outcome = run(["sound", "linear-probe"], tmp_path, [Damaging(tmp_path)])
+        outcome = run(["sound", "linear-probe"], tmp_path, [Damaging(tmp_path)], epochs=1)
     assert outcome.winner.candidate.strategy == "sound"
     (probe,) = (trial for trial in outcome.trials if trial.candidate.strategy == "linear-probe")
     assert (probe.status, probe.score) == ("failed", None)
