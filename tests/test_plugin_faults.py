@@ -161,7 +161,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     place = tmp_path_factory.mktemp("site")
     install(place)
     monkeypatch.syspath_prepend(str(place))
-    monkeypatch.setattr(guard, "LEAST_SILENCE", 6.0)
+    monkeypatch.setattr(guard, "LEAST_SILENCE", 12.0)
     registry.forget()
     yield place
     registry.forget()
@@ -204,7 +204,7 @@ def one(strategy: str, folder: Path, limits: Limits | None = None, **changed: An
 FAULTS = {
     "raises": "raises: KeyError: 'what is not there'",
     "exits": "exits: SystemExit: asked the process to end (code 3), which is not a plugin's to do",
-    "hangs": "hangs: no epoch ended in 6 s, far more than was expected: ended, as it seems to hang",
+    "hangs": "hangs: no epoch ended in 12 s, far more than was expected: ended, as it seems to hang",
     "says-nan": "says-nan: gave probabilities of shape (36, 10) or not finite; expected (36, 10)",
     "scores-nan": "scores-nan: reported a score of nan in epoch 2; expected a finite number",
     "no-model": "no-model: strategy 'no-model' left a NoneType; expected an automl_tl.Classifier",
