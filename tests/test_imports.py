@@ -29,7 +29,7 @@ HEAVY = (
 LAYERS = (
     {"errors", "metadb", "starter"},
     {"home", "space", "extras"},
-    {"records", "augment", "checkpoint", "budget", "workers"},
+    {"records", "augment", "checkpoint", "budget", "guard", "workers"},
     {"hookspecs", "device", "facts", "images", "networks", "sources", "attacks", "schema", "pretexts"},
     {"registry", "strategy", "processes", "exchange", "inference", "averaging", "heads", "layers", "randaugment"},
     {"rows"},
