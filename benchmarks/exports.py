@@ -94,7 +94,7 @@ def images(folder: Path) -> tuple[bytes, dict[str, Path]]:
 def trained(
     client: httpx.Client, dataset: str, network: str, unseen: Mapping[str, Path], folder: Path
 ) -> tuple[Path, np.ndarray]:
-    """The server's linear probe on a network, unpacked into `folder`, and what the server says of the images: images × classes."""
+    """The server's linear probe on a network, unpacked into `folder`, and what the server says: images × classes."""
     request = {"kind": "fit", "images": {"dataset": dataset}, "budget": "1 trials", "strategies": ["linear-probe"]}
     job = client.post("/api/jobs", json={**request, "backbones": [network]}).raise_for_status().json()["id"]
     while (state := client.get(f"/api/jobs/{job}").json()["state"]) not in ("finished", "failed", "cancelled"):

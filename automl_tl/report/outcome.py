@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from automl_tl.home import write_text
 from automl_tl.records import TEST, TRAIN, VALIDATION, Backbone, Outcome, Task
 
 from .domains import domain_maps, gap_maps
-from .draw import Dot, Line, learning_curves, reliability_diagram, scatter, trade_off
+from .draw import Dot, Line, floor_of, learning_curves, reliability_diagram, scatter, trade_off
 from .measure import Judged, doubts, judge_winner, mistakes
 
 RANKED = 15
@@ -57,7 +58,14 @@ def pages() -> Environment:
     """The templates of this package: what is put in is escaped, and what is missing is an error."""
     loader = PackageLoader("automl_tl.report", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "brief": _brief, "short": _short, "tail": _tail}
+    environment.filters |= {
+        "figure": _figure,
+        "brief": _brief,
+        "short": _short,
+        "tail": _tail,
+        "duration": _duration,
+        "breakable": _breakable,
+    }
     return environment
 
 
@@ -91,6 +99,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
             gaps=[(one, scatter(one.groups, "t-SNE of both domains")) for one in gap_maps(task, trained, seed=seed)],
             transferability=_by_metric(outcome.profile.transferability, reverse=True),
             ranked=outcome.ranking.items[:RANKED],
+            floor=floor_of([item.low for item in outcome.ranking.items[:RANKED]]),
             known=any((item.low, item.high) != (0.0, 1.0) for item in outcome.ranking.items),
             speeds=[adaptation(trial.curve) for trial in outcome.trials],
             curves=_curves(outcome),
@@ -208,7 +217,7 @@ def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, s
     joules = cost.energy.joules
     return {
         "Choosing": [
-            ("the whole search", f"{outcome.seconds:.0f} s"),
+            ("the whole search", _duration(outcome.seconds)),
             ("of it, profile of the data", f"{outcome.profile.seconds:.0f} s"),
             ("of it, ranking", f"{outcome.ranking.seconds:.1f} s"),
             ("of it, training the others", f"{trained - winner.seconds:.1f} s"),
@@ -237,6 +246,18 @@ def _figure(value: float | None) -> str:
 
 def _brief(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    """As people say it; seconds where they are few."""
+    if seconds < 100:
+        return f"{seconds:.0f}\N{NO-BREAK SPACE}s"
+    return f"{seconds / 60:.1f}\N{NO-BREAK SPACE}min" if seconds < 6000 else f"{seconds / 3600:.1f}\N{NO-BREAK SPACE}h"
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may go on in the next line after a dot or an underscore rather than anywhere."""
+    return Markup("").join(part if part not in "._" else part + Markup("<wbr>") for part in re.split(r"([._])", text))
 
 
 def _short(text: object, length: int = 60) -> str:
