@@ -1,7 +1,7 @@
 """A picture of the terminal, for the documents:  python docs/terminal_picture.py FOLDER
 
-Runs `automl-tl fit digits` in a terminal of its own, 120 letters wide, and draws what it printed as docs/images/terminal.png. The run
-is left in FOLDER/digits: `report_pictures.py` takes it.
+Runs `automl-tl fit digits` in a terminal of its own, 120 letters wide, and draws what it printed as docs/images/terminal.png.
+The run is left in FOLDER/digits: `report_pictures.py` takes it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import io
 import os
 import pty
+import select
 import shlex
 import struct
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from report_pictures import HERE, browser_page, slim
 
-COMMAND = "automl-tl fit digits --budget 3m --out digits"
+COMMAND = "automl-tl fit digits --budget 1m --out digits"
 COLUMNS = 120
 STYLE = "margin:0;padding:18px 22px;background:#1e2430;color:#d8dee9;font:14px/1.42 'DejaVu Sans Mono',monospace"
 
@@ -31,23 +32,34 @@ def printed(command: str, folder: Path) -> str:
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
     program = str(Path(sys.executable).with_name("automl-tl"))
     environment = {**os.environ, "TERM": "xterm-256color", "AUTOML_TL_HOME": str(folder / "home")}
-    running = subprocess.Popen([program, *shlex.split(command)[1:]], cwd=folder, env=environment, stdout=writer)
+    words = [program, *shlex.split(command)[1:]]
+    running = subprocess.Popen(
+        words, cwd=folder, env=environment, stdout=writer, stderr=subprocess.PIPE
+    )  # no bars that come and go
     os.close(writer)
-    said = b""
-    while True:
-        try:
-            part = os.read(reader, 65536)
-        except OSError as error:  # Linux says so when the other side has closed
-            if error.errno != errno.EIO:
-                raise
-            break
-        if not part:
-            break
-        said += part
+    assert running.stderr is not None
+    said, open_ones = b"", [reader, running.stderr.fileno()]
+    while open_ones:
+        for one in select.select(open_ones, [], [])[0]:
+            part = read(one)
+            said += part
+            if not part:
+                open_ones.remove(one)
     os.close(reader)
+    running.stderr.close()
     if running.wait():
         raise SystemExit(f"{command} ended with {running.returncode}")
     return said.decode().replace("\r\n", "\n")
+
+
+def read(descriptor: int) -> bytes:
+    """What there is to read; nothing at the end."""
+    try:
+        return os.read(descriptor, 65536)
+    except OSError as error:
+        if error.errno == errno.EIO:  # so says Linux when the program's side of a terminal has closed
+            return b""
+        raise
 
 
 def draw(text: str, path: Path) -> None:

@@ -15,7 +15,9 @@ WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 46, 44, 14, 44
 LETTER = 13
 """Height of a line of text."""
-LABEL = 30
+EPOCHS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""Steps of an axis."""
+LABEL = 28
 """Width of a short label."""
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 5", "1 5")
 
@@ -64,7 +66,9 @@ def learning_curves(lines: Sequence[Line]) -> Markup:
     last = max((x for line in lines for x, _ in line.points), default=1.0) or 1.0
     low = floor_of([y for line in lines for _, y in line.points])
     place = _placing(lambda x: x / last, low)
-    parts = [_heights(low), _below([(last * step / 4, f"{last * step / 4:.3g}") for step in range(5)], place, low, "epoch")]
+    step = next((size for size in EPOCHS if size * 6 >= last), last / 6)
+    ticks = [step * number for number in range(int(last / step + 1e-9) + 1)]
+    parts = [_heights(low), _below([(x, f"{x:g}") for x in ticks], place, low, "epoch")]
     ends: list[tuple[float, float, Line]] = []
     for number, line in enumerate(sorted(lines, key=lambda line: line.winner)):
         path = [place(x, y) for x, y in line.points]
@@ -87,7 +91,8 @@ def trade_off(dots: Sequence[Dot], along: str) -> Markup:
     floor = floor_of([dot.y for dot in dots])
     place = _placing(lambda x: math.log(max(x, low) / low) / math.log(high / low), floor)
     parts = [_heights(floor), _below([(x, f"{x:g}") for x in _ticks(low, high)], place, floor, along)]
-    taken = [place(dot.x, dot.y) for dot in dots]
+    spots = [place(dot.x, dot.y) for dot in dots]
+    labels: list[tuple[float, float]] = []
     for dot in sorted(dots, key=lambda dot: (not dot.winner, not dot.front)):
         x, y = place(dot.x, dot.y)
         parts.append(Markup('<circle class="{}" cx="{}" cy="{}" r="5"/>').format("dot" if dot.front else "dot beaten", x, y))
@@ -95,10 +100,9 @@ def trade_off(dots: Sequence[Dot], along: str) -> Markup:
             parts.append(Markup('<circle class="ring" cx="{}" cy="{}" r="9"/>').format(x, y))
         beside = [(x + across, y + down) for down in (0, -14, 14, -28, 28, -42, 42) for across in (22, -22)]
         beside[2:2] = [(x, y - 17), (x, y + 17)]
-        middle = next(
-            (p for p in beside if all(abs(p[0] - a) > LABEL - 4 or abs(p[1] - b) >= LETTER for a, b in taken)), beside[0]
-        )
-        taken.append(middle)
+        free = (spot for spot in beside if not (_meets(spot, spots, 17) or _meets(spot, labels, LABEL)))
+        middle = next(free, beside[0])
+        labels.append(middle)
         parts.append(_text(middle[0], middle[1] + 4, dot.label, "middle strong" if dot.winner else "middle"))
     told = "Full dots: no other trial is better in everything. Hollow dots: beaten by another."
     return _svg(f"Validation accuracy by {along}", told, parts)
@@ -221,6 +225,11 @@ def _decade(values: Sequence[float]) -> tuple[float, float]:
     high = max(high, low)
     room = max(1.25, (high / low) ** 0.08)
     return low / room, high * room
+
+
+def _meets(spot: tuple[float, float], others: Sequence[tuple[float, float]], width: float) -> bool:
+    """Whether a label with its middle there would touch any of what is `width` wide and as high as a line."""
+    return any(abs(spot[0] - x) < width and abs(spot[1] - y) < LETTER for x, y in others)
 
 
 def _apart(ends: Sequence[tuple[float, float]]) -> list[float]:

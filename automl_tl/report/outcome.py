@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -256,8 +255,8 @@ def _duration(seconds: float) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """A name that may go on in the next line after a dot or an underscore rather than anywhere."""
-    return Markup("").join(part if part not in "._" else part + Markup("<wbr>") for part in re.split(r"([._])", text))
+    """A name that goes on in the next line after a dot rather than anywhere."""
+    return Markup(".<wbr>").join(text.split("."))
 
 
 def _short(text: object, length: int = 60) -> str:
