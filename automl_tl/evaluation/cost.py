@@ -62,7 +62,7 @@ class InferenceCost:
         rows = []
         for speed in self.speeds:
             words = "one image" if speed.batch == 1 else f"a batch of {speed.batch}"
-            rows.append((words, f"{_brief(1000 * speed.seconds)} ms, {_brief(speed.throughput)} images a second"))
+            rows.append((words, f"{brief(1000 * speed.seconds)} ms, {brief(speed.throughput)} images a second"))
         joules = self.energy.joules
         return [
             *rows,
@@ -74,7 +74,8 @@ class InferenceCost:
         ]
 
 
-def _brief(value: float) -> str:
+def brief(value: float) -> str:
+    """Three digits, or all before the point."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -17,7 +17,7 @@ from automl_tl.comparison import Compared, compare
 from automl_tl.evaluation.adaptation import adaptation
 from automl_tl.evaluation.calibration import calibration_error, cooled, reliability
 from automl_tl.evaluation.classification import bootstrap_interval, confusion, intervals, judge, per_class
-from automl_tl.evaluation.cost import InferenceCost, inference_cost
+from automl_tl.evaluation.cost import InferenceCost, brief, inference_cost
 from automl_tl.home import write_text
 from automl_tl.records import TEST, TRAIN, VALIDATION, Backbone, Outcome, Task
 
@@ -59,7 +59,7 @@ def pages() -> Environment:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "figure": _figure,
-        "brief": _brief,
+        "brief": brief,
         "short": _short,
         "tail": _tail,
         "duration": _duration,
@@ -209,11 +209,6 @@ def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, s
     winner = outcome.winner
     trained = sum(trial.seconds for trial in outcome.trials)
     weights = (outcome.folder / "model" / model.WEIGHTS).stat().st_size
-    speeds = []
-    for speed in cost.speeds:
-        words = "one image" if speed.batch == 1 else f"a batch of {speed.batch}"
-        speeds.append((words, f"{_brief(1000 * speed.seconds)} ms, {_brief(speed.throughput)} images a second"))
-    joules = cost.energy.joules
     return {
         "Choosing": [
             ("the whole search", _duration(outcome.seconds)),
@@ -225,14 +220,7 @@ def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, s
             ("training the winner", f"{winner.seconds:.1f} s"),
             ("its peak memory", f"{winner.memory_mb:.0f} MB"),
         ],
-        "Using": [
-            *speeds,
-            ("multiply-adds of an image", f"{cost.macs / 1e6:.4g} million"),
-            ("parameters", f"{cost.params / 1e6:.3g} million"),
-            ("peak memory", f"{cost.memory_mb:.0f} MB"),
-            ("on disk", f"{weights / 1e6:.1f} MB"),
-            ("energy of an image", f"not measurable: {cost.energy.reason}" if joules is None else f"{1000 * joules:.3g} mJ"),
-        ],
+        "Using": cost.in_words(weights),
     }
 
 
@@ -241,10 +229,6 @@ def _figure(value: float | None) -> str:
         return "–"
     whole = float(value).is_integer()
     return f"{value:.0f}" if whole else f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.4g}"
-
-
-def _brief(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:
