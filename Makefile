@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 RUNS ?= runs
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-all lint bench bench-all audit metadb clean
+.PHONY: help demo test test-all lint bench bench-all audit pictures metadb clean
 
 help:                ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,6 +48,12 @@ bench-all: bench     ## the other programs of benchmarks/ as well, with their fi
 audit: $(READY)      ## known vulnerabilities of what is pinned (needs an index that tells of them); licences are a test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit
 	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
+
+pictures: $(READY)   ## every picture of docs/images that shows the terminal, a report or the page (needs Chromium)
+	mkdir -p $(RUNS)
+	$(BIN)/python docs/terminal_picture.py $(RUNS)/pictures
+	$(BIN)/python docs/report_pictures.py $(RUNS)/pictures/digits
+	$(BIN)/python docs/screenshots.py
 
 metadb: $(READY)     ## run what metadb/plan*.json ask for and the history lacks, and write it as text (DATA: unpacked images)
 	for plan in metadb/plan*.json; do $(BIN)/automl-tl history build $$plan --data $(DATA) || exit; done

@@ -26,8 +26,10 @@ from .comparison import compare as compare_trials
 from .cost import CostModel
 from .errors import InputError
 from .evaluation.adversaries import judge_robust
+from .evaluation.calibration import Bin, reliability
 from .evaluation.classification import ClassScores, intervals, judge, per_class
 from .evaluation.combined import WEIGHTS
+from .evaluation.cost import InferenceCost, inference_cost
 from .evaluation.robustness import Robustness, robustness
 from .experience import Experience
 from .exports import Exported, export_run
@@ -325,6 +327,8 @@ class Judgement:
     intervals: dict[str, tuple[float, float]]
     """95 % bootstrap intervals, of the scores that have one."""
     classes: list[ClassScores]
+    reliability: list[Bin]
+    """Predictions of like confidence, and how often they are right: what a reliability diagram draws."""
     labels: np.ndarray
     """Of the images, as positions in the model's classes."""
     images: np.ndarray
@@ -364,7 +368,8 @@ def judge_model(run: Path | str, location: Any) -> Judgement:
     labels = np.array([trained.classes.index(listing.labels[i]) for i in chosen])
     found = trained.probabilities(pixels)
     classes = per_class(found, labels, trained.classes)
-    return Judgement(judge(found, labels), intervals(found, labels), classes, labels, pixels, trained)
+    bins = reliability(found, labels)
+    return Judgement(judge(found, labels), intervals(found, labels), classes, bins, labels, pixels, trained)
 
 
 def judge_attacked(run: Path | str, judgement: Judgement, epsilon: float) -> dict[str, float]:
@@ -375,6 +380,17 @@ def judge_attacked(run: Path | str, judgement: Judgement, epsilon: float) -> dic
     """
     trained = model.load(model.model_folder(Path(run)))
     return judge_robust(trained.net, judgement.images, judgement.labels, trained.backbone, epsilon=epsilon)
+
+
+def judge_cost(run: Path | str) -> tuple[InferenceCost, int]:
+    """What the use of a run's model costs on this machine, measured now, and its bytes on disk.
+
+    Raises:
+        InputError: `run` holds no network of ours, as an exported one.
+    """
+    folder = model.model_folder(Path(run))
+    trained = model.load(folder)
+    return inference_cost(trained.net, trained.backbone.input_size), (folder / model.WEIGHTS).stat().st_size
 
 
 def judge_corrupted(judgement: Judgement, *, most: int = CORRUPTED, seed: int = 0) -> Robustness:

@@ -16,9 +16,11 @@ from typing import Any
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("data", "distances", "transferability", "advice", "trials", "choice", "judgement", "cost", "reproduce")
+PARTS = ("data", "distances", "gap", "transferability", "advice", "trials", "choice", "judgement", "cost", "reproduce")
 LARGEST, TALLEST = 300_000, 1500
 """Bytes and pixels of a picture."""
+MARGIN = 24
+"""Pixels of the page around a part."""
 
 
 @contextmanager
@@ -59,7 +61,7 @@ def take(run: Path, out: Path) -> list[Path]:
         for part in PARTS:
             found = page.locator(f"#{part}")
             if found.count():
-                found.screenshot(path=out / f"report-{part}.png")
+                page.screenshot(path=out / f"report-{part}.png", full_page=True, clip=_around(found.bounding_box()))
                 taken.append(out / f"report-{part}.png")
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 794, "height": 1123})
@@ -79,6 +81,11 @@ def take(run: Path, out: Path) -> list[Path]:
     for path in taken:
         slim(path)
     return taken
+
+
+def _around(box: dict[str, float]) -> dict[str, float]:
+    """A part with some of the page to its sides and below."""
+    return {"x": box["x"] - MARGIN, "y": box["y"], "width": box["width"] + 2 * MARGIN, "height": box["height"] + MARGIN}
 
 
 def slim(path: Path) -> None:

@@ -36,7 +36,7 @@ def picture(number: int) -> bytes:
     return file.getvalue()
 
 
-def photos(path: Path, count: int = 160) -> None:
+def photos(path: Path, count: int = 400) -> None:
     labels = load_digits().target
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(count):
@@ -78,7 +78,7 @@ def take(url: str, token: str, folder: Path) -> None:
         page.goto(f"{url}/#token={token}")
         page.set_input_files("#archive", folder / "digits.zip")
         page.locator("#taken").wait_for()
-        page.get_by_label("Budget for training").fill("2 trials + 12 epochs")
+        page.get_by_label("Budget for training").fill("60s")
         page.get_by_role("button", name="Train").click()
         page.locator("#outcome").wait_for()
         page.set_input_files("#pictures", [folder / f"{number}.png" for number in (1795, 1796, 1794)])

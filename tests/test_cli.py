@@ -158,7 +158,11 @@ def test_evaluate_uses_the_test_split(command: Command, run: Path, photos: Path)
 
 
 def test_evaluate_looks_further(command: Command, run: Path, photos: Path) -> None:
-    facts = command("evaluate", run, photos, "--classes", "--corruptions", "--json").facts
+    facts = command("evaluate", run, photos, "--classes", "--corruptions", "--calibration", "--cost", "--json").facts
+    assert sum(one["count"] for one in facts["reliability"]) == 40
+    assert sum(one["count"] * one["accuracy"] for one in facts["reliability"]) == pytest.approx(40 * facts["accuracy"])
+    assert [speed["batch"] for speed in facts["cost"]["speeds"]] == [1, 64]
+    assert facts["cost"]["disk_bytes"] == (run / "model" / "model.safetensors").stat().st_size
     assert [row["name"] for row in facts["classes"]] == [f"digit {label}" for label in range(10)]
     assert sum(row["images"] for row in facts["classes"]) == 40
     corrupted = facts["corruptions"]

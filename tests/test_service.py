@@ -671,15 +671,18 @@ def test_kill_9_of_the_server_loses_nothing(tmp_path: Path, home: Path, root: Pa
 def test_the_client_of_the_docs_works(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (line,) = re.findall(r"```sh\nautoml-tl serve (.*?)\n```", text)
     assert len([line for line in code.splitlines() if line]) <= 10
-    server = Running(tmp_path / "state", home)
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    server = Running(tmp_path / "state", home, *line.split())
     (tmp_path / "photos.zip").write_bytes(digits_zip())
     (tmp_path / "new.png").write_bytes(picture(2))
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOML_TL_TOKEN", TOKEN)
     names: dict[str, Any] = {}
     exec(compile(code.replace("http://127.0.0.1:8765", server.url), "http.md", "exec"), names)
     assert names["told"]["predictions"][0]["label"].startswith("digit")
+    names["client"].close()  # a program of ten lines leaves that to its end
     server.end()
 
 

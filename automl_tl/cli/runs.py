@@ -41,6 +41,10 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
     images: Images,
     classes: Annotated[bool, typer.Option("--classes", help="A row for each class, too.")] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="How often predictions of a confidence are right, too.")
+    ] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="What its use costs on this machine, too.")] = False,
     corruptions: Annotated[bool, typer.Option("--corruptions", help="Accuracy on noisy, blurred, foggy … copies, too.")] = False,
     robust: Annotated[
         str | None, typer.Option(help="Also attack: every pixel may change by up to this, such as 8/255 (takes minutes).")
@@ -56,10 +60,13 @@ def evaluate(
 
     judgement = api.judge_model(run, location(images))
     robustness = api.judge_corrupted(judgement, seed=seed) if corruptions else None
+    used = api.judge_cost(run) if cost else None
     attacked = api.judge_attacked(run, judgement, fraction(robust, "--robust")) if robust is not None else {}
     if json:
         facts: dict[str, Any] = {**judgement.scores, **attacked, "intervals": judgement.intervals}
         facts |= {"classes": [asdict(row) for row in judgement.classes]} if classes else {}
+        facts |= {"reliability": [asdict(one) for one in judgement.reliability]} if calibration else {}
+        facts |= {"cost": {**asdict(used[0]), "disk_bytes": used[1]}} if used else {}
         facts |= {"corruptions": {**asdict(robustness), "mean": robustness.mean}} if robustness else {}
         print_json(facts)
         return
@@ -69,6 +76,13 @@ def evaluate(
     if classes:
         cells = [(c.name, str(c.images), figure(c.recall), figure(c.precision), figure(c.f1)) for c in judgement.classes]
         print_table("", ("class", "images", "recall", "precision", "F1"), cells)
+    if calibration:
+        bins = [
+            (f"{b.low:.2f}–{b.high:.2f}", str(b.count), f"{b.confidence:.3f}", f"{b.accuracy:.3f}") for b in judgement.reliability
+        ]
+        print_table("", ("confidence", "images", "mean confidence", "right"), bins)
+    if used:
+        print_table("", ("cost of use", ""), used[0].in_words(used[1]))
     if robustness:
         found = [(name, *(f"{value:.3f}" for value in values)) for name, values in robustness.accuracy.items()]
         print_table("Accuracy by corruption and severity", ("corruption", "1", "2", "3", "4", "5"), found)

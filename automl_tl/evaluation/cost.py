@@ -57,6 +57,27 @@ class InferenceCost:
     energy: Energy
     """Of one image, in the largest batch."""
 
+    def in_words(self, disk: int) -> list[tuple[str, str]]:
+        """A row a figure. `disk`: bytes of the weights' file."""
+        rows = []
+        for speed in self.speeds:
+            words = "one image" if speed.batch == 1 else f"a batch of {speed.batch}"
+            rows.append((words, f"{brief(1000 * speed.seconds)} ms, {brief(speed.throughput)} images a second"))
+        joules = self.energy.joules
+        return [
+            *rows,
+            ("multiply-adds of an image", f"{self.macs / 1e6:.4g} million"),
+            ("parameters", f"{self.params / 1e6:.3g} million"),
+            ("peak memory", f"{self.memory_mb:.0f} MB"),
+            ("on disk", f"{disk / 1e6:.1f} MB"),
+            ("energy of an image", f"not measurable: {self.energy.reason}" if joules is None else f"{1000 * joules:.3g} mJ"),
+        ]
+
+
+def brief(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
 
 def inference_cost(net: nn.Module, size: int, *, batches: tuple[int, ...] = BATCHES, seconds: float = 0.3) -> InferenceCost:
     """Time `net` on `size`×`size` images for about `seconds` a batch size, on the device and in the threads of this process."""

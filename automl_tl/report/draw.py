@@ -15,6 +15,10 @@ WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 46, 44, 14, 44
 LETTER = 13
 """Height of a line of text."""
+EPOCHS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""Steps of an axis."""
+LABEL = 28
+"""Width of a short label."""
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 5", "1 5")
 
 
@@ -60,10 +64,12 @@ def learning_curves(lines: Sequence[Line]) -> Markup:
     """Validation accuracy by epoch. Each line has its own dash and its number at its end; the winner is the thick one."""
     lines = [line for line in lines if line.points]
     last = max((x for line in lines for x, _ in line.points), default=1.0) or 1.0
-    low = _floor_of([y for line in lines for _, y in line.points])
+    low = floor_of([y for line in lines for _, y in line.points])
     place = _placing(lambda x: x / last, low)
-    parts = [_heights(low), _below([(last * step / 4, f"{last * step / 4:.3g}") for step in range(5)], place, low, "epoch")]
-    taken: list[float] = []
+    step = next((size for size in EPOCHS if size * 6 >= last), last / 6)
+    ticks = [step * number for number in range(int(last / step + 1e-9) + 1)]
+    parts = [_heights(low), _below([(x, f"{x:g}") for x in ticks], place, low, "epoch")]
+    ends: list[tuple[float, float, Line]] = []
     for number, line in enumerate(sorted(lines, key=lambda line: line.winner)):
         path = [place(x, y) for x, y in line.points]
         kind = "curve winner" if line.winner else "curve"
@@ -72,7 +78,9 @@ def learning_curves(lines: Sequence[Line]) -> Markup:
             parts.append(Markup('<polyline class="{}" stroke-dasharray="{}" points="{}"/>').format(kind, dash, _joined(path)))
         x, y = path[-1]
         parts.append(Markup('<circle class="{}" cx="{}" cy="{}" r="{}"/>').format(kind, x, y, 4 if line.winner else 3))
-        parts.append(_text(x + 7, _free(y + 4, taken), line.label, "strong" if line.winner else ""))
+        ends.append((x, y, line))
+    for (x, _, line), y in zip(ends, _apart([(x, y) for x, y, _ in ends]), strict=True):
+        parts.append(_text(x + 7, y + 4, line.label, "strong" if line.winner else ""))
     title = "Learning curves: validation accuracy by epoch"
     return _svg(title, f"{len(lines)} trials; the table of trials gives the same figures.", parts)
 
@@ -80,18 +88,21 @@ def learning_curves(lines: Sequence[Line]) -> Markup:
 def trade_off(dots: Sequence[Dot], along: str) -> Markup:
     """Score by a cost. Full dots are on the Pareto front of all costs, hollow ones are beaten; the winner has a ring."""
     low, high = _decade([dot.x for dot in dots])
-    floor = _floor_of([dot.y for dot in dots])
+    floor = floor_of([dot.y for dot in dots])
     place = _placing(lambda x: math.log(max(x, low) / low) / math.log(high / low), floor)
     parts = [_heights(floor), _below([(x, f"{x:g}") for x in _ticks(low, high)], place, floor, along)]
-    taken = [place(dot.x, dot.y) for dot in dots]
+    spots = [place(dot.x, dot.y) for dot in dots]
+    labels: list[tuple[float, float]] = []
     for dot in sorted(dots, key=lambda dot: (not dot.winner, not dot.front)):
         x, y = place(dot.x, dot.y)
         parts.append(Markup('<circle class="{}" cx="{}" cy="{}" r="5"/>').format("dot" if dot.front else "dot beaten", x, y))
         if dot.winner:
             parts.append(Markup('<circle class="ring" cx="{}" cy="{}" r="9"/>').format(x, y))
-        beside = [(x + 22, y), (x - 22, y), (x, y - 17), (x, y + 17), (x + 22, y + 14), (x - 22, y + 14)]
-        middle = next((p for p in beside if all(abs(p[0] - a) > 18 or abs(p[1] - b) >= LETTER for a, b in taken)), beside[0])
-        taken.append(middle)
+        beside = [(x + across, y + down) for down in (0, -14, 14, -28, 28, -42, 42) for across in (22, -22)]
+        beside[2:2] = [(x, y - 17), (x, y + 17)]
+        free = (spot for spot in beside if not (_meets(spot, spots, 17) or _meets(spot, labels, LABEL)))
+        middle = next(free, beside[0])
+        labels.append(middle)
         parts.append(_text(middle[0], middle[1] + 4, dot.label, "middle strong" if dot.winner else "middle"))
     told = "Full dots: no other trial is better in everything. Hollow dots: beaten by another."
     return _svg(f"Validation accuracy by {along}", told, parts)
@@ -115,10 +126,10 @@ def scatter(groups: Mapping[str, np.ndarray], title: str = "t-SNE of the task's 
 def laws(found: Sequence[Law]) -> Markup:
     """Score by the number of training images: runs as marks, fitted curves as lines, bootstrap bands as areas."""
     low, high = _decade([x for law in found for x, _ in law.runs])
-    floor = _floor_of([y for law in found for _, y in law.runs])
+    floor = floor_of([y for law in found for _, y in law.runs])
     place = _placing(lambda x: math.log(x / low) / math.log(high / low), floor)
     parts = [_heights(floor), _below([(x, f"{x:g}") for x in _ticks(low, high)], place, floor, "training images")]
-    taken: list[float] = []
+    anchors: list[tuple[float, float]] = []
     for number, law in enumerate(found):
         band = [place(*point) for point in law.low] + [place(*point) for point in reversed(law.high)]
         parts.append(Markup('<polygon class="band{}" points="{}"/>').format("" if number == 0 else " other", _joined(band)))
@@ -127,8 +138,10 @@ def laws(found: Sequence[Law]) -> Markup:
         parts.append(Markup('<polyline class="{}" stroke-dasharray="{}" points="{}"/>').format(kind, dash, _joined(path)))
         marks = " ".join(_mark(number, *place(x, y)) for x, y in law.runs)
         parts.append(Markup('<path class="{}" d="{}"/>').format("mark own" if number == 0 else "mark", marks))
-        anchor = path[len(path) // 2]
-        parts.append(_text(anchor[0] + 8, _free(anchor[1] + (-8 if number == 0 else 22), taken), law.label, "strong"))
+        x, y = path[len(path) // 2]
+        anchors.append((x + 8, y + (-8 if number == 0 else 22)))
+    for law, (x, _), y in zip(found, anchors, _apart(anchors), strict=True):
+        parts.append(_text(x, y, law.label, "strong"))
     return _svg("Score by the number of training images", "; ".join(law.label for law in found), parts)
 
 
@@ -158,7 +171,7 @@ def reliability_diagram(bins: Sequence[Bin]) -> Markup:
 # Axes
 
 
-def _floor_of(scores: Sequence[float]) -> float:
+def floor_of(scores: Sequence[float]) -> float:
     """A tenth at or below the lowest score: where the axis starts."""
     return max(0.0, min(0.9, math.floor(10 * min(scores, default=0.0) + 1e-9) / 10))
 
@@ -177,12 +190,12 @@ def _heights(low: float) -> Markup:
     """Lines across, with their scores."""
     place = _placing(lambda x: x, low)
     lines = []
-    step = 0.1 if low >= 0.5 else 0.2
+    step = 0.02 if low >= 0.9 else 0.1 if low >= 0.5 else 0.2
     for number in range(int((1 - low) / step + 1e-9) + 1):
         value = 1 - number * step
         _, y = place(0, value)
         lines.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y, y))
-        lines.append(_text(LEFT - 6, y + 4, f"{value:.1f}", "end"))
+        lines.append(_text(LEFT - 6, y + 4, f"{value:.{2 if step < 0.1 else 1}f}", "end"))
     return Markup("").join(lines)
 
 
@@ -193,9 +206,13 @@ def _below(ticks: Sequence[tuple[float, str]], place: Place, low: float, along: 
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, … between the ends, of which there are few enough to read."""
-    steps = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
-    inside = [float(f"{step:.3g}") for step in steps if low <= step * 1.0001 and step <= high * 1.0001]
+    """1, 2, 5, 10, … between the ends, of which there are few enough to read; 3, 4, 6, 7, 8, too, where the ends are close."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for heads in ((1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8)):
+        steps = [float(f"{head * 10.0**decade:.3g}") for decade in decades for head in heads]
+        inside = [step for step in steps if low <= step * 1.0001 and step <= high * 1.0001]
+        if len(inside) >= 3:
+            break
     if len(inside) < 2:
         inside = [float(f"{value:.2g}") for value in np.geomspace(low, high, 5)[1:4]]
     return inside if len(inside) <= 8 else inside[:: math.ceil(len(inside) / 8)]
@@ -210,14 +227,24 @@ def _decade(values: Sequence[float]) -> tuple[float, float]:
     return low / room, high * room
 
 
-def _free(y: float, taken: list[float]) -> float:
-    """A height near `y` where no label stands yet."""
-    for step in range(20):
-        for shift in (step * LETTER, -step * LETTER):
-            if all(abs(y + shift - other) >= LETTER for other in taken):
-                taken.append(y + shift)
-                return y + shift
-    return y
+def _meets(spot: tuple[float, float], others: Sequence[tuple[float, float]], width: float) -> bool:
+    """Whether a label with its middle there would touch any of what is `width` wide and as high as a line."""
+    return any(abs(spot[0] - x) < width and abs(spot[1] - y) < LETTER for x, y in others)
+
+
+def _apart(ends: Sequence[tuple[float, float]]) -> list[float]:
+    """Heights of the labels of points, in their order: none over another, all inside the picture, the higher point's above."""
+    heights = [y for _, y in ends]
+    columns: dict[float, list[int]] = {}
+    for index in sorted(range(len(ends)), key=lambda index: ends[index]):
+        x = next((x for x in columns if ends[index][0] - x < LABEL), ends[index][0])
+        columns.setdefault(x, []).append(index)
+    for column in columns.values():
+        above = TOP - LETTER
+        for below, index in zip(range(len(column) - 1, -1, -1), sorted(column, key=lambda index: ends[index][1]), strict=True):
+            room = HEIGHT - BOTTOM - LETTER * below
+            heights[index] = above = max(above + LETTER, min(heights[index], room))
+    return heights
 
 
 def _mark(kind: int, x: float, y: float, size: float = 3.6) -> str:

@@ -17,12 +17,12 @@ from automl_tl.comparison import Compared, compare
 from automl_tl.evaluation.adaptation import adaptation
 from automl_tl.evaluation.calibration import calibration_error, cooled, reliability
 from automl_tl.evaluation.classification import bootstrap_interval, confusion, intervals, judge, per_class
-from automl_tl.evaluation.cost import InferenceCost, inference_cost
+from automl_tl.evaluation.cost import InferenceCost, brief, inference_cost
 from automl_tl.home import write_text
 from automl_tl.records import TEST, TRAIN, VALIDATION, Backbone, Outcome, Task
 
 from .domains import domain_maps, gap_maps
-from .draw import Dot, Line, learning_curves, reliability_diagram, scatter, trade_off
+from .draw import Dot, Line, floor_of, learning_curves, reliability_diagram, scatter, trade_off
 from .measure import Judged, doubts, judge_winner, mistakes
 
 RANKED = 15
@@ -57,7 +57,14 @@ def pages() -> Environment:
     """The templates of this package: what is put in is escaped, and what is missing is an error."""
     loader = PackageLoader("automl_tl.report", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "brief": _brief, "short": _short, "tail": _tail}
+    environment.filters |= {
+        "figure": _figure,
+        "brief": brief,
+        "short": _short,
+        "tail": _tail,
+        "duration": _duration,
+        "breakable": _breakable,
+    }
     return environment
 
 
@@ -91,6 +98,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
             gaps=[(one, scatter(one.groups, "t-SNE of both domains")) for one in gap_maps(task, trained, seed=seed)],
             transferability=_by_metric(outcome.profile.transferability, reverse=True),
             ranked=outcome.ranking.items[:RANKED],
+            floor=floor_of([item.low for item in outcome.ranking.items[:RANKED]]),
             known=any((item.low, item.high) != (0.0, 1.0) for item in outcome.ranking.items),
             speeds=[adaptation(trial.curve) for trial in outcome.trials],
             curves=_curves(outcome),
@@ -201,14 +209,9 @@ def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, s
     winner = outcome.winner
     trained = sum(trial.seconds for trial in outcome.trials)
     weights = (outcome.folder / "model" / model.WEIGHTS).stat().st_size
-    speeds = []
-    for speed in cost.speeds:
-        words = "one image" if speed.batch == 1 else f"a batch of {speed.batch}"
-        speeds.append((words, f"{_brief(1000 * speed.seconds)} ms, {_brief(speed.throughput)} images a second"))
-    joules = cost.energy.joules
     return {
         "Choosing": [
-            ("the whole search", f"{outcome.seconds:.0f} s"),
+            ("the whole search", _duration(outcome.seconds)),
             ("of it, profile of the data", f"{outcome.profile.seconds:.0f} s"),
             ("of it, ranking", f"{outcome.ranking.seconds:.1f} s"),
             ("of it, training the others", f"{trained - winner.seconds:.1f} s"),
@@ -217,14 +220,7 @@ def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, s
             ("training the winner", f"{winner.seconds:.1f} s"),
             ("its peak memory", f"{winner.memory_mb:.0f} MB"),
         ],
-        "Using": [
-            *speeds,
-            ("multiply-adds of an image", f"{cost.macs / 1e6:.4g} million"),
-            ("parameters", f"{cost.params / 1e6:.3g} million"),
-            ("peak memory", f"{cost.memory_mb:.0f} MB"),
-            ("on disk", f"{weights / 1e6:.1f} MB"),
-            ("energy of an image", f"not measurable: {cost.energy.reason}" if joules is None else f"{1000 * joules:.3g} mJ"),
-        ],
+        "Using": cost.in_words(weights),
     }
 
 
@@ -235,8 +231,16 @@ def _figure(value: float | None) -> str:
     return f"{value:.0f}" if whole else f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.4g}"
 
 
-def _brief(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _duration(seconds: float) -> str:
+    """As people say it; seconds where they are few."""
+    if seconds < 100:
+        return f"{seconds:.0f}\N{NO-BREAK SPACE}s"
+    return f"{seconds / 60:.1f}\N{NO-BREAK SPACE}min" if seconds < 6000 else f"{seconds / 3600:.1f}\N{NO-BREAK SPACE}h"
+
+
+def _breakable(text: str) -> Markup:
+    """A name that goes on in the next line after a dot rather than anywhere."""
+    return Markup(".<wbr>").join(text.split("."))
 
 
 def _short(text: object, length: int = 60) -> str:
