@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
+import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +31,15 @@ from flwr.server import Server, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
 
-from .errors import TrialError
+from .errors import InputError, TrialError
 
 if TYPE_CHECKING:
     from .federation import Answer, Client
 
 WAIT_SECONDS = 600.0
-"""How long a client tries to reach its server."""
+"""How long a client waits for its server to be there."""
+GREETING_SECONDS = 30.0
+"""How long what listens there has for saying who it is."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,8 @@ def join(address: str, client: Client, told: Callable[[int, Answer], None], *, a
     """Take part as a client until the server lets it go. `authority`: the certificate (PEM) that the server's must be signed by.
 
     Raises:
-        TrialError: the server cannot be reached, or went away.
+        InputError: the address or the authority is none.
+        TrialError: the server cannot be reached, is not what was agreed to, or went away.
     """
     import grpc
 
@@ -146,17 +152,54 @@ def join(address: str, client: Client, told: Callable[[int, Answer], None], *, a
 
 
 def _wait_for(address: str, authority: bytes | None) -> None:
-    """Clients may be there before their server: Flower's own gives up at the first refusal."""
+    """Clients may be there before their server: Flower's own gives up at the first refusal.
+
+    Where something listens, it is seen at once whether it speaks as it was agreed to: gRPC would try again without a word.
+    """
     import grpc
 
+    with _connected(address) as listening:
+        if authority is not None:
+            _greet(address, listening, authority)
     trusted = None if authority is None else grpc.ssl_channel_credentials(authority)
     channel = grpc.insecure_channel(address) if trusted is None else grpc.secure_channel(address, trusted)
     try:
-        grpc.channel_ready_future(channel).result(timeout=WAIT_SECONDS)
+        grpc.channel_ready_future(channel).result(timeout=GREETING_SECONDS)
     except grpc.FutureTimeoutError:
-        raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s") from None
+        how = "; if it encrypts, give its --authority" if authority is None else ""
+        raise TrialError(f"what listens at {address} does not answer as a server of Flower{how}") from None
     finally:
         channel.close()
+
+
+def _connected(address: str) -> socket.socket:
+    """A connection to HOST:PORT, as soon as something listens there."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=GREETING_SECONDS)
+        except ValueError:
+            raise InputError(f"{address!r} is no address of a server; write HOST:PORT") from None
+        except OSError as error:
+            if time.monotonic() > until:
+                raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s: {error}") from None
+            time.sleep(0.5)
+
+
+def _greet(address: str, listening: socket.socket, authority: bytes) -> None:
+    """A handshake, as gRPC would make it."""
+    try:
+        context = ssl.create_default_context(cadata=authority.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        raise InputError("--authority: is no certificate in PEM; take the ca.pem of the server's --tls") from None
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.wrap_socket(listening, server_hostname=address.rpartition(":")[0].strip("[]")).close()
+    except ssl.SSLCertVerificationError as error:
+        raise TrialError(f"--authority does not vouch for the server at {address}: {error.verify_message}") from None
+    except OSError:
+        raise TrialError(f"the server at {address} does not encrypt; start it with --tls, or join without --authority") from None
 
 
 def _in_order(strategy: Any, failed: Callable[[Any], Exception]) -> Any:
