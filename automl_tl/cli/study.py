@@ -52,7 +52,8 @@ def unfreeze_study(
     backbone: Annotated[str | None, typer.Option(help="Of the zoos at hand; else the one that is recommended first.")] = None,
     zoo: ZooName = None,
     source: Annotated[
-        str | None, typer.Option(help="Images that the backbone was pretrained on (such as formula:fractals), to see what it forgets.")
+        str | None,
+        typer.Option(help="Images that the backbone was pretrained on (such as formula:fractals), to see what it forgets."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=2, help="Of each depth.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for the page, the picture (SVG) and the figures (JSON).")] = Path(

@@ -36,7 +36,9 @@ def conclusion(study: Study) -> str:
     best = max(study.depths, key=lambda depth: depth.score)
     share = chosen.seconds / max(last.seconds, 1e-9)
     before, kept, lost = study.depths[0].source, chosen.source, last.source
-    source = "" if before is None else f" On the source: {before:.3f} before, {kept:.3f} after that, {lost:.3f} after training all."
+    source = (
+        "" if before is None else f" On the source: {before:.3f} before, {kept:.3f} after that, {lost:.3f} after training all."
+    )
     return (
         f"{said} enough: validation accuracy {chosen.score:.3f}, within one standard error of the best "
         f"({best.score:.3f}, {best.groups} groups), at {share:.0%} of the time of training all.{source}"
