@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 600.0
 """How long a client waits for its server to be there."""
-GREETING_SECONDS = 30.0
-"""How long what listens there has for saying who it is."""
 
 
 @dataclass(frozen=True)
@@ -152,54 +150,48 @@ def join(address: str, client: Client, told: Callable[[int, Answer], None], *, a
 
 
 def _wait_for(address: str, authority: bytes | None) -> None:
-    """Clients may be there before their server: Flower's own gives up at the first refusal.
-
-    Where something listens, it is seen at once whether it speaks as it was agreed to: gRPC would try again without a word.
-    """
+    """Clients may be there before their server: Flower's own gives up at the first refusal."""
     import grpc
 
-    with _connected(address) as listening:
-        if authority is not None:
-            _greet(address, listening, authority)
+    if authority is not None:
+        _greet(address, authority)
     trusted = None if authority is None else grpc.ssl_channel_credentials(authority)
     channel = grpc.insecure_channel(address) if trusted is None else grpc.secure_channel(address, trusted)
     try:
-        grpc.channel_ready_future(channel).result(timeout=GREETING_SECONDS)
+        grpc.channel_ready_future(channel).result(timeout=WAIT_SECONDS)
     except grpc.FutureTimeoutError:
         how = "; if it encrypts, give its --authority" if authority is None else ""
-        raise TrialError(f"what listens at {address} does not answer as a server of Flower{how}") from None
+        raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s{how}") from None
     finally:
         channel.close()
 
 
-def _connected(address: str) -> socket.socket:
-    """A connection to HOST:PORT, as soon as something listens there."""
+def _greet(address: str, authority: bytes) -> None:
+    """A handshake as gRPC makes it, which would try a server that is the wrong one again and again without a word."""
     host, _, port = address.rpartition(":")
-    until = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            return socket.create_connection((host.strip("[]"), int(port)), timeout=GREETING_SECONDS)
-        except ValueError:
-            raise InputError(f"{address!r} is no address of a server; write HOST:PORT") from None
-        except OSError as error:
-            if time.monotonic() > until:
-                raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s: {error}") from None
-            time.sleep(0.5)
-
-
-def _greet(address: str, listening: socket.socket, authority: bytes) -> None:
-    """A handshake, as gRPC would make it."""
+    host, until = host.strip("[]"), time.monotonic() + WAIT_SECONDS
     try:
         context = ssl.create_default_context(cadata=authority.decode("ascii"))
     except (ssl.SSLError, ValueError):
         raise InputError("--authority: is no certificate in PEM; take the ca.pem of the server's --tls") from None
     context.set_alpn_protocols(["h2"])
-    try:
-        context.wrap_socket(listening, server_hostname=address.rpartition(":")[0].strip("[]")).close()
-    except ssl.SSLCertVerificationError as error:
-        raise TrialError(f"--authority does not vouch for the server at {address}: {error.verify_message}") from None
-    except OSError:
-        raise TrialError(f"the server at {address} does not encrypt; start it with --tls, or join without --authority") from None
+    if not port.isdecimal():
+        raise InputError(f"{address!r} is no address of a server; write HOST:PORT")
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as listening:
+                context.wrap_socket(listening, server_hostname=host).close()
+            return
+        except ssl.SSLCertVerificationError as error:
+            raise TrialError(f"--authority does not vouch for the server at {address}: {error.verify_message}") from None
+        except OSError as error:  # nobody there yet, or what stands before it closes: whoever answers in clear is another server
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                raise TrialError(
+                    f"the server at {address} does not encrypt; start it with --tls, or join without --authority"
+                ) from None
+            if time.monotonic() > until:
+                raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s: {error}") from None
+            time.sleep(0.5)
 
 
 def _in_order(strategy: Any, failed: Callable[[Any], Exception]) -> Any:

@@ -25,7 +25,8 @@ from automl_tl.candidates import propose
 from automl_tl.cost import CostModel
 from automl_tl.experience import Experience
 from automl_tl.history import open_history
-from automl_tl.ranker import learn, rank
+from automl_tl.home import cache
+from automl_tl.ranker import rank, ranker_for
 from automl_tl.records import Profile
 from automl_tl.registry import strategies as known_strategies
 
@@ -122,7 +123,7 @@ def leads_of(experience: Experience, source: str) -> Iterator[tuple[str, tuple[f
     """Each task made of `source` on which both were tried, with the lead that others' trials foretell and that of its own."""
     trials, strategies = experience.trials, known_strategies()
     known = experience.take(np.flatnonzero(trials.source_dataset != source))
-    ranker, costs = learn(known), CostModel.learn(known, strategies=strategies)
+    ranker, costs = ranker_for(known, cache() / "rankers"), CostModel.learn(known, strategies=strategies)
     at_hand = {name: backbone for name, backbone in catalogue().items() if backbone.source_dataset != source}
     offered = propose(at_hand, {name: strategies[name] for name in (WHOLE, GRADUAL)}, seed=0)
     for task in sorted(set(trials.task[trials.source_dataset == source])):
