@@ -34,6 +34,8 @@ FEW = 30
 """Training images a class, up to which they are few."""
 FEWEST_TASKS = 3
 """Of a group, for a figure."""
+FEWEST_TRIALS = 3
+"""Of a strategy on a task: one setting drawn by chance says nothing of its best."""
 Group = Callable[[Profile], bool]
 WHOLE, GRADUAL = "fine-tuning", "gradual-unfreezing"
 
@@ -129,7 +131,7 @@ def leads_of(experience: Experience, source: str) -> Iterator[tuple[str, tuple[f
     for task in sorted(set(trials.task[trials.source_dataset == source])):
         own = trials.task == task
         scores = [trials.score[own & (trials.strategy == name)] for name in (WHOLE, GRADUAL)]
-        if all(map(len, scores)):
+        if min(map(len, scores)) >= FEWEST_TRIALS:
             ranking = rank(ranker, offered, experience.profiles[task], at_hand, costs, strategies=strategies, stage=2)
             best = [max(one.score for one in ranking.items if one.candidate.strategy == name) for name in (WHOLE, GRADUAL)]
             yield task, (100 * (best[0] - best[1]), 100 * float(scores[0].max() - scores[1].max()))
