@@ -192,7 +192,7 @@ class _Before:
         self.head = _source_head(backbone)
         self.features = self._features(build(backbone))
         self.told = self._told(self.features)
-        self.labels = None
+        self.labels: torch.Tensor | None = None
         if labels is not None and self.told is not None:
             chance = 1 / backbone.num_classes
             right = float((self.told == torch.from_numpy(labels)).float().mean())
@@ -212,7 +212,10 @@ class _Before:
     @torch.inference_mode()
     def _told(self, features: torch.Tensor) -> torch.Tensor | None:
         """The classes by the source head, if there is one."""
-        return None if self.head is None else self.head(features).argmax(1)
+        if self.head is None:
+            return None
+        told: torch.Tensor = self.head(features).argmax(1)
+        return told
 
     @torch.inference_mode()
     def _features(self, net: nn.Module) -> torch.Tensor:
