@@ -22,7 +22,8 @@ class Along:
     """What comes with the images, and so what is asked for (see `objectives`). Locations are whatever a reader knows."""
 
     source: Any = None
-    """Labelled images of another domain with the same classes (adaptation), or of other classes (few-shot).
+    """Labelled images of another domain with the same classes (adaptation), or of other classes (few-shot). The folder of an
+    earlier run or model stands for the images that it remembers.
 
     Labels that an adaptation's own training images have are used. To be judged as if there were none, put those images into
     `unlabelled/` beside `test/`, or give a folder of nothing but images."""
@@ -50,13 +51,13 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
     _check(along)
     told = None if progress is None else lambda done, total: progress("reading images", done, total)
     if along.source is not None and _is_flat(location):
-        source, target = load_task(along.source, seed=seed, progress=told), load_unlabelled(location, progress=told)
+        source, target = _source(along.source, seed, told), load_unlabelled(location, progress=told)
         return _hardened(objectives.adapt(source, target), along)
     task = load_task(location, seed=seed, target=along.source is not None, progress=told)
     if along.shots:
         task = objectives.few_shots(task, along.shots, seed=seed)
     if along.source is not None:
-        source = load_task(along.source, seed=seed, progress=told)
+        source = _source(along.source, seed, told)
         known = set(task.classes) <= set(source.classes)
         if not known and TRAIN not in task.splits:
             raise InputError(
@@ -77,11 +78,31 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
 def _kept(folder: Path, keep: Any, seed: int, told: Callable[[int, int], None] | None) -> Task | None:
     if keep is not None:
         return load_task(keep, seed=seed, progress=told)
+    return _remembered(folder, "remembered", seed)
+
+
+def _source(location: Any, seed: int, told: Callable[[int, int], None] | None) -> Task:
+    """Labelled images; those of an earlier task where its run or model is named.
+
+    Raises:
+        InputError: that remembers none.
+    """
+    folder = model.model_folder(Path(location)) if isinstance(location, (str, Path)) else Path()
+    if not (folder / model.CARD).exists():
+        return load_task(location, seed=seed, progress=told)
+    remembered = _remembered(folder, Path(location).name, seed)
+    if remembered is None:
+        raise InputError(f"--source {location}: remembers no images; train it with --remember exemplars, or give its images")
+    return remembered
+
+
+def _remembered(folder: Path, name: str, seed: int) -> Task | None:
+    """The images that a model remembers, as a task."""
     remembered = memory.recall_exemplars(folder)
     if remembered is None:
         return None
     alone = min(remembered[1].count(name) for name in set(remembered[1])) < 2
-    return load_task(remembered, name="remembered", seed=seed, validation=0.0 if alone else 0.2)
+    return load_task(remembered, name=name, seed=seed, validation=0.0 if alone else 0.2)
 
 
 def _hardened(task: Task, along: Along) -> Task:

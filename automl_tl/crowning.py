@@ -12,8 +12,8 @@ from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Trial
 from .trials import judge_on_test, pixels_of, probabilities_on
 
 RULE = (
-    "best validation accuracy; ties go to the lower validation log-loss, then to the fewer seconds; "
-    "kept as it was at its best epoch; the test images were used once, for this winner alone"
+    "best validation score (accuracy, unless the task asks for more); ties go to the lower validation log-loss, "
+    "then to the fewer seconds; kept as it was at its best epoch; the test images were used once, for this winner alone"
 )
 
 

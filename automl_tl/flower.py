@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
+import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +31,13 @@ from flwr.server import Server, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
 
-from .errors import TrialError
+from .errors import InputError, TrialError
 
 if TYPE_CHECKING:
     from .federation import Answer, Client
 
 WAIT_SECONDS = 600.0
-"""How long a client tries to reach its server."""
+"""How long a client waits for its server to be there."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def join(address: str, client: Client, told: Callable[[int, Answer], None], *, a
     """Take part as a client until the server lets it go. `authority`: the certificate (PEM) that the server's must be signed by.
 
     Raises:
-        TrialError: the server cannot be reached, or went away.
+        InputError: the address or the authority is none.
+        TrialError: the server cannot be reached, is not what was agreed to, or went away.
     """
     import grpc
 
@@ -149,14 +153,45 @@ def _wait_for(address: str, authority: bytes | None) -> None:
     """Clients may be there before their server: Flower's own gives up at the first refusal."""
     import grpc
 
+    if authority is not None:
+        _greet(address, authority)
     trusted = None if authority is None else grpc.ssl_channel_credentials(authority)
     channel = grpc.insecure_channel(address) if trusted is None else grpc.secure_channel(address, trusted)
     try:
         grpc.channel_ready_future(channel).result(timeout=WAIT_SECONDS)
     except grpc.FutureTimeoutError:
-        raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s") from None
+        how = "; if it encrypts, give its --authority" if authority is None else ""
+        raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s{how}") from None
     finally:
         channel.close()
+
+
+def _greet(address: str, authority: bytes) -> None:
+    """A handshake as gRPC makes it, which would try a server that is the wrong one again and again without a word."""
+    host, _, port = address.rpartition(":")
+    host, until = host.strip("[]"), time.monotonic() + WAIT_SECONDS
+    try:
+        context = ssl.create_default_context(cadata=authority.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        raise InputError("--authority: is no certificate in PEM; take the ca.pem of the server's --tls") from None
+    context.set_alpn_protocols(["h2"])
+    if not port.isdecimal():
+        raise InputError(f"{address!r} is no address of a server; write HOST:PORT")
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as listening:
+                context.wrap_socket(listening, server_hostname=host).close()
+            return
+        except ssl.SSLCertVerificationError as error:
+            raise TrialError(f"--authority does not vouch for the server at {address}: {error.verify_message}") from None
+        except OSError as error:  # nobody there yet, or what stands before it closes: whoever answers in clear is another server
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                raise TrialError(
+                    f"the server at {address} does not encrypt; start it with --tls, or join without --authority"
+                ) from None
+            if time.monotonic() > until:
+                raise TrialError(f"no server answered at {address} within {WAIT_SECONDS:.0f} s: {error}") from None
+            time.sleep(0.5)
 
 
 def _in_order(strategy: Any, failed: Callable[[Any], Exception]) -> Any:

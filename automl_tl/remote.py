@@ -102,8 +102,8 @@ def join(
     refused if it is another. `public` holds the server's public images, `authority` the certificate that it must be signed by.
 
     Raises:
-        InputError: the images, or the plan is not what was agreed to.
-        TrialError: the server cannot be reached.
+        InputError: the images, the authority, or the plan is not what was agreed to.
+        TrialError: the server cannot be reached, or is not the one that `authority` vouches for.
     """
     federation.require_flower()
     from . import flower
@@ -117,7 +117,7 @@ def join(
         address,
         client,
         lambda number, answer: _write_down(record, number, answer),
-        authority=None if authority is None else authority.read_bytes(),
+        authority=None if authority is None else _read(authority, "--authority"),
     )
     return record
 
@@ -183,6 +183,13 @@ def _certificates(folder: Path) -> tuple[bytes, bytes, bytes]:
             f"--tls {folder}: {error.strerror}: {error.filename}; it must hold ca.pem, server.pem and server.key"
         ) from None
     return authority, own, key
+
+
+def _read(path: Path, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}") from None
 
 
 def _write_down(record: Path, number: int, answer: Answer) -> None:

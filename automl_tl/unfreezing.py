@@ -27,6 +27,8 @@ from .trials import job_of, pixels_of
 SETTINGS: Mapping[str, Value] = {"rate": 2e-3, "backbone_rate": 0.3, "batch_size": 32}
 MOST_SOURCE = 1000
 """Source images that are looked at."""
+BETTER = 0.1
+"""Of the way from chance to always right: from here on labels are taken for the source head's own."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Depth:
     """How far features moved: rms(f - f⁰) / rms(f⁰ - mean f⁰); 0: not at all, 1: as far as images differ from each other."""
     changed: float | None
     """Share of images that the source head, on the tuned features, calls otherwise than before; None: no source head."""
+    source: float | None = None
+    """Accuracy of the source head, on the tuned features, on labelled images of the source; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +115,16 @@ def study_unfreezing(
 ) -> Study:
     """Train depth 0 (the head alone), 1, 2 … all groups of layers, each for `epochs` from the head of depth 0.
 
-    Forgetting is measured without labels of the source: the tuned features go through the head that the backbone had, and its
-    words are compared with those of the untouched network, on the images of `source` if there are some, else on the task's own
-    validation images (which underestimates it where the source is far away).
+    Forgetting: the tuned features go through the head that the backbone had, and its words are compared with those of the
+    untouched network, on the images of `source` if there are some, else on the task's own validation images (which underestimates
+    it where the source is far away). Where `source` has the classes of that head, in its order, its accuracy is told as well.
 
     Raises:
         InputError: fewer than two epochs.
     """
     if epochs < 2:
         raise InputError(f"a study takes at least 2 epochs a depth, but got {epochs}")
-    images, words = _looked_at(task, source, backbone)
-    judge = _Before(backbone, images)
+    judge, words = _judge(task, source, backbone)
     untouched = build(backbone)
     names = {parameter: name for name, parameter in untouched.named_parameters()}
     groups = tuple(names[group[0]] for group in layer_groups(untouched))
@@ -159,40 +162,60 @@ def _train(
     assert isinstance(model.head, nn.Linear)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     validated = validate(model, job.pixels.array, task, backbone)
-    drift, changed = judge.compare(model.backbone)
     memory = max(point.memory_mb for point in fitted.curve)
-    depth = Depth(groups, trained, validated.score, validated.loss, seconds, memory, drift, changed)
+    depth = Depth(groups, trained, validated.score, validated.loss, seconds, memory, *judge.compare(model.backbone))
     return depth, head or model.head
 
 
-def _looked_at(task: Task, source: Task | None, backbone: Backbone) -> tuple[np.ndarray, str]:
-    """Decoded images to measure forgetting on, and which they are."""
+def _judge(task: Task, source: Task | None, backbone: Backbone) -> tuple[_Before, str]:
+    """What forgetting is measured by, and on which images."""
     if source is None:
         words = f"the {len(task.part(VALIDATION))} validation images of the task itself, for want of images of the source"
-        return pixels_of(task, backbone).array[task.part(VALIDATION)], words
+        return _Before(backbone, pixels_of(task, backbone).array[task.part(VALIDATION)]), words
     count = len(source.labels)
     index = np.linspace(0, count - 1, min(MOST_SOURCE, count)).astype(int)
-    return pixels_of(source, backbone).array[index], f"{len(index)} images of the source ({source.name})"
+    labels = source.labels[index] if len(source.classes) == backbone.num_classes else None
+    return _Before(
+        backbone, pixels_of(source, backbone).array[index], labels
+    ), f"{len(index)} images of the source ({source.name})"
 
 
 class _Before:
-    """What the untouched network made of some images, to compare a tuned one with."""
+    """What the untouched network made of some images, to compare a tuned one with.
 
-    def __init__(self, backbone: Backbone, images: np.ndarray) -> None:
+    `labels`, of as many classes as the source head has, are taken for that head's own where it is then right more often than by
+    chance: what is called otherwise, or in another order, is not.
+    """
+
+    def __init__(self, backbone: Backbone, images: np.ndarray, labels: np.ndarray | None = None) -> None:
         self.backbone, self.images = backbone, images
         self.head = _source_head(backbone)
         self.features = self._features(build(backbone))
+        self.told = self._told(self.features)
+        self.labels: torch.Tensor | None = None
+        if labels is not None and self.told is not None:
+            chance = 1 / backbone.num_classes
+            right = float((self.told == torch.from_numpy(labels)).float().mean())
+            self.labels = torch.from_numpy(labels) if right > chance + BETTER * (1 - chance) else None
 
-    def compare(self, tuned: nn.Module) -> tuple[float, float | None]:
-        """`Depth.drift` and `Depth.changed` of a tuned backbone."""
+    def compare(self, tuned: nn.Module) -> tuple[float, float | None, float | None]:
+        """`Depth.drift`, `Depth.changed` and `Depth.source` of a tuned backbone."""
         after = self._features(tuned)
         apart = (self.features - self.features.mean(0)).square().mean().sqrt()
         drift = float((after - self.features).square().mean().sqrt() / apart.clamp(min=1e-12))
+        told = self._told(after)
+        if told is None or self.told is None:
+            return drift, None, None
+        right = None if self.labels is None else float((told == self.labels).float().mean())
+        return drift, float((told != self.told).float().mean()), right
+
+    @torch.inference_mode()
+    def _told(self, features: torch.Tensor) -> torch.Tensor | None:
+        """The classes by the source head, if there is one."""
         if self.head is None:
-            return drift, None
-        with torch.inference_mode():
-            told = [self.head(features).argmax(1) for features in (self.features, after)]
-        return drift, float((told[0] != told[1]).float().mean())
+            return None
+        told: torch.Tensor = self.head(features).argmax(1)
+        return told
 
     @torch.inference_mode()
     def _features(self, net: nn.Module) -> torch.Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from small import QUICK
+from small import QUICK, TINY
 from torch import Tensor, nn
 
-from automl_tl import Candidate, Classifier, evaluate
+from automl_tl import Candidate, Classifier, cli, evaluate
 from automl_tl.attacks import Ball, cross_entropy_of, held, pgd
 from automl_tl.backbones import build, catalogue
 from automl_tl.evaluation.adversaries import judge_robust
@@ -160,3 +163,19 @@ def test_a_model_of_a_run_is_judged_under_attack(tmp_path: Path) -> None:
     assert "robust_accuracy" not in plain
     assert attacked["accuracy"] == plain["accuracy"]
     assert attacked["robust_accuracy"] <= attacked["pgd_accuracy"] <= attacked["attacked_clean_accuracy"]
+
+
+@pytest.mark.slow
+def test_what_a_robust_search_says(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score that chose is told apart from plain accuracy, and what stands under attack is said and reported."""
+    words = ["--strategy", "fast-adversarial", "--backbone", TINY, "--robust", "2/255", "--trials", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["automl-tl", "fit", "digits", "--shots", "10", *words])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    out, err = capsys.readouterr()
+    trial = json.loads(next((tmp_path / "trials").glob("*/trial.json")).read_text(encoding="utf-8"))
+    validation, test = trial["validation"], trial["test"]
+    assert f"done: score {validation['score']:.3f}, accuracy {validation['accuracy']:.3f}" in err
+    stands = f"{test['pgd_accuracy']:.3f} after PGD, {test['robust_accuracy']:.3f} after all attacks"
+    assert f"Under attack, of 128 test images: {test['attacked_clean_accuracy']:.3f} as they are, {stands}" in out
+    assert "accuracy after all attacks" in (tmp_path / "report.html").read_text(encoding="utf-8")

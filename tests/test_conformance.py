@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
+from types import FunctionType
 
 import numpy as np
 import pytest
@@ -23,6 +26,22 @@ METRICS = [metric for kind in ("distance", "transferability") for metric in regi
 @pytest.mark.parametrize("name", registry.strategies())
 def test_strategies(name: str) -> None:
     check_strategy(registry.strategies()[name], draws=0)
+
+
+def test_each_strategy_names_its_paper_and_none_is_another_under_a_new_name() -> None:
+    known = registry.strategies()
+    unnamed = [name for name, strategy in known.items() if not re.search(r"\((19|20)\d\d\)", strategy.paper)]
+    assert not unnamed, "author (year), title"
+    made = {name: substance(strategy) for name, strategy in known.items()}
+    twins = [(one, other) for one, other in combinations(known, 2) if made[one] == made[other]]
+    assert not twins
+
+
+def substance(strategy: type[Strategy]) -> set[tuple[object, ...]]:
+    """What a strategy does otherwise than the defaults: the code of its methods, and what may vary."""
+    methods = {name: getattr(one, "__func__", one) for name, one in vars(strategy).items()}
+    codes = {name: one.__code__ for name, one in methods.items() if isinstance(one, FunctionType)}
+    return {(name, code.co_code, code.co_names, repr(code.co_consts)) for name, code in codes.items()} | {tuple(strategy.space)}
 
 
 @pytest.mark.slow

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from automl_tl_plugins.strategies._adversarial import base_values
+from automl_tl_plugins.strategies._adversarial import BASES, base_values
 from automl_tl_plugins.strategies.adabn import norms_of
 from automl_tl_plugins.strategies.prototypical import draw_episode, episode_loss
 from small import QUICK
@@ -124,10 +125,12 @@ def test_training_on_attacked_images_withstands_attacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["pgd", "trades", "fast-adversarial"])
-@pytest.mark.parametrize("base", ["gradual-unfreezing", "from-scratch", "dann"])
+@pytest.mark.parametrize(
+    ("strategy", "base"),
+    [*(("fast-adversarial", base) for base in BASES), *product(("pgd", "trades"), ("gradual-unfreezing", "lora", "dann"))],
+)
 def test_every_base_trains_under_attack(strategy: str, base: str, tmp_path: Path) -> None:
-    task = task_for(frozenset({"epsilon", "target"} if base == "dann" else {"epsilon"}))
+    task = task_for(frozenset({"epsilon"}) | strategies()[base].needs)
     trial, _ = trained(task, strategy, tmp_path, base=base, epochs=3)
     assert trial.score is not None
 

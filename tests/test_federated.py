@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from small import QUICK
 
 from automl_tl import Candidate, Fitted, Job, Task, federation, registry
 from automl_tl.backbones import catalogue
-from automl_tl.errors import InputError
+from automl_tl.errors import AutomlError, InputError
 from automl_tl.objectives import federate
 from automl_tl.records import PUBLIC, TRAIN
 from automl_tl.space import defaults
@@ -288,16 +288,32 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def started(*words: str) -> subprocess.Popen[str]:
-    """`automl-tl federate` with these words."""
-    code = "from automl_tl.cli import main; main()"
-    command = [sys.executable, "-c", code, "federate", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `automl-tl federate` with the words it is given; none of them outlives the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "automl_tl.cli", "federate", *words]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+Started = Callable[..., subprocess.Popen[str]]
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "left.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "federated-distillation"])
-def test_real_clients_over_grpc(name: str, tmp_path: Path) -> None:
+def test_real_clients_over_grpc(name: str, tmp_path: Path, started: Started) -> None:
     """A server and two clients, each a process of its own with a folder of its own; the wire between them is listened to."""
     public = lay(tmp_path / "public", 0)
     folders = [lay(tmp_path / f"hospital {k}", 20 + 20 * k) for k in range(2)]
@@ -320,15 +336,12 @@ def test_real_clients_over_grpc(name: str, tmp_path: Path) -> None:
             assert len(json.loads(out)["scores"]) == 2
     wire.close()
     assert (tmp_path / "served" / "model" / "model.safetensors").exists()
-    for k in range(2):
-        lines = [json.loads(line) for line in (tmp_path / f"joined {k}" / "left.jsonl").read_text().splitlines()]
-        assert [line["round"] for line in lines] == [1, 2]
-        assert all(line["images"] == 36 and line["facts"].keys() == {"loss"} for line in lines)
-        assert sum(line["bytes"] for line in lines) <= len(wire.said)
-    listed = sum(
-        json.loads(line)["bytes"] for k in range(2) for line in (tmp_path / f"joined {k}" / "left.jsonl").read_text().splitlines()
-    )
-    assert len(wire.said) < 1.1 * listed + 40_000, "nothing else of any size left"
+    lines = [lines_of(tmp_path / f"joined {k}") for k in range(2)]
+    for own in lines:
+        assert [line["round"] for line in own] == [1, 2]
+        assert all(line["images"] == 36 and line["facts"].keys() == {"loss"} for line in own)
+    listed = sum(line["bytes"] for own in lines for line in own)
+    assert listed <= len(wire.said) < 1.1 * listed + 40_000, "nothing else of any size left"
     said = bytes(wire.said)
     assert b"loss" in said, "the wire was listened to"
     for folder in folders:
@@ -337,6 +350,91 @@ def test_real_clients_over_grpc(name: str, tmp_path: Path) -> None:
             assert path.read_bytes()[60:] not in said
             assert image.tobytes() not in said
             assert (image / np.float32(255)).astype(np.float32)[4].tobytes() not in said
+
+
+def certified(folder: Path) -> Path:
+    """ca.pem, server.pem and server.key of an authority made for this test, for 127.0.0.1."""
+    from datetime import UTC, datetime, timedelta
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    def signed(name: str, key: Any, issuer: str, by: Any, extension: Any) -> x509.Certificate:
+        who, whose = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in (name, issuer))
+        made = x509.CertificateBuilder(whose, who, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        return made.add_extension(extension, critical=False).sign(by, hashes.SHA256())
+
+    now = datetime.now(UTC) - timedelta(hours=1)
+    folder.mkdir()
+    authority, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca = signed(folder.name, authority, folder.name, authority, x509.BasicConstraints(ca=True, path_length=None))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    server = signed("server", own, folder.name, authority, address)
+    (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
+    pem = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "server.key").write_bytes(own.private_bytes(*pem))
+    return folder
+
+
+@pytest.mark.slow
+def test_real_clients_under_tls(tmp_path: Path, started: Started) -> None:
+    """Private averaging between processes that encrypt: the wire tells nothing, and who cannot check the server does not join."""
+    public, tls = lay(tmp_path / "public", 0), certified(tmp_path / "ours")
+    folders = [lay(tmp_path / f"hospital {k}", 20 + 20 * k) for k in range(2)]
+    wire = Wire(port := free_port())
+    settings = ["--set", "epochs=2", "--set", "epsilon=3.0"]
+    server = started(
+        *("serve", str(public), "--strategy", "dp-fedavg", "--backbone", QUICK, "--clients", "2", *settings, "--json"),
+        *("--address", f"127.0.0.1:{port}", "--tls", str(tls), "--out", str(tmp_path / "served")),
+    )
+    agreed = ["--strategy", "dp-fedavg", "--epsilon", "3", "--authority"]
+    first = started(
+        "join", f"127.0.0.1:{wire.own}", str(folders[0]), *agreed, str(tls / "ca.pem"), "--out", str(tmp_path / "joined 0")
+    )
+    other = certified(tmp_path / "others") / "ca.pem"
+    stranger = started("join", f"127.0.0.1:{port}", str(folders[1]), *agreed, str(other), "--out", str(tmp_path / "no"))
+    out, err = stranger.communicate(timeout=600)
+    assert stranger.returncode == 2, (out, err)
+    assert f"--authority does not vouch for the server at 127.0.0.1:{port}" in " ".join(err.split())
+    second = started(
+        "join", f"127.0.0.1:{wire.own}", str(folders[1]), *agreed, str(tls / "ca.pem"), "--out", str(tmp_path / "joined 1")
+    )
+    for process in (server, first, second):
+        out, err = process.communicate(timeout=1200)
+        assert process.returncode == 0, (out, err)
+        if process is server:
+            assert all(note.startswith("ε ") for note in json.loads(out)["notes"])
+    wire.close()
+    for k in range(2):
+        lines = lines_of(tmp_path / f"joined {k}")
+        assert [line["facts"].keys() for line in lines] == [{"epsilon", "delta"}] * 2
+        assert sum(line["bytes"] for line in lines) <= len(wire.said)
+    assert b"epsilon" not in wire.said, "what is listed went over the wire, but in no words"
+
+
+@pytest.mark.parametrize(
+    ("authority", "words"),
+    [("theirs", "does not encrypt"), (b"no certificate", "is no certificate in PEM")],
+    ids=["plain server", "not PEM"],
+)
+def test_a_server_that_cannot_be_checked(authority: bytes | str, words: str, tmp_path: Path) -> None:
+    from automl_tl.flower import _wait_for
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            plain, _ = listening.accept()
+            plain.recv(1024)
+            plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            plain.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        pem = authority if isinstance(authority, bytes) else (certified(tmp_path / authority) / "ca.pem").read_bytes()
+        with pytest.raises(AutomlError, match=words):
+            _wait_for(f"127.0.0.1:{listening.getsockname()[1]}", pem)
 
 
 def joined(tmp_path: Path, strategy: str, epsilon: float | None = None) -> Any:

@@ -14,6 +14,9 @@ from sklearn.datasets import load_digits
 from small import TINY
 
 from automl_tl import TransferClassifier, checkpoint, cli, model
+from automl_tl.along import Along, read_task
+from automl_tl.objectives import brings
+from automl_tl.records import SOURCE
 
 DIGITS = load_digits()
 
@@ -52,6 +55,10 @@ def test_one_task_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert 8 * 64 * 64 * 3 < size < 8 * 64 * 64 * 3 + 1000, "nine images shared by two classes are four each"
     assert json.loads((a / "model" / model.CARD).read_text())["remembered"] == {"exemplars": size}
     assert not checkpoint.beside(a / "model", "fisher").exists(), "nothing that was not asked for"
+
+    task = read_task(second, Along(source=a, shots=2))
+    assert brings(task) == {"source"}, "an earlier task to learn how to learn from"
+    assert len(task.part(SOURCE)) == 8
 
     after = ("fit", second, "--after", a, "--keep", first, "--budget", "3 epochs", "--out", b)
     code, out, err = typed(capsys, *after, "--backbone", "resnet10t_24.omniglot_a_64")

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from automl_tl_plugins.formats._fractals import fractals
+from automl_tl_plugins.formats.formula import SEED
 from small import QUICK, digits
 
 from automl_tl.api import study_unfreezing
@@ -46,15 +49,32 @@ def test_forgetting_is_measured_on_source_images_where_there_are_some() -> None:
     backbone = catalogue()[QUICK]
     images = torch.randint(0, 256, (40, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
     judge = _Before(backbone, images)
-    assert judge.compare(build(backbone)) == (0.0, 0.0)
+    assert judge.compare(build(backbone)) == (0.0, 0.0, None)
     other = build(backbone)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * parameter.abs().mean())
-    drift, changed = judge.compare(other)
+    drift, changed, _ = judge.compare(other)
     assert drift > 0.1
     assert changed is not None
     assert changed > 0.1
+
+
+def test_labels_of_the_source_judge_its_head() -> None:
+    """Fractals need no download: pretrained on them, the head knows most of them, and fewer once the layers moved."""
+    backbone = catalogue()["convnext_24.fractals_64"]
+    images, labels = fractals(backbone.num_classes, 2, side=64, seed=SEED)
+    judge = _Before(backbone, images, labels)
+    _, changed, right = judge.compare(build(backbone))
+    assert changed == 0
+    assert right == pytest.approx(backbone.source_accuracy, abs=0.15)
+    other = build(backbone)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * parameter.abs().mean())
+    assert (worse := judge.compare(other)[2]) is not None
+    assert worse < right - 0.1
+    assert _Before(backbone, images, np.roll(labels, 2)).compare(other)[2] is None, "labels in another order are no judge"
 
 
 def test_enough_is_the_shallowest_depth_within_a_standard_error(study: Study) -> None:

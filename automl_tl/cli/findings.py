@@ -88,6 +88,11 @@ def print_outcome(outcome: Outcome) -> None:
     print(f"Accuracy: validation {winner.validation['accuracy']:.3f}{tested}")
     if "kept" in (scores := winner.test or winner.validation):
         _print_retention(scores, "test" if winner.test else "validation")
+    if "robust_accuracy" in winner.test:
+        _print_robustness(winner.test)
+    if "information" in winner.validation:
+        labelled, sure = winner.validation["labelled"], winner.validation["information"]
+        print(f"Chosen without labels of the target: accuracy on the source {labelled:.3f}, information {sure:.3f}")
     done = sum(trial.status == "finished" for trial in outcome.trials)
     print(f"{done} trials finished, {len(outcome.trials) - done} stopped or failed, in {outcome.seconds:.0f} s")
     print(f"Model:  {outcome.folder / 'model'}")
@@ -101,6 +106,14 @@ def _print_retention(scores: Mapping[str, float], split: str) -> None:
     before = f" ({scores['kept_before']:.3f} before)" if "kept_before" in scores else ""
     told = f"; told which of the two: {scores['kept_told']:.3f} and {scores['new_told']:.3f}" if "kept_told" in scores else ""
     print(f"Old classes: {split} {scores['kept']:.3f}{before}, new classes: {scores['new']:.3f}{told}")
+
+
+def _print_robustness(scores: Mapping[str, float]) -> None:
+    """What stands of the test images that were attacked."""
+    print(
+        f"Under attack, of {scores['attacked_images']:.0f} test images: {scores['attacked_clean_accuracy']:.3f} as they are, "
+        f"{scores['pgd_accuracy']:.3f} after PGD, {scores['robust_accuracy']:.3f} after all attacks"
+    )
 
 
 def outcome_facts(outcome: Outcome) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def unfreeze_study(
     backbone: Annotated[str | None, typer.Option(help="Of the zoos at hand; else the one that is recommended first.")] = None,
     zoo: ZooName = None,
     source: Annotated[
-        str | None, typer.Option(help="Images that the backbone was pretrained on, to see what it forgets of them.")
+        str | None,
+        typer.Option(help="Images that the backbone was pretrained on (such as formula:fractals), to see what it forgets."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=2, help="Of each depth.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for the page, the picture (SVG) and the figures (JSON).")] = Path(
@@ -82,11 +83,12 @@ def unfreeze_study(
             f"{depth.parameters:,}",
             f"{depth.score:.3f}",
             figure(depth.changed),
+            figure(depth.source),
             figure(depth.drift),
             f"{depth.seconds:.1f}",
         )
         for depth in study.depths
     ]
-    print_table("", ("groups", "parameters", "accuracy", "source head changed", "drift", "seconds"), rows)
+    print_table("", ("groups", "parameters", "accuracy", "source head changed", "its accuracy", "drift", "seconds"), rows)
     print(conclusion(study))
     print(f"Report: {page}")

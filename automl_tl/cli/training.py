@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from automl_tl.records import Task
 
 Source = Annotated[
-    str | None, typer.Option(help="Labelled images of another domain (adapt to IMAGES), or of other classes (few-shot).")
+    str | None,
+    typer.Option(
+        help="Labelled images of another domain (adapt to IMAGES), or of other classes (few-shot); "
+        "or an earlier run with --remember exemplars."
+    ),
 ]
 After = Annotated[Path | None, typer.Option(help="A run or model whose knowledge must not be forgotten.")]
 Keep = Annotated[str | None, typer.Option(help="Labelled images of what --after knows.")]

@@ -48,6 +48,8 @@ SCORES = {
     "auroc": "AUROC",
     "log_loss": "log-loss",
     "ece": "calibration error (ECE)",
+    "pgd_accuracy": "accuracy after PGD of 50 steps",
+    "robust_accuracy": "accuracy after all attacks",
 }
 VERSIONED = ("numpy", "pillow", "scikit-learn", "scipy", "lightgbm", "safetensors")
 """Packages that decide figures, besides those that a trial names itself."""
@@ -74,6 +76,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
     trained = model.load(outcome.folder / "model")
     judged = judge_winner(task, trained)
     scores, ranges = judge(judged.probabilities, judged.labels), intervals(judged.probabilities, judged.labels, seed=seed)
+    scores |= {name: value for name, value in winner.test.items() if name in ("pgd_accuracy", "robust_accuracy")}
     ranges["accuracy"] = bootstrap_interval(judged.probabilities.argmax(1) == judged.labels, seed=seed)
     compared = compare(outcome.trials, backbones, len(task.classes))
     classes = _classes(task, judged)

@@ -35,9 +35,13 @@ def conclusion(study: Study) -> str:
     said = "The head alone is" if not study.enough else f"{study.enough} of {len(study.groups)} groups of layers are"
     best = max(study.depths, key=lambda depth: depth.score)
     share = chosen.seconds / max(last.seconds, 1e-9)
+    before, kept, lost = study.depths[0].source, chosen.source, last.source
+    source = (
+        "" if before is None else f" On the source: {before:.3f} before, {kept:.3f} after that, {lost:.3f} after training all."
+    )
     return (
         f"{said} enough: validation accuracy {chosen.score:.3f}, within one standard error of the best "
-        f"({best.score:.3f}, {best.groups} groups), at {share:.0%} of the time of training all."
+        f"({best.score:.3f}, {best.groups} groups), at {share:.0%} of the time of training all.{source}"
     )
 
 
@@ -49,6 +53,9 @@ def draw(study: Study) -> Markup:
     changed = [depth.changed for depth in study.depths if depth.changed is not None]
     if len(changed) == len(accuracy):
         panels.append(("forgetting: share of images that the source head calls otherwise", changed, 0.0, 1.0))
+    right = [depth.source for depth in study.depths if depth.source is not None]
+    if len(right) == len(accuracy):
+        panels.append(("accuracy of the source head on images of the source", right, 0.0, 1.0))
     drift = [depth.drift for depth in study.depths]
     panels.append(("drift of the features, of how much images differ", drift, 0.0, max(*drift, 0.1)))
     seconds = [depth.seconds for depth in study.depths]

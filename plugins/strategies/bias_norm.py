@@ -17,8 +17,9 @@ from ._probe import probe_job
 class BiasNorm(Strategy):
     """The head, all biases, and the scales and shifts of the norms train; no other weight of the backbone moves.
 
-    Few numbers (about one in a hundred) choose anew which features are heard and how loudly, but make no new ones: little can
-    be forgotten, and little is overfitted. The head starts as a linear probe.
+    Of W x + b and γ (x - μ)/σ + β only b, γ and β descend. Few numbers (about one in a hundred) choose anew which features are
+    heard and how loudly, but make no new ones: little can be forgotten, and little is overfitted. The head starts as a linear
+    probe.
     """
 
     name = "bias-norm"

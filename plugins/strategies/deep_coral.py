@@ -17,9 +17,9 @@ from ._probe import probe_job
 class DeepCoral(Strategy):
     """Cross-entropy on the source + `weight` · CORAL(source, target), from a probed head.
 
-    The distance of covariances is taken of the features that enter the head, where the paper takes the logits: seven logits
-    hold too little of the domain. Features are scaled to a mean square of 1 first, so that `weight` means the same for every
-    backbone.
+    Equation 6 of the paper, with the distance of equations 1 to 3, which is taken of the features that enter the head, where
+    the paper takes the logits: seven logits hold too little of the domain. Features are scaled to a mean square of 1 first, so
+    that `weight` means the same for every backbone.
     """
 
     name = "deep-coral"

@@ -20,9 +20,10 @@ from . import _retaining
 class Expansion(Strategy):
     """Low-rank kernels and norms of its own for each task, beside the first task's network, which stays as it is.
 
-    What earlier tasks' heads say does not change by a bit. An image passes once for each task, and the logits of all tasks'
-    heads stand beside each other: the largest wins. No head has seen another's images, so which task an image is of is told less
-    well than its class where the task is known.
+    A kernel W becomes W + B A, with B and A of each task's own (the paper's parallel adapters, of low rank here). What earlier
+    tasks' heads say does not change by a bit. An image passes once for each task, and the logits of all tasks' heads stand
+    beside each other: the largest wins. No head has seen another's images, so which task an image is of is told less well than
+    its class where the task is known.
     """
 
     name = "expansion"

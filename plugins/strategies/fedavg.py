@@ -20,8 +20,9 @@ class FederatedAveraging(Strategy):
     """Each round, every client trains the server's network on its own images; the new network is the average of theirs, weighted
     by their numbers of images.
 
-    With `norms` still, batch norms keep the source's statistics, which the clients' own, each of other classes, would pull apart.
-    From a random start there are none to keep, so they move.
+    Algorithm 1 of the paper with every client in every round: w ← Σ n_k/n · w_k. With `norms` still, batch norms keep the
+    source's statistics, which the clients' own, each of other classes, would pull apart. From a random start there are none to
+    keep, so they move.
     """
 
     name = "fedavg"

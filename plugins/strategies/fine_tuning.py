@@ -17,8 +17,9 @@ from ._probe import probe_job
 class FineTuning(Strategy):
     """Linear probe first, then every weight at a low rate (LP-FT).
 
-    A random head sends large, meaningless gradients into the pretrained features; a head that is already a good linear
-    classifier does not. With `norms` still, batch norms normalise as they did when the head was fitted.
+    The head v first: min loss(v, w⁰) over frozen features; then min loss(v, w) over both from there. A random head sends large,
+    meaningless gradients into the pretrained features; a head that is already a good linear classifier does not. With `norms`
+    still, batch norms normalise as they did when the head was fitted.
     """
 
     name = "fine-tuning"

@@ -22,9 +22,9 @@ from ._probe import probe_job
 class GradualUnfreezing(Strategy):
     """Train the head, then one more group of layers from the top at each stage; go back when a stage does not pay.
 
-    Each lower group learns at `decay` times the rate of the one above (discriminative rates). A stage is kept if its best
-    validation accuracy (ties: log-loss) beats everything before it; the first that is not is rolled back and ends the
-    climb, so the number of trained groups is found, not set.
+    Each lower group learns at `decay` times the rate of the one above (discriminative rates: equation 2 of the paper, whose
+    section 3.3 has the unfreezing). A stage is kept if its best validation accuracy (ties: log-loss) beats everything before
+    it; the first that is not is rolled back and ends the climb, so the number of trained groups is found, not set.
     """
 
     name = "gradual-unfreezing"

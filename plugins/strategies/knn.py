@@ -19,9 +19,9 @@ COUNTS = (1, 3, 5, 10, 20, 50)
 class NearestNeighbours(Strategy):
     """k-nearest neighbours on frozen features; k and the distance are chosen on the validation images.
 
-    Nothing is assumed about the shape of a class: it may lie in several places. The model keeps the features of all training
-    images (in half precision; the note says how many bytes), so it grows with them, and they are part of what is given away
-    with it.
+    The share of class c is the number of the k nearest training images that are of it, over k. Nothing is assumed about the
+    shape of a class: it may lie in several places. The model keeps the features of all training images (in half precision; the
+    note says how many bytes), so it grows with them, and they are part of what is given away with it.
     """
 
     name = "knn"

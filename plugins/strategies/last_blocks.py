@@ -17,8 +17,9 @@ from ._probe import probe_job
 class LastBlocks(Strategy):
     """The last `blocks` groups of layers train, from a linear probe; all below stay as pretrained.
 
-    Low layers find edges and colours, which serve any images; high ones are made for the source's classes. What is frozen
-    passes forward only, keeps its batch statistics, and needs neither gradients nor moments in memory.
+    Of the weights w = (w₁ … w_L), groups from the stem up, only the last k and the head descend. Low layers find edges and
+    colours, which serve any images; high ones are made for the source's classes. What is frozen passes forward only, keeps its
+    batch statistics, and needs neither gradients nor moments in memory.
     """
 
     name = "last-blocks"

@@ -17,8 +17,9 @@ from ._probe import probe_job
 class LayerwiseDecay(Strategy):
     """Every group of layers learns at `decay` times the rate of the one above it, the head at the full rate.
 
-    Nothing is frozen and no depth has to be found: general layers drift little, special ones much. All start at once, from a
-    linear probe; gradual unfreezing brings them in one after the other.
+    The rate of the group n below the head is rate · decayⁿ. Nothing is frozen and no depth has to be found: general layers
+    drift little, special ones much. All start at once, from a linear probe; gradual unfreezing brings them in one after the
+    other.
     """
 
     name = "layerwise-decay"

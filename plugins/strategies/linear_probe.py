@@ -16,7 +16,8 @@ from ._probe import PATH, probe_job
 class LinearProbe(Strategy):
     """Logistic regression on the frozen backbone's features; its L2 penalty is chosen on the validation images.
 
-    Features are computed once for each backbone and task, so this costs one forward pass over the images.
+    Cross-entropy(W f + b) + penalty/2 · |W|² over the features f, by L-BFGS along a path of penalties. Features are computed
+    once for each backbone and task, so this costs one forward pass over the images.
     """
 
     name = "linear-probe"

@@ -20,7 +20,8 @@ from ._probe import probe_job
 
 
 class LowRank(Strategy):
-    """Each matrix or kernel W of the frozen backbone gets W + scale/rank · B A, of which only B and A train.
+    """Each matrix or kernel W of the frozen backbone gets W + scale/rank · B A, of which only B and A train:
+    equation 3 of the paper, for kernels, too.
 
     B starts at zero, so training starts at the linear probe that the head is. Linear layers and ungrouped convolutions are
     adapted (depthwise kernels have no rank to lower). Before the model is returned, B A is added into W: what is saved is

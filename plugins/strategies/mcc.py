@@ -15,7 +15,11 @@ from ._probe import probe_job
 
 
 class MCC(Strategy):
-    """Cross-entropy on the source + `weight` · minimum class confusion on the target, from a probed head."""
+    """Cross-entropy on the source + `weight` · minimum class confusion on the target, from a probed head.
+
+    Equations 2 to 6 of the paper (see `_losses.class_confusion`): softened probabilities, surer images weighing more, and what is
+    left of their correlation off the diagonal.
+    """
 
     name = "mcc"
     paper = "Jin et al. (2020), Minimum class confusion for versatile domain adaptation"

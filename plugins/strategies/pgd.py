@@ -15,7 +15,10 @@ from . import _adversarial
 
 
 class PGD(Strategy):
-    """The base strategy, on images that `steps` steps of projected gradient ascent changed, all in place of the clean ones."""
+    """The base strategy, on images that `steps` steps of projected gradient ascent changed, all in place of the clean ones.
+
+    Equation 2.1 of the paper: min over weights of the mean over images of the max over changes within epsilon of the loss.
+    """
 
     name = "pgd"
     paper = "Madry et al. (2018), Towards deep learning models resistant to adversarial attacks"

@@ -26,7 +26,7 @@ class Console:
 
     def epoch(self, trial: Trial, point: Point) -> None:
         self.best = max(self.best, point.score)
-        self._show(trial, f"epoch {point.epoch:g}, accuracy {point.score:.3f} {point.note}")
+        self._show(trial, f"epoch {point.epoch:g}, score {point.score:.3f} {point.note}")
 
     def finished(self, trial: Trial) -> None:
         if trial.error:
@@ -34,7 +34,9 @@ class Console:
             return
         self.best = max(self.best, trial.score or 0.0)
         verb = "done" if trial.status == "finished" else "paused"
-        self._show(trial, f"{verb}: accuracy {trial.validation['accuracy']:.3f} in {trial.seconds:.0f} s", last=True)
+        accuracy, score = trial.validation["accuracy"], trial.validation.get("score")
+        asked = "" if score is None else f"score {score:.3f}, "
+        self._show(trial, f"{verb}: {asked}accuracy {accuracy:.3f} in {trial.seconds:.0f} s", last=True)
 
     def _show(self, trial: Trial, text: str, *, last: bool = False) -> None:
         if not last and not sys.stderr.isatty():
