@@ -240,7 +240,7 @@ def _apart(ends: Sequence[tuple[float, float]]) -> list[float]:
         x = next((x for x in columns if ends[index][0] - x < LABEL), ends[index][0])
         columns.setdefault(x, []).append(index)
     for column in columns.values():
-        above = TOP - LETTER
+        above: float = TOP - LETTER
         for below, index in zip(range(len(column) - 1, -1, -1), sorted(column, key=lambda index: ends[index][1]), strict=True):
             room = HEIGHT - BOTTOM - LETTER * below
             heights[index] = above = max(above + LETTER, min(heights[index], room))
