@@ -30,7 +30,7 @@ VERSION = 2
 FEWEST_TASKS, FEWEST_TRIALS = 2, 20
 UNKNOWN_WIDER = 2.0
 """An interval is so many times as wide for a strategy that was never seen."""
-EXPLAINED, BACKGROUND = 20, 200
+EXPLAINED, BACKGROUND = 20, 60
 _MODELS = ("level", "effect", "order")
 
 
