@@ -108,7 +108,8 @@ def search(
     try:
         _look(state)
         for item in _entrants(state):
-            advance(state, item, _rung(item.candidate))
+            if item.candidate.strategy not in _hopeless(state):
+                advance(state, item, _rung(item.candidate))
         _go_on(state)
     except KeyboardInterrupt:
         if not any(trial.artefact for trial in (state.trials | state.earlier).values()):

@@ -434,11 +434,12 @@ class Wide(strategies()["fine-tuning"]):
         return super().loss(model, batch)
 
 strategies()["fine-tuning"] = Wide
-values = {{**defaults(Wide.space), "epochs": 1, "batch_size": 64}}
+values = {{**defaults(Wide.space), "epochs": 3, "batch_size": 64}}
 def trained(name):
     candidate, folder = Candidate(QUICK, "fine-tuning", values), Path({str(tmp_path)!r}) / name
     return run_trial(digits(), candidate, catalogue()[QUICK], seed=0, folder=folder)[0]
-assert "pieces" not in trained("whole").provenance
+whole = trained("whole")
+assert whole.status == "finished" and "pieces" not in whole.provenance, whole.error
 warnings.simplefilter("always")
 limit = psutil.Process().memory_info().vms + 1500 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
