@@ -61,7 +61,8 @@ def _checked(norms: Norms) -> Norms:
     ):
         if not len(means):
             raise InputError("this backbone has no batch norms, so it keeps no statistics of its source")
-        fine = (np.abs(means.astype(np.float64)) <= LARGEST) & (variances >= 0) & (variances <= LARGEST)
+        spread = variances.astype(np.float64)
+        fine = (np.abs(means.astype(np.float64)) <= LARGEST) & (spread >= 0) & (spread <= LARGEST)
         if not fine.all():
             channel = int(np.argmin(fine))
             raise InputError(
