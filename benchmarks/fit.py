@@ -8,8 +8,8 @@ on the same images and split, what a person could do without it:
 - *linear probe*, *fine-tuning*: with their defaults, on the largest embedded backbone;
 - *from scratch*: the winner's network from random weights, with as many epochs as the same time holds.
 
-Test accuracy in percent. The demo is scikit-learn's digits in one minute, also with a history that does not know them. A set that was
-measured is merged into --json, so that a run which is stopped loses one set at most.
+Test accuracy in percent. The demo is scikit-learn's digits in one minute, also with a history that does not know them. A set that
+was measured is merged into --json, so that a run which is stopped loses one set at most.
 """
 
 from __future__ import annotations
