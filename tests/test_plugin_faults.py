@@ -81,7 +81,9 @@ class Exits(_Faulty):
         sys.exit(3)
 
 class Vanishes(_Faulty):
+    """Ends the process in its second epoch, when it may have been paused: each of its two candidates is found out by itself."""
     name = "vanishes"
+    space = {"epochs": Int(2, 3, 2)}
     def fault(self, model, epoch):
         if epoch == 1:
             os._exit(7)
