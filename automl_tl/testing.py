@@ -23,6 +23,7 @@ from .hookspecs import Metric
 from .importance import PathIntegral
 from .layers import still_norms
 from .objectives import adapt, brings, federate, harden, learn_to_learn, retain
+from .profiling import reference_encoders
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
 from .registry import forget, strategies
 from .space import Value, check, defaults, draw
@@ -102,8 +103,11 @@ def _earlier() -> tuple[Path, Task]:
 
 
 def smallest_backbone() -> Backbone:
-    """The embedded network with the fewest multiply-adds."""
-    return min((b for b in catalogue().values() if b.zoo == "embedded"), key=lambda backbone: backbone.macs)
+    """The embedded network with the fewest multiply-adds, of those with the reference encoder's source: their features tell
+    something of most images, which a strategy needs that is to learn in a second."""
+    embedded = {name: backbone for name, backbone in catalogue().items() if backbone.zoo == "embedded"}
+    encoders = {encoder.source_dataset for encoder, _ in reference_encoders(embedded) if encoder.name in embedded}
+    return min((b for b in embedded.values() if b.source_dataset in encoders), key=lambda backbone: backbone.macs)
 
 
 def check_strategy(
