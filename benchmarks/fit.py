@@ -106,8 +106,9 @@ def trained(task: Task, backbone: Backbone, strategy: str, limits: Limits | None
 def from_scratch(task: Task, backbone: Backbone, seconds: float) -> dict[str, float]:
     """The network from random weights, its schedule as long as the time lets it be."""
     pilot = trained(task, backbone, "from-scratch", Limits(stop_after=PILOT))
-    longest = int(getattr(strategies()["from-scratch"].space["epochs"], "high", PILOT))
-    epochs = max(PILOT, min(longest, int(seconds / pilot["seconds"] * PILOT)))
+    space = strategies()["from-scratch"].space["epochs"]
+    fewest, most = (int(getattr(space, end, PILOT)) for end in ("low", "high"))
+    epochs = max(fewest, min(most, int(seconds / pilot["seconds"] * PILOT)))
     limits = Limits(deadline=time.monotonic() + seconds)
     return trained(task, backbone, "from-scratch", limits, epochs=epochs)
 
