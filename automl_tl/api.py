@@ -31,7 +31,7 @@ from .evaluation.classification import ClassScores, intervals, judge, per_class
 from .evaluation.combined import WEIGHTS
 from .evaluation.cost import InferenceCost, inference_cost
 from .evaluation.robustness import Robustness, robustness
-from .experience import Experience
+from .experience import Experience, proven
 from .exports import Exported, export_run
 from .exports.predictor import Predictor, open_predictor
 from .facts import backbone_of, profile_of
@@ -152,6 +152,7 @@ def recommend(
             seed=seed,
             per_pair=SETTINGS,
             near=near,
+            proven=proven(experience),
             met=met,
             required=required,
             only_strategies=strategies,

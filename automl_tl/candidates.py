@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ def propose(
     seed: int,
     per_pair: int = PER_PAIR,
     near: bool = False,
+    proven: Mapping[str, Sequence[Mapping[str, Value]]] | None = None,
     met: frozenset[str] = frozenset(),
     required: frozenset[str] = frozenset(),
     only_strategies: Collection[str] | None = None,
@@ -35,7 +36,8 @@ def propose(
 ) -> list[Candidate]:
     """Every backbone × every strategy that suits × (its defaults, then draws of its space, `per_pair` in all).
 
-    The draws come from the whole space or, with `near`, from around the defaults.
+    The draws come from the whole space or, with `near`, from around the defaults. Settings that are `proven` (strategy → settings,
+    see `experience.proven`) come beside them.
 
     A strategy suits if its needs are `met` and include what is `required`; settings that need more are left out.
 
@@ -48,11 +50,15 @@ def propose(
     }
     names = [name for name in backbones if only_backbones is None or name in only_backbones]
     pools = {name: _pool(strategy, f"{seed}/{name}", met, KEPT if near else 0.0) for name, strategy in chosen.items()}  # type: ignore[arg-type]
+    besides = {
+        name: [values for values in (proven or {}).get(name, ()) if strategy.requires(values) <= met]
+        for name, strategy in chosen.items()
+    }
     return [
         Candidate(backbone, strategy, values)
         for backbone in names
         for strategy, pool in pools.items()
-        for values in _settings(pool, per_pair, offset=zlib.crc32(f"{seed}/{backbone}".encode()))
+        for values in (*_settings(pool, per_pair, offset=zlib.crc32(f"{seed}/{backbone}".encode())), *besides[strategy])
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -10,11 +12,16 @@ import numpy as np
 import xxhash
 
 from . import registry
+from .errors import InputError
 from .records import Backbone, Profile
-from .space import Value, defaults
+from .space import Space, Value, check, defaults
 
 if TYPE_CHECKING:
     from .history import History
+
+
+PROVEN, RIVALS = 24, 2
+"""Settings of a strategy that are proven, at most; and how many a winner was the best of, itself included, at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +98,40 @@ def completed(strategies: Sequence[str], hyperparameters: Sequence[Mapping[str, 
         if (strategy, id(values)) not in known:
             known[strategy, id(values)] = {**plain.get(strategy, {}), **values}
     return [known[strategy, id(values)] for strategy, values in zip(strategies, hyperparameters, strict=True)]
+
+
+def proven(experience: Experience, *, most: int = PROVEN) -> dict[str, list[Mapping[str, Value]]]:
+    """Of each strategy the settings that were the best of at least `RIVALS` on a task with a backbone, the most frequent first.
+
+    Draws seldom differ from the defaults in the two or three hyperparameters at once that made the difference elsewhere; what won
+    on earlier tasks is where a search should begin (Feurer et al., 2015, Initializing Bayesian hyperparameter optimization via
+    meta-learning).
+    """
+    trials, known = experience.trials, registry.strategies()
+    groups: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
+    settings: dict[str, Mapping[str, Value]] = {}
+    for row, values in enumerate(trials.hyperparameters):
+        key = json.dumps(values, sort_keys=True)
+        settings[key] = values
+        rivals = groups[trials.strategy[row], trials.task[row], trials.backbone[row]]
+        rivals[key] = max(rivals.get(key, 0.0), float(trials.score[row]))
+    wins: dict[str, Counter[str]] = defaultdict(Counter)
+    for (strategy, _, _), rivals in groups.items():
+        best = max(rivals, key=lambda key: (rivals[key], key))
+        if len(rivals) >= RIVALS and strategy in known and _possible(known[strategy].space, settings[best]):
+            wins[strategy][best] += 1
+    return {
+        strategy: [settings[key] for key in sorted(won, key=lambda key: (-won[key], key))[:most]]
+        for strategy, won in wins.items()
+    }
+
+
+def _possible(space: Space, values: Mapping[str, Value]) -> bool:
+    """Whether a strategy's space, which may have changed since, still holds these."""
+    try:
+        return check(space, values) == values
+    except InputError:
+        return False
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,7 +154,7 @@ def _entrants(state: Search) -> list[Ranked]:
         money -= _price(state, item)
         chosen.append(item)
         expected = state.surrogate.expected(item.candidate, [*_observed(state), *believed])
-        believed.append(Observed(item.candidate, expected))
+        believed.append(Observed(item.candidate, expected, believed=True))
     return chosen
 
 
@@ -267,7 +267,7 @@ def _observed(state: Search) -> list[Observed]:
         if trial.score is not None
     ]
     for one in state.training.values():
-        seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen)))
+        seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen), believed=True))
     return seen
 
 

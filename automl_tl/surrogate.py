@@ -30,6 +30,8 @@ FEWEST = 3
 """Trials from which on shares are corrected."""
 LENGTH = 0.5
 """Of a hyperparameter's range: values so far apart are alike to 0.6."""
+LEAST_NOISE = 1e-3
+"""Logits², of what is only believed."""
 LEAST_SPREAD, MOST_SPREAD = 0.3, 2.0
 """Logits: of the ranking's error, whatever its intervals say."""
 
@@ -50,6 +52,8 @@ class Observed:
     score: float
     paused: Growth | None = None
     """What is to be expected of it if it goes on; None: it has ended."""
+    believed: bool = False
+    """Whether the score is only what is expected of it: it counts without noise, as another look at the same tells nothing."""
 
 
 class Surrogate:
@@ -74,7 +78,8 @@ class Surrogate:
         places = [self._place[one.candidate.id] for one in known]
         growth = np.array([(one.paused.mean, one.paused.spread) if one.paused else (0.0, 0.0) for one in known])
         right = np.clip([one.score for one in known], 0.02, 0.98)
-        noise = np.diag(1 / (self._images * right * (1 - right)) + growth[:, 1] ** 2)
+        chance = np.where([one.believed for one in known], LEAST_NOISE, 1 / (self._images * right * (1 - right)))
+        noise = np.diag(chance + growth[:, 1] ** 2)
         error = self._logit([one.score for one in known]) + growth[:, 0] - self._mean[places]
         across = np.stack([self._likeness.to(place) for place in places])
         shares = self._likelier_shares(across[:, :, places], error, noise)

@@ -78,3 +78,11 @@ def test_a_hundred_thousand_take_seconds() -> None:
     found = propose(many, STRATEGIES, seed=0, per_pair=22)
     print(f"{len(found)} candidates in {time.perf_counter() - start:.2f} s")
     assert len(found) > 100_000
+
+
+def test_what_is_proven_comes_beside_the_draws() -> None:
+    proven = {"tuning": [{"rate": 0.03, "epochs": 19}], "elsewhere": [{"rate": 0.5}]}
+    plain, more = (propose(BACKBONES, STRATEGIES, seed=0, proven=known) for known in (None, proven))
+    assert [c for c in more if c in plain] == plain
+    assert {(c.strategy, c.hyperparameters["rate"]) for c in more if c not in plain} == {("tuning", 0.03)}
+    assert len(more) == len(plain) + len(BACKBONES)

@@ -68,6 +68,17 @@ def test_a_paused_trial_may_still_grow() -> None:
     assert done + 0.3 < paused < logit(0.7) + 0.5 + 0.05
 
 
+def test_what_is_only_believed_promises_nothing_again() -> None:
+    """Another draw that is the same but for its weight decay is better left to the next batch; another strategy is not."""
+    first, again = (item("fine-tuning", BIG, 0.8, weight_decay=value) for value in (0.02, 0.021))
+    other = item("linear-probe", BIG, 0.79)
+    model = surrogate([first, again, other], images=50)
+    seen, believed = ([Observed(first.candidate, 0.8, believed=sure)] for sure in (False, True))
+    assert model.improvement(seen)[1] > model.improvement(seen)[2], "a score of 50 images leaves room for luck"
+    assert 5 * model.improvement(believed)[1] < model.improvement(believed)[2]
+    assert model.improvement(believed)[0] < 0.02
+
+
 def test_growth_is_learnt_from_earlier_curves() -> None:
     pairs = [(0.5, 0.6), (0.5, 0.7), (0.6, 0.8)] * 10
     gains = [logit(end) - logit(third) for third, end in pairs]
