@@ -36,8 +36,8 @@ def propose(
 ) -> list[Candidate]:
     """Every backbone × every strategy that suits × (its defaults, then draws of its space, `per_pair` in all).
 
-    The draws come from the whole space or, with `near`, from around the defaults. Settings that are `proven` (strategy → settings,
-    see `experience.proven`) come beside them.
+    The draws come from the whole space or, with `near`, from around the defaults. Settings that are `proven` (strategy →
+    settings, see `experience.proven`) come beside them.
 
     A strategy suits if its needs are `met` and include what is `required`; settings that need more are left out.
 

@@ -8,8 +8,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +23,11 @@ from .errors import InputError
 from .home import cache
 from .images import SUFFIXES, read_image, square
 from .records import TARGET, TEST, TRAIN, VALIDATION, Listing, Task
+from .threads import spread
 
 __all__ = ["SUFFIXES", "Pixels", "decode", "decode_images", "load_task", "load_unlabelled", "read_listing", "subset"]
 
 UNREADABLE_SHARE = 0.05
-AT_ONCE = 1024
 CACHE_BYTES = 20 * 2**30
 SHORTCUT = 4
 """JPEGs may be decoded smaller down to so many times the wanted size; the resize from there on is the backbone's own."""
@@ -154,7 +153,7 @@ def altered(task: Task, change: Callable[[np.ndarray, int], np.ndarray], *, name
         image = read_image(source, where=where, least=side)
         image.thumbnail((side, side), Image.Resampling.BICUBIC)
         images.append(change(np.asarray(image), place))
-    seen = list(_spread(_look, list(zip(images, task.where, strict=True))))
+    seen = list(spread(_look, list(zip(images, task.where, strict=True))))
     hashes = np.array([one.hash for one in seen], dtype=np.uint64)
     return replace(
         task,
@@ -267,7 +266,7 @@ def _read_all(listing: Listing, progress: Progress | None) -> list[Seen]:
     index = _Index(listing)
     todo = [i for i in range(len(listing.images)) if i not in index.known]
     work = [(listing.images[i], listing.where[i]) for i in todo]
-    for done, (i, seen) in enumerate(zip(todo, _spread(_look, work), strict=True), 1):
+    for done, (i, seen) in enumerate(zip(todo, spread(_look, work), strict=True), 1):
         index.known[i] = seen
         if progress is not None and (done % 64 == 0 or done == len(todo)):
             progress(done, len(todo))
@@ -320,17 +319,6 @@ def _look(item: tuple[Any, str]) -> Seen:
     digest = xxhash.xxh64(shape + pixels.tobytes()).intdigest()
     thumbnail = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return Seen(digest, image.width, image.height, np.asarray(thumbnail).tobytes())
-
-
-def _spread(function: Callable[[Any], Any], work: Sequence[Any]) -> Iterator[Any]:
-    """`map` over as many threads as there are cores, in order: Pillow decodes and resizes without holding Python's lock.
-
-    Processes would be no faster, and would ask the caller's script for a main guard.
-    """
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(work), AT_ONCE):  # no more than this many results wait in memory
-            yield from pool.map(function, work[start : start + AT_ONCE])
 
 
 # Splitting
@@ -502,7 +490,7 @@ def decode_images(images: Sequence[Any], where: Sequence[str], size: int, *, int
         InputError: names the image that cannot be read.
     """
     work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
-    return np.stack(list(_spread(_square, work))) if work else np.empty((0, size, size, 3), dtype=np.uint8)
+    return np.stack(list(spread(_square, work))) if work else np.empty((0, size, size, 3), dtype=np.uint8)
 
 
 def _square(item: tuple[Any, str, int, str, float]) -> np.ndarray:
@@ -524,7 +512,7 @@ def _decode_into(
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
     work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
     try:
-        for i, pixels in enumerate(_spread(_square, work)):
+        for i, pixels in enumerate(spread(_square, work)):
             array[i] = pixels
             if progress is not None and (i % 64 == 63 or i + 1 == len(work)):
                 progress(i + 1, len(work))

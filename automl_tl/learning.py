@@ -19,6 +19,7 @@ import numpy as np
 from .encoding import Column, Encoder
 from .experience import Experience, rows_of
 from .record import Record
+from .threads import spread
 
 STAGES = (1, 2)
 FOLDS = 6
@@ -149,11 +150,14 @@ def learn_stages(experience: Experience, *, seed: int) -> Learnt:
     record = Record.of(rows, lessons.standing, lessons.task_groups, seed=seed)
     table = encoder.encode(rows, record.standings(rows, lessons.task_groups))
     left_out = _leave_out(experience, encoder, table, seed)
-    stages = {}
-    for stage, out in left_out.items():
-        columns, scale = _columns(encoder, stage), _fit_scale(out)
+
+    def learn(stage: int) -> StageModel:
+        out, columns = left_out[stage], _columns(encoder, stage)
+        scale = _fit_scale(out)
         low, high = _conformal(out.logit - out.level - scale * out.blend, out.weight)
-        stages[stage] = StageModel(columns, _fit(table, lessons, encoder, columns, seed), scale, low, high)
+        return StageModel(columns, _fit(table, lessons, encoder, columns, seed), scale, low, high)
+
+    stages = dict(zip(STAGES, spread(learn, STAGES), strict=True))
     return Learnt(encoder, record, stages)
 
 
@@ -293,26 +297,30 @@ class _LeftOut:
 def _leave_out(experience: Experience, encoder: Encoder, table: np.ndarray, seed: int) -> dict[int, _LeftOut]:
     """For each stage, `FOLDS` times: learn without some of the groups, predict those."""
     kept = _sample(experience.trials.task, MOST_LEFT_OUT, seed)
-    experience, table = experience.take(kept), table[kept].copy()
+    experience, table = experience.take(kept), table[kept]
     rows, lessons = rows_of(experience), _lessons(experience)
     groups = np.random.default_rng(seed).permutation(lessons.group.max() + 1)
     folds = np.array_split(groups, min(FOLDS, len(groups)))
     records = encoder.find("record")
     found = {stage: (np.zeros(len(kept)), np.zeros(len(kept))) for stage in STAGES}
-    for fold in folds:
+
+    def without(fold: np.ndarray) -> None:
         out = np.isin(lessons.group, fold)
         inside, outside = np.flatnonzero(~out), np.flatnonzero(out)
         training = experience.take(inside)
         known, own = rows_of(training), _lessons(training)
         record = Record.of(known, own.standing, own.task_groups, seed=seed)
-        table[:, records] = record.standings(rows, lessons.task_groups)
+        seen = table.copy()
+        seen[:, records] = record.standings(rows, lessons.task_groups)
         for stage in STAGES:
             columns = _columns(encoder, stage)
-            boosters = _fit(table[inside], own, encoder, columns, seed)
-            judged = np.ascontiguousarray(table[outside][:, columns])
+            boosters = _fit(seen[inside], own, encoder, columns, seed)
+            judged = np.ascontiguousarray(seen[outside][:, columns])
             level, blend = boosters.predict_level(judged), boosters.predict_blend(judged)
             found[stage][0][outside] = level - _centred(level, lessons.task[outside])
             found[stage][1][outside] = _centred(blend, lessons.task[outside])
+
+    list(spread(without, folds))
     return {stage: _LeftOut(*pair, lessons.logit, lessons.task, lessons.weight) for stage, pair in found.items()}
 
 

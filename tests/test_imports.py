@@ -28,7 +28,7 @@ HEAVY = (
 )
 LAYERS = (
     {"errors", "metadb", "starter"},
-    {"home", "space", "extras"},
+    {"home", "space", "extras", "threads"},
     {"records", "augment", "checkpoint", "budget", "guard", "workers"},
     {"hookspecs", "device", "facts", "images", "networks", "sources", "attacks", "schema", "pretexts"},
     {"registry", "strategy", "processes", "exchange", "inference", "averaging", "heads", "layers", "randaugment"},
