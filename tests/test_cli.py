@@ -223,7 +223,10 @@ def test_the_commands_of_the_document_run(
 def test_history(command: Command, run: Path, tmp_path: Path) -> None:
     trials = command("history", "list", "--limit", 2, "--json").facts
     assert len(trials) == 2
-    assert command("history", "show", trials[0]["id"]).facts["id"] == trials[0]["id"]
+    shown = command("history", "show", trials[0]["id"]).facts
+    assert shown["id"] == trials[0]["id"]
+    assert shown["adaptation"]["final"] == max(point["score"] for point in shown["curve"])
+    assert set(shown["adaptation"]["epochs"]) == {"0.9", "0.95"}
     assert trials[0]["id"] in command("history", "list", "--limit", 2).out
     assert "trials" in command("history", "export", tmp_path / "text").out
     before = command("history", "list", "--limit", 100000, "--json").facts

@@ -57,14 +57,17 @@ def history_list(
 
 @group.command("show")
 def history_show(id: Annotated[str, typer.Argument(help="Trial, as `history list` names it.")]) -> None:
-    """One trial in full, as JSON, with what else came of the same work elsewhere."""
+    """One trial in full, as JSON, with how fast it learnt and what else came of the same work elsewhere."""
     from dataclasses import asdict
 
+    from automl_tl.evaluation.adaptation import adaptation
     from automl_tl.history import open_history
 
     with open_history() as history:
-        others = [asdict(other) for other in history.other_results(id)]
-        print_json(asdict(history.trial(id)) | ({"other_results": others} if others else {}))
+        trial, others = history.trial(id), [asdict(other) for other in history.other_results(id)]
+    speed = adaptation(trial.curve)
+    shown = asdict(trial) | ({"adaptation": asdict(speed)} if speed else {})
+    print_json(shown | ({"other_results": others} if others else {}))
 
 
 @group.command("export")
