@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from automl_tl_plugins.strategies._losses import class_confusion, coral, distillation, divergence, entropy, mmd
+from automl_tl_plugins.strategies._losses import (
+    adversary_strength,
+    class_confusion,
+    coral,
+    distillation,
+    divergence,
+    entropy,
+    mmd,
+)
 from automl_tl_plugins.strategies._prototypes import distances
+from automl_tl_plugins.strategies._retaining import Held, NewClasses
 from small import QUICK
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -207,24 +218,28 @@ def test_gradients_of_cross_entropies_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda values: distillation(values, teacher, 2.0), (logits,))
 
 
-@pytest.mark.parametrize("name", ["l2-sp", "fedprox"])
-def test_gradients_of_penalties_on_weights_are_those_of_finite_differences(name: str) -> None:
-    """Of a network in float64 that has left its starting point."""
+def small_net() -> Classifier:
+    """Twelve numbers to four features to three classes, float64."""
+    torch.manual_seed(0)
+    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), nn.Linear(4, 3)).double()
+
+
+def small_batch() -> Batch:
+    """Six images, and six of another domain."""
+    images, others = torch.randn(2, 6, 3, 2, 2, dtype=torch.float64)
+    return Batch(images, torch.arange(6) % 3, others)
+
+
+def strategy_of(name: str, **changed: Any) -> Any:
+    """As a plugin's `run` has made it, but for what it learns of the images."""
     if name not in registry.strategies():
         pytest.skip("needs the extra 'federated'")
-    torch.manual_seed(0)
-    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), nn.Linear(4, 3)).double()
     kind = registry.strategies()[name]
-    strategy: Any = kind(defaults(kind.space) | ({"alpha": 1.0} if name == "l2-sp" else {}), replace(catalogue()[QUICK]))
-    start = [parameter.detach() + 0.1 * torch.randn_like(parameter) for parameter in net.parameters()]
-    strategy.start, strategy.begun, strategy.mu = start[:2], start, 0.7
-    batch = Batch(torch.randn(6, 3, 2, 2, dtype=torch.float64), torch.arange(6) % 3)
+    return kind(defaults(kind.space) | changed, replace(catalogue()[QUICK], num_features=4))
 
-    def loss() -> Tensor:
-        found: Tensor = strategy.loss(net, batch)
-        return found
 
-    gradients = torch.autograd.grad(loss(), list(net.parameters()))
+def agree_with_differences(net: nn.Module, loss: Callable[[], Tensor], gradients: Sequence[Tensor]) -> None:
+    """The slope of `loss` along a random direction in each parameter of `net`; parts of it are in single precision."""
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
         away = torch.randn_like(parameter)
         with torch.no_grad():
@@ -233,5 +248,55 @@ def test_gradients_of_penalties_on_weights_are_those_of_finite_differences(name:
             parameter -= 2e-4 * away
             below = loss()
             parameter += 1e-4 * away
-        # cross-entropy is taken in single precision
         assert float(above - below) / 2e-4 == pytest.approx(float((gradient * away).sum()), rel=2e-2, abs=2e-2)
+
+
+@pytest.mark.parametrize("name", ["l2-sp", "fedprox", "ewc", "synaptic-intelligence", "lwf"])
+def test_gradients_of_what_holds_a_network_back_are_those_of_finite_differences(name: str) -> None:
+    """Of a network in float64 that has left its starting point."""
+    net, strategy = small_net(), strategy_of(name, **({"alpha": 1.0} if name == "l2-sp" else {}))
+    start = [parameter.detach() + 0.1 * torch.randn_like(parameter) for parameter in net.parameters()]
+    strategy.start, strategy.begun, strategy.mu = start[:2], start, 0.7
+    strategy.new = NewClasses(torch.arange(3), "new", 0.0)
+    strategy.teacher, strategy.known = copy.deepcopy(net).requires_grad_(False), 3
+    strategy.held = Held.__new__(Held)  # whose importance and origin are the test's own, not a saved model's
+    strategy.held.origin = {key: value for (key, _), value in zip(net.named_parameters(), start, strict=True)}
+    strategy.held.importance = {key: torch.rand_like(value) for key, value in strategy.held.origin.items()}
+    strategy.held.factor = 0.7
+    batch = small_batch()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+
+    def loss() -> Tensor:
+        found: Tensor = strategy.loss(net, batch)
+        return found
+
+    plain = torch.autograd.grad(cross_entropy(net(batch.images), batch), list(net.parameters()))
+    gradients = torch.autograd.grad(loss(), list(net.parameters()))
+    assert any((one - other).abs().max() > 1e-2 for one, other in zip(gradients, plain, strict=True)), "nothing holds it back"
+    agree_with_differences(net, loss, gradients)
+
+
+def test_the_adversary_of_domains_learns_while_the_backbone_unlearns() -> None:
+    """Equations 13 to 15 of Ganin et al.: the adversary descends on the loss of the domains, the backbone climbs on it."""
+    net, strategy, batch = small_net(), strategy_of("dann", hidden=64), small_batch()
+    strategy.probed, strategy.steps = net.head, 10
+    model = strategy.build(net.backbone, 3)
+    strength = adversary_strength(0.5)
+
+    def parts() -> tuple[Tensor, Tensor]:
+        """Of the classes, of the domains; no gradient is reversed here."""
+        seen = torch.cat([model.backbone(batch.images), model.backbone(batch.target)])
+        told = model.adversary(seen.float()).squeeze(1)
+        return F.cross_entropy(model.head(seen[:6]), batch.labels), F.binary_cross_entropy_with_logits(
+            told, 1.0 * (torch.arange(12) > 5)
+        )
+
+    strategy.step = 5
+    gradients = dict(
+        zip(model.state_dict(), torch.autograd.grad(strategy.loss(model, batch), list(model.parameters())), strict=True)
+    )
+    backbone, adversary = ([g for key, g in gradients.items() if key.startswith(part)] for part in ("backbone", "adversary"))
+    agree_with_differences(model.backbone, lambda: parts()[0] - strength * parts()[1], backbone)
+    agree_with_differences(model.adversary, lambda: parts()[1], adversary)
