@@ -40,6 +40,7 @@ from .history import History, open_history
 from .home import cache, write_text
 from .hookspecs import Tracker
 from .objectives import REQUIRED, brings, left_out
+from .profiling import look_through
 from .profiling import profile_task as _profile_task
 from .progress import read_trial
 from .ranker import Ranker, rank, ranker_for, shortlist
@@ -55,7 +56,7 @@ Progress = Callable[[str, int, int], None]
 LOOKED_AT = 6
 """Backbones that are looked at through the images, before the second ranking."""
 
-SETTINGS = 24
+SETTINGS = 8
 """Of a strategy, in the second ranking: with few backbones left, hyperparameters are looked at more closely."""
 KEPT = 1000
 """Candidates of a ranking that a run writes down; no search gets further."""
@@ -142,7 +143,7 @@ def recommend(
     first = _profile_task(task, at_hand, seed=seed, progress=progress)
     ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
     looked = tuple(shortlist(ranking, at_hand, size=LOOKED_AT))
-    second = _profile_task(task, at_hand, look=looked, seed=seed, progress=progress)
+    second = look_through(first, task, at_hand, look=looked, seed=seed, progress=progress)
     finer = [
         candidate
         for near in (False, True)

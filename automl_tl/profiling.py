@@ -33,7 +33,7 @@ def profile_task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Profile:
-    """Profile `task`. Transferability, and how familiar the images are, is measured for the backbones named in `look`.
+    """Profile `task`; of the backbones named in `look` with what `look_through` measures.
 
     Distances are taken between the task's training images and every source whose statistics a zoo holds, on the features of
     that zoo's reference encoder. Test images are never looked at. Where the images that count are of another domain than the
@@ -54,15 +54,32 @@ def profile_task(
             meta |= {f"gap_{name}": value for name, value in gap(labelled, target).items()}
         for source, statistics in sources.items():
             distances[source] = _scores("distance", target, statistics, notes)
-    transferability = {}
+    seconds = time.perf_counter() - start
+    profile = Profile(task.name, task.fingerprint, meta, distances, {}, seconds, (*task.warnings, *dict.fromkeys(notes)))
+    return look_through(profile, task, backbones, look=look, seed=seed, progress=progress) if look else profile
+
+
+def look_through(
+    profile: Profile,
+    task: Task,
+    backbones: Mapping[str, Backbone],
+    *,
+    look: tuple[str, ...],
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Profile:
+    """`profile` with the transferability of the backbones named in `look`, and how familiar the images are to them."""
+    start = time.perf_counter()
+    sample, notes = look_sample(task, seed), list[str]()
+    transferability = dict(profile.transferability)
     for name in look:
         target = look_features(task, backbones[name], sample, progress)
         transferability[name] = _scores("transferability", target, None, notes)
         if (norms := _norms(task, backbones[name], sample)) is not None:
             transferability[name] |= _scores("familiarity", replace(target, norms=norms), None, notes)
-    seconds = time.perf_counter() - start
-    warnings = task.warnings + tuple(dict.fromkeys(notes))
-    return Profile(task.name, task.fingerprint, meta, distances, transferability, seconds, warnings)
+    seconds = profile.seconds + time.perf_counter() - start
+    warnings = tuple(dict.fromkeys((*profile.warnings, *notes)))
+    return replace(profile, transferability=transferability, seconds=seconds, warnings=warnings)
 
 
 def task_features(

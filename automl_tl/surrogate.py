@@ -17,9 +17,12 @@ import numpy as np
 from .records import Backbone, Candidate, Ranked
 from .space import Choice, Float, Int, Space, Value
 
-SHARES = {"task": 0.1, "backbone": 0.15, "strategy": 0.15, "pair": 0.1, "hyperparameters": 0.5}
+SHARES = {"task": 0.06, "backbone": 0.09, "strategy": 0.09, "pair": 0.06, "hyperparameters": 0.7}
 """Of the variance of the ranking's error, before any trial: what all candidates of a task have in common, those of one backbone,
-of one strategy, of both, and (each hyperparameter its part) those of one strategy with like hyperparameters."""
+of one strategy, of both, and (each hyperparameter its part) those of one strategy with like hyperparameters; of the strategy that
+has most of these, less of others."""
+MINOR = 0.2
+"""Part of a hyperparameter that is off by default, as most regularisers are, to 1 of a rate, a number of epochs or the like."""
 FACTORS = (0.25, 1.0, 4.0, 12.0)
 """By which a share may prove larger or smaller."""
 SURPRISE = math.log(4)
@@ -30,6 +33,8 @@ FEWEST = 3
 """Trials from which on shares are corrected."""
 LENGTH = 0.5
 """Of a hyperparameter's range: values so far apart are alike to 0.6."""
+LUCK = 0.25
+"""Of the binomial variance of a score: all candidates are judged by the same images, so that most of its luck is theirs alike."""
 LEAST_NOISE = 1e-3
 """Logits², of what is only believed."""
 LEAST_SPREAD, MOST_SPREAD = 0.3, 2.0
@@ -78,7 +83,7 @@ class Surrogate:
         places = [self._place[one.candidate.id] for one in known]
         growth = np.array([(one.paused.mean, one.paused.spread) if one.paused else (0.0, 0.0) for one in known])
         right = np.clip([one.score for one in known], 0.02, 0.98)
-        chance = np.where([one.believed for one in known], LEAST_NOISE, 1 / (self._images * right * (1 - right)))
+        chance = np.where([one.believed for one in known], LEAST_NOISE, LUCK / (self._images * right * (1 - right)))
         noise = np.diag(chance + growth[:, 1] ** 2)
         error = self._logit([one.score for one in known]) + growth[:, 0] - self._mean[places]
         across = np.stack([self._likeness.to(place) for place in places])
@@ -164,8 +169,10 @@ class _Likeness:
             for column, name in enumerate(hyperparameters):
                 if name in space:
                     values[row, column] = _scaled(space[name], candidate.hyperparameters[name])
-        shares = [SHARES[name] for name in ("task", "backbone", "strategy", "pair")]
-        shares += [SHARES["hyperparameters"] / max(len(hyperparameters), 1)] * len(hyperparameters)
+        parts = np.array([[_part(spaces.get(strategy, {}), name) for name in hyperparameters] for strategy in strategies])
+        parts = parts.reshape(len(strategies), len(hyperparameters))
+        own = SHARES["hyperparameters"] * parts.max(axis=0, initial=0.0) / max(parts.sum(axis=1).max(initial=0.0), 1.0)
+        shares = [*(SHARES[name] for name in ("task", "backbone", "strategy", "pair")), *own]
         return cls(
             np.array([names.index(candidate.backbone) for candidate in candidates], dtype=np.int64),
             kin.reshape(len(names), len(names)),
@@ -206,6 +213,13 @@ def _kin(one: Backbone, other: Backbone) -> float:
     if one.name == other.name:
         return 1.0
     return 0.5 * (one.source_dataset == other.source_dataset) + 0.25 * (one.family == other.family)
+
+
+def _part(space: Space, name: str) -> float:
+    """How much a hyperparameter counts among those of its strategy; 0 where that has none of the name."""
+    if name not in space:
+        return 0.0
+    return 1.0 if space[name].default else MINOR
 
 
 def _scaled(parameter: Float | Int | Choice, value: Value) -> float:
