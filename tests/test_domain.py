@@ -117,7 +117,7 @@ def test_training_on_attacked_images_withstands_attacks(tmp_path: Path) -> None:
     backbone, values = catalogue()[QUICK], {"epochs": 8, "augmentation": "none"}
     plain, _ = trained(task, "fine-tuning", tmp_path / "a", **values)
     robust, fitted = trained(task, "pgd", tmp_path / "b", steps=3, rate=4e-3, **values)
-    assert (robust.score or 0) > (plain.score or 0) + 0.3
+    assert (robust.score or 0) > (plain.score or 0) + 0.15
     few = replace(task, splits={**task.splits, TEST: task.part(TEST)[:16]})
     scores = judge_on_test(few, backbone, fitted.model)
     assert scores["robust_accuracy"] <= scores["pgd_accuracy"] <= scores["attacked_clean_accuracy"]
