@@ -21,6 +21,8 @@ SHARES = {"task": 0.06, "backbone": 0.09, "strategy": 0.09, "pair": 0.06, "hyper
 """Of the variance of the ranking's error, before any trial: what all candidates of a task have in common, those of one backbone,
 of one strategy, of both, and (each hyperparameter its part) those of one strategy with like hyperparameters; of the strategy that
 has most of these, less of others."""
+ELSEWHERE = 0.5
+"""How much a hyperparameter of another strategy that has the same name tells: a rate is too high for most, or for none."""
 MINOR = 0.2
 """Part of a hyperparameter that is off by default, as most regularisers are, to 1 of a rate, a number of epochs or the like."""
 FACTORS = (0.25, 1.0, 4.0, 12.0)
@@ -187,9 +189,8 @@ class _Likeness:
         strategy = (self.strategy == self.strategy[place]).astype(np.float64)
         apart = self.values - self.values[place]
         near = np.nan_to_num(np.exp(-(apart**2) / (2 * LENGTH**2)), nan=0.0).T
-        return np.concatenate(
-            [[np.ones_like(network), network, strategy, strategy * network], near * strategy * (1 + network) / 2]
-        )
+        shared = np.maximum(strategy, ELSEWHERE) * (1 + network) / 2
+        return np.concatenate([[np.ones_like(network), network, strategy, strategy * network], near * shared])
 
     def itself(self, shares: np.ndarray) -> np.ndarray:
         """n: how much each candidate is like itself, the components weighed by `shares`."""
