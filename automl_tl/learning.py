@@ -93,10 +93,14 @@ class Boosters:
         return predict_by(self.level, data)
 
     def predict_blend(self, data: np.ndarray) -> np.ndarray:
-        """`effect` and `order` together; only differences within a task mean something."""
+        """Of the candidates of one task: their order is told by `effect` and `order` together, how far apart they are by `effect`,
+        as what LambdaRank adds up is no distance. Only differences mean something."""
         effect, order = (predict_by(booster, data) for booster in (self.effect, self.order))
         effect = effect if self.line is None else effect + self.line.values(data)
-        return np.asarray(effect / self.effect_spread + ORDER_SAY * order / self.order_spread)
+        both = effect / self.effect_spread + ORDER_SAY * order / self.order_spread
+        _, place, times = np.unique(both, return_inverse=True, return_counts=True)
+        steps = np.add.reduceat(np.sort(effect), np.cumsum(times) - times) / times  # what is held for equal stays so
+        return np.asarray(steps[place] / self.effect_spread)
 
     def contributions(self, data: np.ndarray) -> np.ndarray:
         """Of each column to the blend."""
@@ -316,9 +320,11 @@ def _leave_out(experience: Experience, encoder: Encoder, table: np.ndarray, seed
             columns = _columns(encoder, stage)
             boosters = _fit(seen[inside], own, encoder, columns, seed)
             judged = np.ascontiguousarray(seen[outside][:, columns])
-            level, blend = boosters.predict_level(judged), boosters.predict_blend(judged)
-            found[stage][0][outside] = level - _centred(level, lessons.task[outside])
-            found[stage][1][outside] = _centred(blend, lessons.task[outside])
+            level, task = boosters.predict_level(judged), lessons.task[outside]
+            found[stage][0][outside] = level - _centred(level, task)
+            for own_rows in (np.flatnonzero(task == code) for code in np.unique(task)):
+                blend = boosters.predict_blend(judged[own_rows])
+                found[stage][1][outside[own_rows]] = blend - blend.mean()
 
     list(spread(without, folds))
     return {stage: _LeftOut(*pair, lessons.logit, lessons.task, lessons.weight) for stage, pair in found.items()}
