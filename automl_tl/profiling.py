@@ -71,7 +71,7 @@ def look_through(
     """`profile` with the transferability of the backbones named in `look`, and how familiar the images are to them."""
     start = time.perf_counter()
     sample, notes = look_sample(task, seed), list[str]()
-    transferability = dict(profile.transferability)
+    transferability = {name: dict(scores) for name, scores in profile.transferability.items()}
     for name in look:
         target = look_features(task, backbones[name], sample, progress)
         transferability[name] = _scores("transferability", target, None, notes)
