@@ -93,8 +93,8 @@ class Boosters:
         return predict_by(self.level, data)
 
     def predict_blend(self, data: np.ndarray) -> np.ndarray:
-        """Of the candidates of one task: their order is told by `effect` and `order` together, how far apart they are by `effect`,
-        as what LambdaRank adds up is no distance. Only differences mean something."""
+        """Of the candidates of one task: their order is told by `effect` and `order` together, how far apart they are by
+        `effect`, as what LambdaRank adds up is no distance. Only differences mean something."""
         effect, order = (predict_by(booster, data) for booster in (self.effect, self.order))
         effect = effect if self.line is None else effect + self.line.values(data)
         both = effect / self.effect_spread + ORDER_SAY * order / self.order_spread
