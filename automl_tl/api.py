@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ LOOKED_AT = 6
 """Backbones that are looked at through the images, before the second ranking."""
 
 SETTINGS = 8
-"""Of a strategy, in the second ranking: with few backbones left, hyperparameters are looked at more closely."""
+"""Of a strategy, in the second ranking, from its whole space, and as many near its defaults: enough beside those that are proven,
+and too few to fill the top of a ranking with copies of one idea."""
 KEPT = 1000
 """Candidates of a ranking that a run writes down; no search gets further."""
 
@@ -134,10 +136,8 @@ def recommend(
     experience = Experience.of(history, without=task.fingerprint, objective=task.objective)
     ranker = ranker_for(experience, cache() / "rankers", seed=seed)
     cost_model = CostModel.learn(experience, strategies=known, seed=seed)
-    met, required = brings(task), REQUIRED[task.objective]
-    candidates = propose(
-        at_hand, known, seed=seed, met=met, required=required, only_strategies=strategies, only_backbones=backbones
-    )
+    suited = partial(propose, at_hand, known, seed=seed, met=brings(task), required=REQUIRED[task.objective])
+    candidates = suited(only_strategies=strategies, only_backbones=backbones)
     if not candidates:
         raise InputError(_none_left(known, task))
     first = _profile_task(task, at_hand, seed=seed, progress=progress)
@@ -145,20 +145,8 @@ def recommend(
     looked = tuple(shortlist(ranking, at_hand, size=LOOKED_AT))
     second = look_through(first, task, at_hand, look=looked, seed=seed, progress=progress)
     finer = [
-        candidate
-        for near in (False, True)
-        for candidate in propose(
-            at_hand,
-            known,
-            seed=seed,
-            per_pair=SETTINGS,
-            near=near,
-            proven=proven(experience),
-            met=met,
-            required=required,
-            only_strategies=strategies,
-            only_backbones=looked,
-        )
+        *suited(per_pair=SETTINGS, only_strategies=strategies, only_backbones=looked, proven=proven(experience)),
+        *suited(per_pair=SETTINGS, only_strategies=strategies, only_backbones=looked, near=True),
     ]
     ranking = _rank(ranker, list({one.id: one for one in finer}.values()), second, at_hand, cost_model, stage=2)
     return Advice(replace(second, warnings=(*second.warnings, *_omissions(known, task))), ranking, at_hand)
