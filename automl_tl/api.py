@@ -54,8 +54,10 @@ if TYPE_CHECKING:
     from .unfreezing import Study
 
 Progress = Callable[[str, int, int], None]
-LOOKED_AT = 6
-"""Backbones that are looked at through the images, before the second ranking."""
+LOOKED_AT, FEWEST_LOOKS = 6, 3
+"""Backbones that are looked at through the images, before the second ranking; the fewer is for a `fit` that has little time."""
+A_LOOK = 20.0
+"""Seconds of a budget for each backbone that is looked at: a look takes one or two, and training should get the most."""
 
 SETTINGS = 8
 """Of a strategy, in the second ranking, from its whole space, and as many near its defaults: enough beside those that are proven,
@@ -109,13 +111,14 @@ def recommend(
     zoo: str | None = None,
     strategies: Sequence[str] | None = None,
     backbones: Sequence[str] | None = None,
+    looks: int = LOOKED_AT,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Advice:
     """Rank what could be trained on `task`; nothing is trained.
 
-    Stage 1 ranks every candidate by metadata and names a shortlist of backbones; stage 2 looks at those through the images
-    and ranks again.
+    Stage 1 ranks every candidate by metadata and names a shortlist of `looks` backbones; stage 2 looks at those through the
+    images and ranks again.
 
     Raises:
         PluginError: an unknown zoo, strategy or backbone.
@@ -123,9 +126,8 @@ def recommend(
     """
     if history is None:
         with open_history() as opened:
-            return recommend(
-                task, history=opened, zoo=zoo, strategies=strategies, backbones=backbones, seed=seed, progress=progress
-            )
+            chosen: dict[str, Any] = {"zoo": zoo, "strategies": strategies, "backbones": backbones}
+            return recommend(task, history=opened, **chosen, looks=looks, seed=seed, progress=progress)
     known = registry.strategies()
     for name in strategies or ():
         registry.lookup("strategy", name, known)
@@ -142,7 +144,7 @@ def recommend(
         raise InputError(_none_left(known, task))
     first = _profile_task(task, at_hand, seed=seed, progress=progress)
     ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
-    looked = tuple(shortlist(ranking, at_hand, size=LOOKED_AT))
+    looked = tuple(shortlist(ranking, at_hand, size=looks))
     second = look_through(first, task, at_hand, look=looked, seed=seed, progress=progress)
     finer = [
         *suited(per_pair=SETTINGS, only_strategies=strategies, only_backbones=looked, proven=proven(experience)),
@@ -251,14 +253,14 @@ def fit(
         "remember": sorted(kinds),
     }
     _check_free(out, request)
-    chosen = [_tracker(each) if isinstance(each, str) else each for each in trackers]
+    told_of = [_tracker(each) if isinstance(each, str) else each for each in trackers]
     with nullcontext() if ray is None else open_workers(ray) as workers, open_history() as history:
         history.record_task(task)
         advice = _advice_of(out) if (out / "advice.json").exists() else None
         if advice is None:
-            whole = recommend(
-                task, history=history, zoo=zoo, strategies=strategies, backbones=backbones, seed=seed, progress=progress
-            )
+            looks = int(min(max(limits.seconds / A_LOOK, FEWEST_LOOKS), LOOKED_AT))
+            chosen: dict[str, Any] = {"zoo": zoo, "strategies": strategies, "backbones": backbones}
+            whole = recommend(task, history=history, **chosen, looks=looks, seed=seed, progress=progress)
             advice = _keep_advice(out, request, whole)
         for backbone in advice.backbones.values():
             history.record_backbone(backbone)
@@ -276,7 +278,7 @@ def fit(
             history=history,
             seed=seed,
             spent=advising,
-            trackers=chosen,
+            trackers=told_of,
             remember=kinds,
             exemplars=exemplars,
             command=_command(),

@@ -40,6 +40,8 @@ from .workers import Workers
 ETA = 3
 LOOK_SHARE, MOST_LOOKS = 0.03, 6
 BRACKET_SHARE, MOST_ENTRANTS = 0.75, 9
+WORTHWHILE = 0.1
+"""Of what the first entrant promises: what promises less is no entrant, as the time is better spent on those that are."""
 MOST_FAILURES = 2
 """Of a strategy, none of whose trials went well: from then on it is not tried."""
 LEAST_PRICE = 0.03
@@ -143,14 +145,16 @@ def _entrants(state: Search) -> list[Ranked]:
     """
     chosen: list[Ranked] = []
     believed: list[Observed] = []
+    least = 0.0
     dearest = BRACKET_SHARE * state.time_left()
     money = dearest * (1 if state.workers is None else state.workers.size)
     while len(chosen) < min(MOST_ENTRANTS, state.trials_left()):
         most = min(dearest, money)
-        affordable = (item for item in _in_order(state, believed) if item not in chosen and _price(state, item) <= most)
-        item = next(affordable, None)
-        if item is None:
+        affordable = (pair for pair in _in_order(state, believed) if pair[1] not in chosen and _price(state, pair[1]) <= most)
+        promise, item = next(affordable, (0.0, None))
+        if item is None or promise < least:
             break
+        least = least or WORTHWHILE * promise
         money -= _price(state, item)
         chosen.append(item)
         expected = state.surrogate.expected(item.candidate, [*_observed(state), *believed])
@@ -236,15 +240,15 @@ def _may_finish_more(state: Search) -> bool:
     return ended < math.ceil(len(begun) / ETA)
 
 
-def _in_order(state: Search, believed: Sequence[Observed]) -> Iterable[Ranked]:
-    """Untried candidates, the most promising first; `believed` counts like trials."""
+def _in_order(state: Search, believed: Sequence[Observed]) -> Iterable[tuple[float, Ranked]]:
+    """Untried candidates and what they promise, the most promising first; `believed` counts like trials."""
     promise = state.surrogate.improvement([*_observed(state), *believed])
     hopeless = _hopeless(state)
     for place in np.argsort(-promise, kind="stable"):
         item = state.ranking.items[place]
         tried = state.id_of(item) in state.trials or state.id_of(item) in state.training
         if not tried and item.candidate.strategy not in hopeless:
-            yield item
+            yield float(promise[place]), item
 
 
 def _hopeless(state: Search) -> set[str]:
