@@ -138,19 +138,25 @@ def _look(state: Search) -> None:
 
 
 def _entrants(state: Search) -> list[Ranked]:
-    """As many promising candidates as a bracket can afford.
+    """As many promising candidates as a bracket can afford, each of which could be trained to its end.
 
     Each is chosen as if those before had come out as expected: what is much like them promises less then, as the top of a
     ranking is often one idea many times (the kriging believer of Ginsbourger et al., 2010).
     """
     chosen: list[Ranked] = []
     believed: list[Observed] = []
-    least = 0.0
-    dearest = BRACKET_SHARE * state.time_left()
+    least, left = 0.0, state.time_left()
+    dearest = BRACKET_SHARE * left
     money = dearest * (1 if state.workers is None else state.workers.size)
     while len(chosen) < min(MOST_ENTRANTS, state.trials_left()):
         most = min(dearest, money)
-        affordable = (pair for pair in _in_order(state, believed) if pair[1] not in chosen and _price(state, pair[1]) <= most)
+        affordable = (
+            (promise, item)
+            for promise, item in _in_order(state, believed)
+            if item not in chosen
+            and _price(state, item) <= most
+            and (state.expected_seconds(item) <= left or state.id_of(item) in state.earlier)
+        )
         promise, item = next(affordable, (0.0, None))
         if item is None or promise < least:
             break
