@@ -124,7 +124,7 @@ def test_a_search_that_is_taken_up_again_trains_nothing_twice(tmp_path: Path) ->
     assert len(second.trials) == 2
 
 
-@pytest.mark.parametrize("killed_in", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("killed_in", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_search_that_was_killed_decides_as_if_it_had_not_been(
     killed_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

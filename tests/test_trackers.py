@@ -141,7 +141,7 @@ class Stumbling:
         return hear
 
 
-@pytest.mark.parametrize("at", ["opened", "started"])
+@pytest.mark.parametrize("at", ["opened", pytest.param("started", marks=pytest.mark.slow)])
 def test_a_tracker_that_stumbles_does_not_end_a_search(
     at: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,15 @@ class Advisers:
 
     def _learn_aside(self, without: str, place: _Place) -> None:
         """A server that ends does not wait for it: what it learns is written whole or not at all."""
-        threading.Thread(target=self._learn, args=[without, place], daemon=True).start()
+        threading.Thread(target=self._learn_until_the_end, args=[without, place], daemon=True).start()
+
+    def _learn_until_the_end(self, without: str, place: _Place) -> None:
+        """`_learn`, which finds no threads for its work any more where the process ends meanwhile."""
+        try:
+            self._learn(without, place)
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
 
     def _learn(self, without: str, place: _Place) -> None:
         """Learn what the history says now, unless somebody did meanwhile."""
