@@ -24,8 +24,8 @@ demo: $(READY)       ## from scikit-learn's digits to a trained, explained model
 test: $(READY)       ## the tests that take less than ten minutes together
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
-test-all: $(READY)   ## all tests, those on Ray included
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+test-all: $(READY)   ## all tests, those on Ray and MLflow included
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray,mlflow]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(READY)       ## style and types
