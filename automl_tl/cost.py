@@ -107,7 +107,7 @@ def _fit(features: np.ndarray, target: np.ndarray, seed: int) -> Any:
     return lightgbm.train({**_LEARNING, "min_data_per_group": 5, "seed": seed}, data, num_boost_round=_ROUNDS)
 
 
-_FACTS = ("work", "images", "epochs", "batch_size", "params", "macs", "input_size", "num_features")
+_FACTS = ("work", "images", "epochs", "batch_size", "params", "macs", "input_size", "num_features", "passes")
 
 
 def _describe(
@@ -127,7 +127,8 @@ def _describe(
     for column, name in ((2, "epochs"), (3, "batch_size")):
         features[:, column] = np.array([values.get(name, np.nan) for values in settings], dtype=np.float64)[setting]
     features[:, 4:8] = [numbers[candidate.backbone] for candidate in candidates]
-    features[:, 8] = [codes.get(candidate.strategy, np.nan) for candidate in candidates]
+    features[:, 8] = work / np.maximum(features[:, 5] * images, 1.0)  # which tells settings of a strategy without epochs apart
+    features[:, 9] = [codes.get(candidate.strategy, np.nan) for candidate in candidates]
     return work, features
 
 

@@ -320,7 +320,10 @@ def test_what_is_frozen_costs_less() -> None:
     def work(name: str, **values: Any) -> float:
         return known[name].cost(backbone, 100, {**defaults(known[name].space), **values})
 
-    assert work("nearest-mean") == work("linear-probe") == 100 * backbone.macs
+    forward = 100 * backbone.macs
+    assert forward < work("nearest-mean") < 1.1 * forward
+    assert forward < work("linear-probe", penalty=0.001) < work("linear-probe") < 1.1 * forward < work("bias-norm", epochs=1)
+    assert work("knn", neighbours=5, distance="cosine") < work("knn", neighbours=5) < work("knn"), "each head is judged"
     assert work("last-blocks", epochs=5, blocks=1) < work("last-blocks", epochs=5, blocks=4) < work("fine-tuning", epochs=5)
     assert work("bias-norm", epochs=5) < work("lora", epochs=5) < work("layerwise-decay", epochs=5) < work("l2-sp", epochs=5)
 

@@ -45,8 +45,10 @@ class NearestNeighbours(Strategy):
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
-        """A forward pass, and a look at every pair of images."""
-        return float(backbone.macs) * images + float(backbone.num_features) * images * images
+        """A forward pass, and for each head that is tried a look at every pair of images."""
+        counts = len(COUNTS) if hyperparameters["neighbours"] == "chosen" else 1
+        distances = 2 if hyperparameters["distance"] == "chosen" else 1
+        return float(backbone.macs) * images + counts * distances * float(backbone.num_features) * images * images
 
 
 @hookimpl

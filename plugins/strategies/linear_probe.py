@@ -12,6 +12,9 @@ from automl_tl.space import Choice, Value
 
 from ._probe import PATH, probe_job
 
+STEPS = 100
+"""Of L-BFGS, for a penalty: what an estimate of the cost assumes."""
+
 
 class LinearProbe(Strategy):
     """Logistic regression on the frozen backbone's features; its L2 penalty is chosen on the validation images.
@@ -35,7 +38,9 @@ class LinearProbe(Strategy):
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
-        return float(backbone.macs) * images
+        """A forward pass, and for each penalty some dozens of steps over the features."""
+        penalties = len(PATH) if hyperparameters["penalty"] == "chosen" else 1
+        return float(backbone.macs) * images + STEPS * penalties * float(backbone.num_features) * images
 
 
 @hookimpl
