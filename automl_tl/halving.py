@@ -29,12 +29,13 @@ from . import memory, registry
 from .budget import Budget
 from .crowning import RULE, crown
 from .errors import PLUGIN_FAULTS, PluginError
+from .growth import Growths
 from .history import History
 from .hookspecs import Tracker
 from .progress import Search, note_spent, recall_spent, recall_trials
-from .records import VALIDATION, Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
+from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, Ranked, Ranking, Task, Trial
 from .steps import advance, carry_out, settle_next
-from .surrogate import Growth, Observed, Surrogate, growth_of
+from .surrogate import Observed, Surrogate
 from .workers import Workers
 
 ETA = 3
@@ -79,8 +80,7 @@ def search(
     """
     spaces = {name: strategy.space for name, strategy in registry.strategies().items()}
     surrogate = Surrogate(ranking.items, backbones, spaces, validation_images=len(task.part(VALIDATION)))
-    grown = history.growths(1 / ETA, objective=task.objective)
-    growth = {name: growth_of(grown.get(name, ())) for name in spaces}
+    grown = history.growths(1 / ETA, without=task.fingerprint, objective=task.objective)
     state = Search(
         task=task,
         backbones=backbones,
@@ -93,7 +93,7 @@ def search(
         command=command,
         spent_before=recall_spent(folder) + spent,
         surrogate=surrogate,
-        growth=growth,
+        growths=Growths(grown, spaces),
         workers=workers,
         carry_out=partial(carry_out, task),
         remember=remember,
@@ -267,11 +267,15 @@ def _hopeless(state: Search) -> set[str]:
 
 def _observed(state: Search) -> list[Observed]:
     """What the trials of this search showed; those that still train as what is expected of them."""
+    ended: dict[str, list[Grown]] = defaultdict(list)
+    for trial in state.trials.values():
+        if trial.status == "finished" and (grown := _grown(trial)) is not None:
+            ended[trial.candidate.strategy].append(grown)
     seen = [
         Observed(
             trial.candidate,
             trial.score,
-            state.growth.get(trial.candidate.strategy, Growth()) if trial.status == "stopped" else None,
+            state.growths.foretell(trial.candidate, ended[trial.candidate.strategy]) if trial.status == "stopped" else None,
         )
         for trial in state.trials.values()
         if trial.score is not None
@@ -279,6 +283,14 @@ def _observed(state: Search) -> list[Observed]:
     for one in state.training.values():
         seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen), believed=True))
     return seen
+
+
+def _grown(trial: Trial) -> Grown | None:
+    """What a trial scored where it would have been paused, and in the end; None where it has no such place."""
+    early = [point.score for point in trial.curve if point.epoch <= _rung(trial.candidate)]
+    if math.isinf(_rung(trial.candidate)) or not early:
+        return None
+    return Grown(trial.candidate.hyperparameters, max(early), max(point.score for point in trial.curve))
 
 
 def _rung(candidate: Candidate) -> float:

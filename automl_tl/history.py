@@ -40,7 +40,7 @@ from .exchange import (
 from .facts import TaskFacts, backbone_facts, backbone_of, profile_of, trial_of
 from .home import home
 from .merging import merge
-from .records import TEST, TRAIN, VALIDATION, Backbone, Profile, Task, Trial
+from .records import TEST, TRAIN, VALIDATION, Backbone, Grown, Profile, Task, Trial
 from .rows import other_results, put_backbone, put_profile, put_task, put_trial, trial_of_row
 from .schema import migrations
 
@@ -203,19 +203,26 @@ class History:
         score, seconds, memory_mb, images, speed = (np.concatenate([np.empty(0), *parts]) for parts in numbers)
         return Table(task, source_dataset, backbone, strategy, hyperparameters, score, seconds, memory_mb, images, speed)
 
-    def growths(self, share: float, *, objective: str = "accuracy", most: int = 5000) -> dict[str, list[tuple[float, float]]]:
-        """Strategy → (best score within the first `share` of the epochs, best score), of the `most` newest finished trials."""
+    def growths(
+        self, share: float, *, without: str = "", objective: str = "accuracy", most: int = 5000
+    ) -> dict[str, list[Grown]]:
+        """Strategy → best score within the first `share` of the epochs and best score, of the `most` newest finished trials.
+
+        Those of the task `without` are left out.
+        """
         rows = self._rows(
-            "SELECT t.strategy, max(CASE WHEN p.epoch <= max(1, round(t.epochs * ? + 0.499)) THEN p.score END), max(p.score)"
-            " FROM (SELECT t.id, t.strategy, json_extract(t.hyperparameters, '$.epochs') AS epochs FROM trials t"
-            " JOIN tasks k ON k.fingerprint = t.task WHERE t.status = 'finished' AND k.objective = ?"
+            "SELECT t.strategy, t.hyperparameters,"
+            " max(CASE WHEN p.epoch <= max(1, round(t.epochs * ? + 0.499)) THEN p.score END), max(p.score)"
+            " FROM (SELECT t.id, t.strategy, t.hyperparameters, json_extract(t.hyperparameters, '$.epochs') AS epochs"
+            " FROM trials t"
+            " JOIN tasks k ON k.fingerprint = t.task WHERE t.status = 'finished' AND t.task <> ? AND k.objective = ?"
             " ORDER BY t.number DESC LIMIT ?) t JOIN points p ON p.trial = t.id WHERE t.epochs IS NOT NULL GROUP BY t.id",
-            [share, objective, most],
+            [share, without, objective, most],
         )
-        found: dict[str, list[tuple[float, float]]] = {}
-        for strategy, early, best in rows:
+        found: dict[str, list[Grown]] = {}
+        for strategy, hyperparameters, early, best in rows:
             if early is not None:
-                found.setdefault(strategy, []).append((early, best))
+                found.setdefault(strategy, []).append(Grown(json.loads(hyperparameters), early, best))
         return found
 
     def profiles(self) -> dict[str, Profile]:

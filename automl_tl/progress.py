@@ -12,11 +12,12 @@ from pathlib import Path
 
 from .budget import Budget
 from .facts import trial_of
+from .growth import Growths
 from .history import History
 from .home import write_text
 from .hookspecs import Tracker
 from .records import Backbone, Candidate, Ranked, Ranking, Task, Trial, trial_id
-from .surrogate import Growth, Surrogate
+from .surrogate import Surrogate
 from .workers import Workers
 
 RESERVE = 0.02
@@ -73,8 +74,8 @@ class Search:
     command: str
     spent_before: float
     surrogate: Surrogate
-    growth: Mapping[str, Growth]
-    """Of each strategy, from a third of the epochs to the end."""
+    growths: Growths
+    """From a third of the epochs to the end."""
     workers: Workers | None
     """None: this process trains, one trial at a time."""
     carry_out: Callable[[Step], Trial]

@@ -261,6 +261,16 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Grown:
+    """What a trial scored on its way, and in the end."""
+
+    hyperparameters: Mapping[str, Value]
+    early: float
+    """The best score until the place in question."""
+    best: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """All that came of one search."""
 

@@ -114,6 +114,16 @@ def draw(space: Space, seed: str, *, kept: float = 0.0) -> dict[str, Value]:
     return values
 
 
+def scaled(parameter: Parameter, value: Value) -> float:
+    """The place of a value in its range, 0–1, by ratios where those count; options stand in the order that they are listed in."""
+    if isinstance(parameter, Choice):
+        return parameter.options.index(value) / max(len(parameter.options) - 1, 1)
+    low, high, here = float(parameter.low), float(parameter.high), float(value)
+    if isinstance(parameter, Int) or parameter.log:
+        low, high, here = math.log(max(low, 1e-12)), math.log(max(high, 1e-12)), math.log(max(here, 1e-12))
+    return (here - low) / (high - low) if high > low else 0.0
+
+
 def check(space: Space, values: Mapping[str, object]) -> dict[str, Value]:
     """`values` within `space`, completed by the defaults.
 

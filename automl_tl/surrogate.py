@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .records import Backbone, Candidate, Ranked
-from .space import Choice, Float, Int, Space, Value
+from .space import Space, scaled
 
 SHARES = {"task": 0.06, "backbone": 0.09, "strategy": 0.09, "pair": 0.06, "hyperparameters": 0.7}
 """Of the variance of the ranking's error, before any trial: what all candidates of a task have in common, those of one backbone,
@@ -29,8 +29,6 @@ FACTORS = (0.25, 1.0, 4.0, 12.0)
 """By which a share may prove larger or smaller."""
 SURPRISE = math.log(4)
 """Standard deviation of the logarithm of a factor, before any trial: few hyperparameters matter much, most hardly."""
-_SURE = 3
-"""Trials that the growth assumed without any is worth."""
 FEWEST = 3
 """Trials from which on shares are corrected."""
 LENGTH = 0.5
@@ -45,7 +43,7 @@ LEAST_SPREAD, MOST_SPREAD = 0.3, 2.0
 
 @dataclass(frozen=True)
 class Growth:
-    """Logits that a paused trial gains on its way to the end."""
+    """Logits that a paused trial gains on its way to the end (see `growth`)."""
 
     mean: float = 0.4
     spread: float = 0.5
@@ -170,8 +168,8 @@ class _Likeness:
             space = spaces.get(candidate.strategy, {})
             for column, name in enumerate(hyperparameters):
                 if name in space:
-                    values[row, column] = _scaled(space[name], candidate.hyperparameters[name])
-        parts = np.array([[_part(spaces.get(strategy, {}), name) for name in hyperparameters] for strategy in strategies])
+                    values[row, column] = scaled(space[name], candidate.hyperparameters[name])
+        parts = np.array([[part_of(spaces.get(strategy, {}), name) for name in hyperparameters] for strategy in strategies])
         parts = parts.reshape(len(strategies), len(hyperparameters))
         own = SHARES["hyperparameters"] * parts.max(axis=0, initial=0.0) / max(parts.sum(axis=1).max(initial=0.0), 1.0)
         shares = [*(SHARES[name] for name in ("task", "backbone", "strategy", "pair")), *own]
@@ -197,18 +195,6 @@ class _Likeness:
         return np.asarray(shares[:4].sum() + np.isfinite(self.values) @ shares[4:])
 
 
-def growth_of(pairs: Sequence[tuple[float, float]]) -> Growth:
-    """From (score at the pause, score at the end) of earlier trials; as sure as their number allows."""
-    before = Growth()
-    scores = np.clip(np.array(pairs, dtype=np.float64).reshape(-1, 2), 0.005, 0.995)
-    logits = np.log(scores / (1 - scores))
-    gains = logits[:, 1] - logits[:, 0]
-    weight = len(gains) + _SURE
-    mean = (gains.sum() + _SURE * before.mean) / weight
-    variance = (((gains - mean) ** 2).sum() + _SURE * before.spread**2) / weight
-    return Growth(float(mean), float(np.sqrt(variance)))
-
-
 def _kin(one: Backbone, other: Backbone) -> float:
     """How much alike two networks are: 1 for the same."""
     if one.name == other.name:
@@ -216,18 +202,8 @@ def _kin(one: Backbone, other: Backbone) -> float:
     return 0.5 * (one.source_dataset == other.source_dataset) + 0.25 * (one.family == other.family)
 
 
-def _part(space: Space, name: str) -> float:
+def part_of(space: Space, name: str) -> float:
     """How much a hyperparameter counts among those of its strategy; 0 where that has none of the name."""
     if name not in space:
         return 0.0
     return 1.0 if space[name].default else MINOR
-
-
-def _scaled(parameter: Float | Int | Choice, value: Value) -> float:
-    """The place of a value in its range; options stand in the order in which they are listed."""
-    if isinstance(parameter, Choice):
-        return parameter.options.index(value) / max(len(parameter.options) - 1, 1)
-    low, high, here = float(parameter.low), float(parameter.high), float(value)
-    if isinstance(parameter, Int) or parameter.log:
-        low, high, here = math.log(max(low, 1e-12)), math.log(max(high, 1e-12)), math.log(max(here, 1e-12))
-    return (here - low) / (high - low) if high > low else 0.0

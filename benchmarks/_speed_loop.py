@@ -37,7 +37,12 @@ from automl_tl.home import cache
 from automl_tl.records import TRAIN, VALIDATION
 from automl_tl.trials import job_of, pixels_of
 
-CASES = (("caltech101", "resnet10t_24.tiny_imagenet_64"), ("rsscn7", "resnet10t_40.tiny_imagenet_64"))
+CASES = (
+    ("caltech101", "resnet10t_24.tiny_imagenet_64"),
+    ("rsscn7", "resnet10t_40.tiny_imagenet_64"),
+    ("brain_tumor", "mobilenetv4_small_050.tiny_imagenet_64"),
+)
+"""The last has larger files (160 × 160) and a light network: what decoding costs beside training depends on both."""
 BATCH, RATE, DECAY, EPOCHS = 32, 1e-3, 0.02, 15
 HOW = AUGMENTATIONS["light"]
 WORKERS = (0, os.cpu_count() or 1)

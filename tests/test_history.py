@@ -16,7 +16,7 @@ from automl_tl.errors import HistoryError
 from automl_tl.exchange import FILES
 from automl_tl.experience import Experience
 from automl_tl.history import History, open_history
-from automl_tl.records import trial_id
+from automl_tl.records import Grown, trial_id
 
 BACKBONE = Backbone(
     "net", "embedded", "resnet10t", "resnet", "somewhere", "natural", 64, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, 10, 20, 30
@@ -49,6 +49,17 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
     opened.record_task(task(), "photos")
     opened.record_backbone(BACKBONE)
     return opened
+
+
+def test_the_history_knows_where_a_trial_was_at_a_third(history: History) -> None:
+    """Of twelve epochs the fourth; not of failed trials, nor of the task that asks."""
+    points = tuple(Point(epoch, float(epoch), 1.0, score) for epoch, score in ((2, 0.3), (4, 0.5), (5, 0.8), (12, 0.7)))
+    values = {"rate": 0.002, "epochs": 12}
+    long = replace(trial(), candidate=Candidate("net", "fine-tuning", values), curve=points)
+    history.record_trial(long)
+    history.record_trial(trial(1, status="failed", error="no"))
+    assert history.growths(1 / 3) == {"fine-tuning": [Grown(values, 0.5, 0.8)]}
+    assert history.growths(1 / 3, without=long.task) == {}
 
 
 def test_what_goes_in_comes_out(history: History) -> None:

@@ -45,6 +45,7 @@ LAYERS = (
     {"profiling"},
     {"cost"},
     {"explain", "trials", "surrogate"},
+    {"growth"},
     {"progress"},
     {"steps", "crowning"},
     {"ranker", "halving", "campaign", "comparison", "unfreezing", "remote"},

@@ -12,7 +12,7 @@ from automl_tl import Candidate, Ranked
 from automl_tl.backbones import catalogue
 from automl_tl.registry import strategies
 from automl_tl.space import Choice, Float, Int, defaults, draw
-from automl_tl.surrogate import LUCK, Growth, Observed, Surrogate, growth_of
+from automl_tl.surrogate import LUCK, Growth, Observed, Surrogate
 
 BIG = "resnet10t_40.tiny_imagenet_64"
 
@@ -77,16 +77,6 @@ def test_what_is_only_believed_promises_nothing_again() -> None:
     assert model.improvement(seen)[1] > model.improvement(seen)[2], "a score of 20 images leaves room for luck"
     assert model.improvement(believed)[1] < model.improvement(believed)[2]
     assert model.improvement(believed)[0] < 0.02
-
-
-def test_growth_is_learnt_from_earlier_curves() -> None:
-    pairs = [(0.5, 0.6), (0.5, 0.7), (0.6, 0.8)] * 10
-    gains = [logit(end) - logit(third) for third, end in pairs]
-    growth = growth_of(pairs)
-    assert growth.mean == pytest.approx(np.mean(gains), rel=0.1)
-    assert growth.spread == pytest.approx(np.std(gains), rel=0.2)
-    nothing = growth_of([])
-    assert (nothing.mean, nothing.spread) == pytest.approx((Growth().mean, Growth().spread)), "nothing known, nothing learnt"
 
 
 def test_improvement_is_the_expectation_that_it_says() -> None:
