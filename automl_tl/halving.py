@@ -3,9 +3,9 @@
 1. *Looks*: the best-ranked candidates that cost next to nothing (probes on cached features) are trained outright.
 2. *A bracket*: the most promising candidates train for a third of their epochs, as in successive halving (Jamieson and
    Talwalkar, 2016).
-3. *The rest*: whatever promises the largest improvement for its seconds comes next, as long as the predicted seconds fit: a
-   paused trial goes on to the end, or a new one is trained to a third. As in freeze-thaw optimisation (Swersky et al., 2014), a
-   paused trial is judged by what it may become, which the learning curves of the history tell.
+3. *The rest*: what to do with the seconds that are left is planned, with what is alike counted together, and the first step of
+   the plan is taken; then the next plan is made. A step takes a paused trial to the end, or a new one to a third. As in
+   freeze-thaw optimisation (Swersky et al., 2014), a paused trial is judged by what it may become (see `growth`).
 
 What is promising is told by the ranking, corrected by what the trials so far showed (see `surrogate`).
 
@@ -32,6 +32,7 @@ from .errors import PLUGIN_FAULTS, PluginError
 from .growth import Growths
 from .history import History
 from .hookspecs import Tracker
+from .planning import plan_within
 from .progress import Search, note_spent, recall_spent, recall_trials
 from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, Ranked, Ranking, Task, Trial
 from .steps import advance, carry_out, settle_next
@@ -47,6 +48,8 @@ MOST_FAILURES = 2
 """Of a strategy, none of whose trials went well: from then on it is not tried."""
 LEAST_PRICE = 0.03
 """Of the time: what is added to a candidate's seconds, lest a search only ever tries what is cheap."""
+PLANNED, DRAWN = 40, 512
+"""Candidates that plans are made of, and futures in which these are weighed."""
 
 
 def search(
@@ -193,23 +196,34 @@ def _next(state: Search) -> Ranked | None:
     A paused one whose end is out of reach may still go as far as the time does, as it has a model already; it promises the less
     then, the less of its way it can go.
     """
-    promise = state.surrogate.improvement(_observed(state))
+    observed = _observed(state)
+    promise = state.surrogate.improvement(observed)
     timed, items, left = math.isfinite(state.budget.seconds), state.ranking.items, state.time_left()
     prices = {place: _seconds_to_end(state, items[place]) if timed else 0.0 for place in _options(state)}
-    done = {place for place in prices if state.id_of(items[place]) in state.earlier}
+    done = [place for place in prices if state.id_of(items[place]) in state.earlier]
     begun = {place for place in prices if state.id_of(items[place]) in state.trials}
-    fitting = [place for place in prices if place in done or place in begun or prices[place] < left]
+    fitting = [place for place in prices if place in begun or prices[place] < left]
+    if done or not timed:
+        best = max(done or fitting, key=lambda place: float(promise[place]), default=None)
+        return None if best is None else items[best]
     if not fitting and prices and not state.trials and not state.training:
         return items[min(prices, key=lambda place: prices[place])]  # better a cut-off model than none
-    floor = LEAST_PRICE * state.budget.seconds if timed else 1.0
+    way = {place: min(left / prices[place], 1.0) if prices[place] else 1.0 for place in fitting}
+    worth = {place: float(promise[place]) * way[place] for place in fitting}
+    floor = LEAST_PRICE * state.budget.seconds
+    costs = {place: min(prices[place], left) + floor for place in fitting}
+    shortlist = list(dict.fromkeys([*_best(worth), *_best({place: worth[place] / costs[place] for place in fitting})]))
+    if not shortlist:
+        return None
+    rng = np.random.default_rng((state.seed, len(state.trials)))
+    gains = np.maximum(state.surrogate.draw(observed, shortlist, DRAWN, rng) - state.surrogate.goal(observed), 0)
+    gains *= [way[place] for place in shortlist]
+    plan = plan_within(gains, np.array([costs[place] for place in shortlist]), left + floor)
+    return items[shortlist[plan[0]]] if plan else None
 
-    def worth(place: int) -> tuple[bool, float]:
-        affordable = min(prices[place], left)
-        way = affordable / prices[place] if prices[place] else 1.0
-        return place in done, promise[place] * way / (affordable + floor)
 
-    best = max(fitting, key=worth, default=None)
-    return None if best is None else items[best]
+def _best(worth: Mapping[int, float]) -> list[int]:
+    return sorted(worth, key=lambda place: -worth[place])[:PLANNED]
 
 
 def _seconds_to_end(state: Search, item: Ranked) -> float:

@@ -77,9 +77,26 @@ class Surrogate:
 
     def believe(self, observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the logit of every item's score, after `observed`; n each."""
+        mean, explained, shares = self._update(observed)
+        if not explained.size:
+            return mean, np.full(len(mean), math.sqrt(self._variance))
+        variance = self._variance * self._likeness.itself(shares) - (explained**2).sum(axis=1)
+        return mean, np.sqrt(np.maximum(variance, 1e-9))
+
+    def draw(self, observed: Sequence[Observed], places: Sequence[int], count: int, rng: np.random.Generator) -> np.ndarray:
+        """Logits of the items at `places` as they may turn out together, after `observed`: count × places."""
+        mean, explained, shares = self._update(observed)
+        chosen = np.array(places, dtype=np.int64)
+        alike = np.einsum("c,kcl->kl", shares, np.stack([self._likeness.to(place)[:, chosen] for place in places]))
+        covariance = self._variance * alike - explained[chosen] @ explained[chosen].T
+        root = np.linalg.cholesky(covariance + LEAST_NOISE * self._variance * np.eye(len(places)))  # some are twins
+        return np.asarray(mean[chosen] + rng.standard_normal((count, len(places))) @ root.T)
+
+    def _update(self, observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The mean (n), a root of the covariance that `observed` takes away (n × what is known), and the shares."""
         known = [one for one in observed if one.candidate.id in self._place]
         if not known:
-            return self._mean, np.full(len(self._mean), math.sqrt(self._variance))
+            return self._mean, np.zeros((len(self._mean), 0)), self._likeness.shares
         places = [self._place[one.candidate.id] for one in known]
         growth = np.array([(one.paused.mean, one.paused.spread) if one.paused else (0.0, 0.0) for one in known])
         right = np.clip([one.score for one in known], 0.02, 0.98)
@@ -89,10 +106,9 @@ class Surrogate:
         across = np.stack([self._likeness.to(place) for place in places])
         shares = self._likelier_shares(across[:, :, places], error, noise)
         covariance = self._variance * np.einsum("c,kcn->nk", shares, across)
-        solved = np.linalg.solve(covariance[places] + noise, np.column_stack([error, covariance.T]))
-        prior = self._variance * self._likeness.itself(shares)
-        variance = prior - np.einsum("ij,ji->i", covariance, solved[:, 1:])
-        return self._mean + covariance @ solved[:, 0], np.sqrt(np.maximum(variance, 1e-9))
+        root = np.linalg.cholesky(covariance[places] + noise)
+        explained = np.linalg.solve(root, covariance.T).T
+        return self._mean + explained @ np.linalg.solve(root, error), explained, shares
 
     def _likelier_shares(self, among: np.ndarray, error: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Shares of the components (c) that make the errors of k trials likely: one climb along each, from the prior's.
@@ -125,11 +141,14 @@ class Surrogate:
         A paused trial counts with what it has scored: its model is there already, whether it goes on or not.
         """
         mean, spread = self.believe(observed)
-        scores = [one.score for one in observed]
-        goal = float(self._logit([max(scores)])[0]) if scores else float(mean.max(initial=-math.inf))
-        away = (mean - goal) / spread
+        away = (mean - self.goal(observed)) / spread
         below = 0.5 * (1 + np.array([math.erf(value / math.sqrt(2)) for value in away]))
         return np.asarray(spread * (away * below + np.exp(-(away**2) / 2) / math.sqrt(2 * math.pi)))
+
+    def goal(self, observed: Sequence[Observed]) -> float:
+        """The logit that is to be surpassed: the best that is observed, or else that of the likeliest best."""
+        scores = [one.score for one in observed]
+        return float(self._logit([max(scores)])[0] if scores else self._mean.max(initial=-math.inf))
 
     def expected(self, candidate: Candidate, observed: Sequence[Observed]) -> float:
         """The score that is believed of an item, 0–1."""

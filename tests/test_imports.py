@@ -28,7 +28,7 @@ HEAVY = (
 )
 LAYERS = (
     {"errors", "metadb", "starter"},
-    {"home", "space", "extras", "threads"},
+    {"home", "space", "extras", "threads", "planning"},
     {"records", "augment", "checkpoint", "budget", "guard", "workers"},
     {"hookspecs", "device", "facts", "images", "networks", "sources", "attacks", "schema", "pretexts"},
     {"registry", "strategy", "processes", "exchange", "inference", "averaging", "heads", "layers", "randaugment"},

@@ -79,6 +79,20 @@ def test_what_is_only_believed_promises_nothing_again() -> None:
     assert model.improvement(believed)[0] < 0.02
 
 
+def test_draws_are_of_what_is_believed_and_alike_items_turn_out_alike() -> None:
+    items = [item("fine-tuning", BIG, 0.8, weight_decay=value) for value in (0.02, 0.021)]
+    items += [item("fine-tuning", BIG, 0.8), item("from-scratch", QUICK, 0.75)]
+    model = surrogate(items)
+    for observed in ([Observed(items[3].candidate, 0.7)], [Observed(items[2].candidate, 0.7, paused=Growth(0.5, 0.5))]):
+        mean, spread = model.believe(observed)
+        drawn = model.draw(observed, [0, 1, 2, 3], 20_000, np.random.default_rng(0))
+        assert drawn.mean(axis=0) == pytest.approx(mean, abs=4 * spread.max() / math.sqrt(20_000))
+        assert drawn.std(axis=0) == pytest.approx(spread, rel=0.03)
+        alike = np.corrcoef(drawn.T)
+        assert alike[0, 1] > 0.99
+        assert abs(alike[0, 3]) < 0.6
+
+
 def test_improvement_is_the_expectation_that_it_says() -> None:
     items = [item("fine-tuning", BIG, 0.8), item("linear-probe", TINY, 0.7), item("from-scratch", QUICK, 0.75)]
     model = surrogate(items)
