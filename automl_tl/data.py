@@ -407,6 +407,11 @@ def _split(
         if share > 0 and len(splits[TRAIN]) and not len(splits[split]):
             _check_class_sizes(name, labels[splits[TRAIN]], classes)
             chosen = _hold_out(splits[TRAIN], labels, groups, share, np.random.default_rng([seed, len(split)]))
+            if not len(chosen):
+                raise InputError(
+                    f"{name}: no image can be held out for {split}: those of each class are near-duplicates of one another, "
+                    f"or of one group; give images that differ, or a {split} split"
+                )
             splits[split], splits[TRAIN] = chosen, np.setdiff1d(splits[TRAIN], chosen)
     twins_left = len(groups) - len(np.unique(groups))
     if twins_left and not warnings:

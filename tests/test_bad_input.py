@@ -103,6 +103,14 @@ def class_of_one_image(place: Place) -> list[str]:
     return fit(lay_drawn(place.root / "photos", {"a": 6, "b": 1}))
 
 
+@bad("photos: no image can be held out for validation: those of each class are near-duplicates of one another")
+def images_that_are_all_alike(place: Place) -> list[str]:
+    folder = good(place)
+    for image in folder.rglob("*.png"):
+        drawn(0).save(image)
+    return fit(folder)
+
+
 @bad("photos: 8 of 8 images cannot be read.*the first: a/000.png: cannot be read as an image")
 def all_unreadable(place: Place) -> list[str]:
     return fit(lay(place.root / "photos", {label: [b"no image"] * 4 for label in "ab"}))

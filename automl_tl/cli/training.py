@@ -130,14 +130,16 @@ def recommend(
     print_ranking(advice.ranking, top)
 
 
-def profile(images: Images, zoo: ZooName = None, seed: Seed = 0, json: AsJson = False) -> None:
+def profile(images: Images, source: Source = None, zoo: ZooName = None, seed: Seed = 0, json: AsJson = False) -> None:
     """The data in numbers: counts, distances to the sources, transferability of the backbones."""
     from dataclasses import asdict
 
     from automl_tl import api
+    from automl_tl.along import Along
 
     with progress_bars(json) as progress:
-        task = api.read_task(location(images), seed=seed, progress=progress)
+        along = Along(source=None if source is None else location(source))
+        task = api.read_task(location(images), along, seed=seed, progress=progress)
         found = api.profile_task(task, zoo=zoo, seed=seed, progress=progress)
     if json:
         print_json(asdict(found))
