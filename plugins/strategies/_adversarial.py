@@ -33,8 +33,8 @@ SPACE: Space = {
 }
 """Those that the base has, too, are the base's (within its ranges); its others are at their defaults.
 
-A network that withstands attacks is further from the pretrained one than one that does not, hence the high rates and moving norms:
-on 1,500 images of cifar10 and 12 epochs they gave 0.29 robust and 0.43 clean validation accuracy at 8/255, against 0.23 and 0.31
+A network that withstands attacks is further from the pretrained one than one that does not, hence high rates and moving norms: on
+1,500 images of cifar10 and 12 epochs they gave 0.29 robust and 0.43 clean validation accuracy at 8/255, against 0.23 and 0.31
 with a rate of 0.002, half of it for the backbone, batches of 64 and norms that stay.
 """
 
