@@ -23,7 +23,7 @@ from automl_tl.space import defaults
 from automl_tl.trials import judge_on_test, pixels_of, run_trial
 
 BACKBONE = "resnet10t_24.tiny_imagenet_64"
-TRAINED, JUDGED, EPOCHS = 4000, 128, 12
+TRAINED, JUDGED, EPOCHS = 4000, 128, 8
 STRATEGIES = {"standard": "fine-tuning", "pgd": "pgd", "trades": "trades", "fast": "fast-adversarial"}
 
 
