@@ -51,6 +51,7 @@ audit: $(READY)      ## known vulnerabilities of what is pinned (needs an index 
 
 pictures: $(READY)   ## every picture of docs/images that shows the terminal, a report or the page (needs Chromium)
 	mkdir -p $(RUNS)
+	rm -rf $(RUNS)/pictures  # a run that is there would go on where it ended
 	$(BIN)/python docs/terminal_picture.py $(RUNS)/pictures
 	$(BIN)/python docs/report_pictures.py $(RUNS)/pictures/digits
 	$(BIN)/python docs/screenshots.py
