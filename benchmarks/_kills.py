@@ -1,0 +1,220 @@
+"""`kill -9` of a command at random moments, and what is asked after each: is the database sound, is anything missing?
+
+A run is a folder in which a command is started again and again, each time killed at its moment, until a start ends by itself:
+what came of the run is then compared with a run that was left alone, and the next begins anew. The moments are drawn from the
+whole length of the run that was left alone, one from each of as many equal parts of it as there are kills; a kill that comes
+too late does not count, and its moment has its turn in a new run. Half of the kills hit the command alone, as that of a kernel
+without memory does, half its whole process group; what it had started must end with it either way.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from _kills_database import Trials, copied, note, read_live, trials, weakened, what_is_broken
+from _kills_images import drawn
+
+ALONE = 0.5
+"""Share of the kills that hit the command and not what it started."""
+WATCHED_EVERY = 0.25
+"""Seconds between two looks into the database of a command that runs."""
+ENDS_WITHIN = 60.0
+"""Seconds for what a killed command had started."""
+NETWORK = "resnet10t_24.omniglot_a_64"
+"""The smallest that is embedded: all commands use it."""
+HANGS_AFTER = 1800.0
+"""Seconds after which a start that should end by itself never will."""
+RUBBISH = b"half-written"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder for the starts of a command, and what is to be asked of it."""
+
+    home: Path
+    line: list[str]
+    begun: Callable[[], bool]
+    """Whether the command had got past its start-up and done something of what it is for."""
+    outcome: Callable[[Path], object]
+    """What came of it in the end; of the database's copy and the folder. Equal to that of a run which was left alone."""
+    wrong: Callable[[Path, object], Iterable[tuple[str, str]]] = lambda database, expected: ()
+    """What is lost besides trials, as figure and words; of the database's copy after a kill and the outcome to come."""
+    attend: Callable[[subprocess.Popen[bytes]], object] = subprocess.Popen.wait
+    """What is done beside the command until it has ended."""
+    ends: tuple[int, ...] = (0,)
+    """Exit codes of a command that ended by itself."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Tally:
+    """What was counted of one command."""
+
+    seconds: float = 0.0
+    """Of the run that was left alone."""
+    kills: int = 0
+    begun: int = 0
+    late: int = 0
+    ends: int = 0
+    partials: int = 0
+    """Half-written files that kills left, each filled with rubbish before the next start."""
+    found: Counter[str] = field(default_factory=Counter)
+    """Figure → how often something was wrong."""
+
+
+@dataclass
+class Seen:
+    """What could be read in the database of a run so far, while it ran and after each start."""
+
+    trials: Trials = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    """In words, what could be read before and then no more."""
+
+    def look(self, now: Trials) -> None:
+        self.lost += weakened(self.trials, now)
+        note(self.trials, now)
+
+
+def used_home(scratch: Path) -> Path:
+    """A home as after some use: its history has the shipped facts, which a ranker has learnt. Runs get copies of it."""
+    home = scratch / "home"
+    if not home.exists():
+        images = drawn(scratch / "few", 60)
+        line = [sys.executable, "-m", "automl_tl.cli", "recommend", str(images), "--backbone", NETWORK, "--json"]
+        environment = {**os.environ, "AUTOML_TL_HOME": str(home)}
+        subprocess.run(line, env=environment, stdout=subprocess.DEVNULL, check=True)
+    return home
+
+
+def kill(name: str, begin: Callable[[Path], Run], folder: Path, kills: int, *, seed: int = 0) -> Tally:
+    """Kill so often; `begin` lays out a new folder. Prints a line for each start."""
+    rng, tally = random.Random(f"{seed}/{name}"), Tally()
+    moments = [(part + rng.random()) / kills for part in rng.sample(range(kills), kills)]
+    run = begin(folder / "whole")
+    _, tally.seconds, _ = _start(run, folder / "whole", Seen(), None)
+    expected = run.outcome(copied(run.home, folder / "copy"))
+    length = tally.seconds
+    print(f"{name}: left alone {length:.1f} s", flush=True)
+    while tally.kills < kills:
+        place, seen, landed, starts = folder / f"run{tally.ends}", Seen(), True, 0
+        run = begin(place)
+        while landed:
+            after = moments[tally.kills] * length if tally.kills < kills else None
+            landed, seconds, left = _start(run, place, seen, after, alone=rng.random() < ALONE)
+            starts += 1
+            tally.found["left_running"] += left
+            database = copied(run.home, folder / "copy")
+            wrong = list(_asked(run, database, expected, seen))
+            if landed:
+                tally.kills += 1
+                tally.begun += run.begun()
+                tally.partials += _spoil(place)
+                when = "" if run.begun() else ", starting up"
+                print(
+                    f"{name}: kill {tally.kills} at {after:.1f} s of start {starts}{when}; {len(seen.trials)} trials", flush=True
+                )
+            else:
+                tally.ends += 1
+                tally.late += after is not None
+                if after is not None and starts == 1:  # the machine is quicker than it was
+                    length = seconds
+                if run.outcome(database) != expected:
+                    wrong.append(("different_ends", "another outcome than that of the run that was left alone"))
+                print(f"{name}: start {starts} ended by itself after {seconds:.1f} s", flush=True)
+            for figure, words in wrong:
+                tally.found[figure] += 1
+                print(f"{name}: {figure}: {words}", flush=True)
+        shutil.rmtree(place)
+    return tally
+
+
+def _asked(run: Run, database: Path, expected: object, seen: Seen) -> Iterator[tuple[str, str]]:
+    """What is wrong after a start, as figure and words."""
+    if broken := what_is_broken(database):
+        yield "corrupt_databases", "; ".join(broken[:5])
+        return
+    seen.look(trials(database))
+    while seen.lost:
+        yield "lost_trials", seen.lost.pop()
+    yield from run.wrong(database, expected)
+
+
+def _start(run: Run, place: Path, seen: Seen, after: float | None, *, alone: bool = True) -> tuple[bool, float, int]:
+    """Start once, and kill after so many seconds, or never: whether the kill found it running, for how long it ran, and how
+    many processes that it had started outlived the kill.
+
+    What somebody could read in the database meanwhile is in `seen` afterwards.
+    """
+    (place / "tmp").mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **run.environment, "AUTOML_TL_HOME": str(run.home), "TMPDIR": str(place / "tmp")}
+    begun, over, children = time.monotonic(), threading.Event(), list[psutil.Process]()
+    with (place / "said.txt").open("ab") as said:
+        process = subprocess.Popen(run.line, env=environment, stdout=said, stderr=said, start_new_session=True)
+    killing = (process, HANGS_AFTER if after is None else after, alone, children, over)
+    helpers = [
+        threading.Thread(target=_watch, args=(run.home / "history.db", seen, over)),
+        threading.Thread(target=_kill_after, args=killing),
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        run.attend(process)
+    finally:
+        over.set()
+        for helper in helpers:
+            helper.join()
+        if process.poll() is None:  # whoever attends to it gave up
+            process.kill()
+    code, seconds = process.wait(), time.monotonic() - begun
+    _, left = psutil.wait_procs(children, ENDS_WITHIN)
+    for child in left:
+        child.kill()
+    if code == -signal.SIGKILL and after is not None:
+        return True, seconds, len(left)
+    if code not in run.ends:
+        raise SystemExit(f"{' '.join(run.line)}: exit code {code}\n{(place / 'said.txt').read_text(encoding='utf-8')[-2000:]}")
+    return False, seconds, len(left)
+
+
+def _kill_after(
+    process: subprocess.Popen[bytes], seconds: float, alone: bool, children: list[psutil.Process], over: threading.Event
+) -> None:
+    """Unless it is over before."""
+    if over.wait(seconds):
+        return
+    try:
+        process.send_signal(signal.SIGSTOP)  # it starts nothing after what it has started was noted
+        children += psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    if alone:
+        process.kill()
+    elif process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _watch(path: Path, seen: Seen, over: threading.Event) -> None:
+    """Note what a reader sees while the command runs."""
+    while not over.wait(WATCHED_EVERY):
+        if (now := read_live(path)) is not None:
+            seen.look(now)
+
+
+def _spoil(place: Path) -> int:
+    """Fill what is half-written with rubbish: whoever takes it for whole will fail on it. How many files."""
+    found = [path for path in place.rglob("*.partial") if path.is_file()]
+    for path in found:
+        path.write_bytes(RUBBISH)
+    return len(found)
