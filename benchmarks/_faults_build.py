@@ -33,7 +33,8 @@ def prepare(scratch: Path) -> Callable[[Path], Run]:
         line = [sys.executable, "-m", "automl_tl.cli", "history", "build", str(plan), "--data", str(place)]
 
         def said(pattern: str) -> int:
-            return len(re.findall(pattern, (place / "said.txt").read_text(encoding="utf-8"), re.MULTILINE))
+            path = place / "said.txt"
+            return len(re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)) if path.exists() else 0
 
         def outcome(database: Path) -> object:
             found = learnt(database)
@@ -48,6 +49,6 @@ def prepare(scratch: Path) -> Callable[[Path], Run]:
             if new < done:
                 yield "lost_trials", f"{done} trials were reported, {new} are recorded"
 
-        return Run(place / "home", line, lambda: said(r"trials and \d+ profiles to run") > 0, outcome, wrong)
+        return Run(place / "home", line, lambda: said(r"trials and \d+ profiles to run"), outcome, wrong)
 
     return begin

@@ -28,6 +28,10 @@ def prepare(scratch: Path) -> Callable[[Path], Run]:
         shutil.copytree(home, place / "home")
         line = [sys.executable, "-m", "automl_tl.cli", "fit", str(images), "--budget", BUDGET, *ONLY, "--out", str(out)]
 
+        def progress() -> int:
+            """When something of a trial was written last."""
+            return max((path.stat().st_mtime_ns for path in out.glob("trials/**/*")), default=0)
+
         def outcome(database: Path) -> object:
             probabilities = predict(out, pictures(UNSEEN)).probabilities
             if probabilities.shape[0] != UNSEEN or not np.isfinite(probabilities).all():
@@ -45,6 +49,6 @@ def prepare(scratch: Path) -> Callable[[Path], Run]:
                         f"{trial['id']} has {len(trial['curve'])} points in the run's folder, fewer in the history",
                     )
 
-        return Run(place / "home", line, lambda: any(out.glob("trials/*")), outcome, wrong)
+        return Run(place / "home", line, progress, outcome, wrong)
 
     return begin

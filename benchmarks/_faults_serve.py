@@ -38,19 +38,20 @@ class Client:
         """Jobs that the server said it has."""
         self.results: dict[str, Any] = {}
         """Of the jobs that it said are finished."""
-        self.answered = False
-        """Whether the server of the last start did, once."""
+        self.served = 0
+        """Starts of the server that answered."""
         self.lost: list[str] = []
 
     def attend(self, process: subprocess.Popen[bytes], port: int) -> None:
         """Until every job has ended and the server is told to end, or until it was killed."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        self.answered = False
+        answered = False
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=300) as http:
-            while not self.answered and process.poll() is None:
+            while not answered and process.poll() is None:
                 with contextlib.suppress(httpx.TransportError):
-                    self.answered = http.get("/api/health").is_success
+                    answered = http.get("/api/health").is_success
                 time.sleep(LOOKED_EVERY)
+            self.served += answered
             try:
                 if process.poll() is None:
                     self._remind(http)
@@ -107,7 +108,7 @@ def prepare(scratch: Path) -> Callable[[Path], Run]:
 
         attend = partial(client.attend, port=port)
         told = {"AUTOML_TL_TOKEN": TOKEN}
-        return Run(place / "home", line, lambda: client.answered, outcome, wrong, attend, ends=(0, -15), environment=told)
+        return Run(place / "home", line, lambda: client.served, outcome, wrong, attend, ends=(0, -15), environment=told)
 
     return begin
 

@@ -45,10 +45,10 @@ class Run:
 
     home: Path
     line: list[str]
-    begun: Callable[[], bool]
-    """Whether the command had got past its start-up and done something of what it is for."""
+    progress: Callable[[], object]
+    """Changes when a start has got past its start-up and does what the command is for."""
     outcome: Callable[[Path], object]
-    """What came of it in the end; of the database's copy and the folder. Equal to that of a run which was left alone."""
+    """What came of it in the end, of the database's copy and of the folder: the same as of a run that was left alone."""
     wrong: Callable[[Path, object], Iterable[tuple[str, str]]] = lambda database, expected: ()
     """What is lost besides trials, as figure and words; of the database's copy after a kill and the outcome to come."""
     attend: Callable[[subprocess.Popen[bytes]], object] = subprocess.Popen.wait
@@ -65,9 +65,13 @@ class Tally:
     seconds: float = 0.0
     """Of the run that was left alone."""
     kills: int = 0
+    """Those that found a start running."""
     begun: int = 0
+    """Those that found it past its start-up."""
     late: int = 0
+    """Those that came when a start had ended by itself; their moments are tried again."""
     ends: int = 0
+    """Runs that were compared with the one that was left alone."""
     partials: int = 0
     """Half-written files that kills left, each filled with rubbish before the next start."""
     found: Counter[str] = field(default_factory=Counter)
@@ -112,27 +116,22 @@ def kill(name: str, begin: Callable[[Path], Run], folder: Path, kills: int, *, s
         run = begin(place)
         while landed:
             after = moments[tally.kills] * length if tally.kills < kills else None
+            before, starts = run.progress(), starts + 1
             landed, seconds, left = _start(run, place, seen, after, alone=rng.random() < ALONE)
-            starts += 1
-            tally.found["left_running"] += left
             database = copied(run.home, folder / "copy")
-            wrong = list(_asked(run, database, expected, seen))
+            wrong = [("left_running", name) for name in left] + list(_asked(run, database, expected, seen))
             if landed:
-                tally.kills += 1
-                tally.begun += run.begun()
-                tally.partials += _spoil(place)
-                when = "" if run.begun() else ", starting up"
-                print(
-                    f"{name}: kill {tally.kills} at {after:.1f} s of start {starts}{when}; {len(seen.trials)} trials", flush=True
-                )
+                begun = run.progress() != before
+                tally.kills, tally.begun, tally.partials = tally.kills + 1, tally.begun + begun, tally.partials + _spoil(place)
+                told = f"kill {tally.kills} after {seconds:.1f} s{'' if begun else ', starting up'}; {len(seen.trials)} trials"
             else:
-                tally.ends += 1
-                tally.late += after is not None
+                tally.ends, tally.late = tally.ends + 1, tally.late + (after is not None)
                 if after is not None and starts == 1:  # the machine is quicker than it was
                     length = seconds
                 if run.outcome(database) != expected:
-                    wrong.append(("different_ends", "another outcome than that of the run that was left alone"))
-                print(f"{name}: start {starts} ended by itself after {seconds:.1f} s", flush=True)
+                    wrong.append(("different_ends", "not as in the run that was left alone"))
+                told = f"ended by itself after {seconds:.1f} s"
+            print(f"{name}: run {tally.ends + landed}, start {starts}: {told}", flush=True)
             for figure, words in wrong:
                 tally.found[figure] += 1
                 print(f"{name}: {figure}: {words}", flush=True)
@@ -151,9 +150,9 @@ def _asked(run: Run, database: Path, expected: object, seen: Seen) -> Iterator[t
     yield from run.wrong(database, expected)
 
 
-def _start(run: Run, place: Path, seen: Seen, after: float | None, *, alone: bool = True) -> tuple[bool, float, int]:
-    """Start once, and kill after so many seconds, or never: whether the kill found it running, for how long it ran, and how
-    many processes that it had started outlived the kill.
+def _start(run: Run, place: Path, seen: Seen, after: float | None, *, alone: bool = True) -> tuple[bool, float, list[str]]:
+    """Start once, and kill after so many seconds, or never: whether the kill found it running, for how long it ran, and which
+    processes that it had started outlived it.
 
     What somebody could read in the database meanwhile is in `seen` afterwards.
     """
@@ -181,11 +180,12 @@ def _start(run: Run, place: Path, seen: Seen, after: float | None, *, alone: boo
     _, left = psutil.wait_procs(children, ENDS_WITHIN)
     for child in left:
         child.kill()
+    outlived = [str(child) for child in left]
     if code == -signal.SIGKILL and after is not None:
-        return True, seconds, len(left)
+        return True, seconds, outlived
     if code not in run.ends:
         raise SystemExit(f"{' '.join(run.line)}: exit code {code}\n{(place / 'said.txt').read_text(encoding='utf-8')[-2000:]}")
-    return False, seconds, len(left)
+    return False, seconds, outlived
 
 
 def _kill_after(
