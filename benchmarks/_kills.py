@@ -2,9 +2,10 @@
 
 A run is a folder in which a command is started again and again, each time killed at its moment, until a start ends by itself:
 what came of the run is then compared with a run that was left alone, and the next begins anew. The moments are drawn from the
-whole length of the run that was left alone, one from each of as many equal parts of it as there are kills; a kill that comes
-too late does not count, and its moment has its turn in a new run. Half of the kills hit the command alone, as that of a kernel
-without memory does, half its whole process group; what it had started must end with it either way.
+whole of the run that was left alone, one from each of as many equal parts of it as there are kills; a kill that comes too late
+does not count, and its moment has its turn in a new run. A moment is a share of the seconds that the command and what it
+started computed, so that it means the same on a machine that is busy and on one that is not. Half of the kills hit the command
+alone, as that of a kernel without memory does, half its whole process group; what it had started must end with it either way.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ ALONE = 0.5
 """Share of the kills that hit the command and not what it started."""
 WATCHED_EVERY = 0.25
 """Seconds between two looks into the database of a command that runs."""
+MEASURED_EVERY = 0.15
+"""Seconds between two looks at what it has computed; the kill comes at any moment between."""
 ENDS_WITHIN = 60.0
 """Seconds for what a killed command had started."""
 NETWORK = "resnet10t_24.omniglot_a_64"
@@ -63,7 +66,7 @@ class Tally:
     """What was counted of one command."""
 
     seconds: float = 0.0
-    """Of the run that was left alone."""
+    """Of the run that was left alone, computing."""
     kills: int = 0
     """Those that found a start running."""
     begun: int = 0
@@ -76,6 +79,18 @@ class Tally:
     """Half-written files that kills left, each filled with rubbish before the next start."""
     found: Counter[str] = field(default_factory=Counter)
     """Figure → how often something was wrong."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended."""
+
+    landed: bool
+    """Whether a kill found it running."""
+    computed: float
+    """Seconds, with what it had started."""
+    left: list[str]
+    """Processes that it had started and that outlived it."""
 
 
 @dataclass
@@ -107,30 +122,32 @@ def kill(name: str, begin: Callable[[Path], Run], folder: Path, kills: int, *, s
     rng, tally = random.Random(f"{seed}/{name}"), Tally()
     moments = [(part + rng.random()) / kills for part in rng.sample(range(kills), kills)]
     run = begin(folder / "whole")
-    _, tally.seconds, _ = _start(run, folder / "whole", Seen(), None)
+    tally.seconds = _start(run, folder / "whole", Seen(), None, rng).computed
     expected = run.outcome(copied(run.home, folder / "copy"))
     length = tally.seconds
-    print(f"{name}: left alone {length:.1f} s", flush=True)
+    print(f"{name}: left alone, it computed for {length:.1f} s", flush=True)
     while tally.kills < kills:
         place, seen, landed, starts = folder / f"run{tally.ends}", Seen(), True, 0
         run = begin(place)
         while landed:
             after = moments[tally.kills] * length if tally.kills < kills else None
             before, starts = run.progress(), starts + 1
-            landed, seconds, left = _start(run, place, seen, after, alone=rng.random() < ALONE)
+            ended = _start(run, place, seen, after, rng)
+            landed = ended.landed
             database = copied(run.home, folder / "copy")
-            wrong = [("left_running", name) for name in left] + list(_asked(run, database, expected, seen))
+            wrong = [("left_running", words) for words in ended.left] + list(_asked(run, database, expected, seen))
             if landed:
                 begun = run.progress() != before
                 tally.kills, tally.begun, tally.partials = tally.kills + 1, tally.begun + begun, tally.partials + _spoil(place)
-                told = f"kill {tally.kills} after {seconds:.1f} s{'' if begun else ', starting up'}; {len(seen.trials)} trials"
+                told = f"kill {tally.kills} after {ended.computed:.1f} s, {'at work' if begun else 'starting up'}"
+                told += f"; {len(seen.trials)} trials"
             else:
                 tally.ends, tally.late = tally.ends + 1, tally.late + (after is not None)
                 if after is not None and starts == 1:  # the machine is quicker than it was
-                    length = seconds
+                    length = ended.computed
                 if run.outcome(database) != expected:
                     wrong.append(("different_ends", "not as in the run that was left alone"))
-                told = f"ended by itself after {seconds:.1f} s"
+                told = f"ended by itself after {ended.computed:.1f} s"
             print(f"{name}: run {tally.ends + landed}, start {starts}: {told}", flush=True)
             for figure, words in wrong:
                 tally.found[figure] += 1
@@ -150,21 +167,19 @@ def _asked(run: Run, database: Path, expected: object, seen: Seen) -> Iterator[t
     yield from run.wrong(database, expected)
 
 
-def _start(run: Run, place: Path, seen: Seen, after: float | None, *, alone: bool = True) -> tuple[bool, float, list[str]]:
-    """Start once, and kill after so many seconds, or never: whether the kill found it running, for how long it ran, and which
-    processes that it had started outlived it.
+def _start(run: Run, place: Path, seen: Seen, after: float | None, rng: random.Random) -> Ended:
+    """Start once, and kill when it has computed for so many seconds, or never.
 
     What somebody could read in the database meanwhile is in `seen` afterwards.
     """
     (place / "tmp").mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **run.environment, "AUTOML_TL_HOME": str(run.home), "TMPDIR": str(place / "tmp")}
-    begun, over, children = time.monotonic(), threading.Event(), list[psutil.Process]()
     with (place / "said.txt").open("ab") as said:
         process = subprocess.Popen(run.line, env=environment, stdout=said, stderr=said, start_new_session=True)
-    killing = (process, HANGS_AFTER if after is None else after, alone, children, over)
+    killer, over = Killer(process, after, alone=rng.random() < ALONE, pause=rng.uniform(0, MEASURED_EVERY)), threading.Event()
     helpers = [
         threading.Thread(target=_watch, args=(run.home / "history.db", seen, over)),
-        threading.Thread(target=_kill_after, args=killing),
+        threading.Thread(target=killer.follow, args=(over,)),
     ]
     for helper in helpers:
         helper.start()
@@ -176,33 +191,66 @@ def _start(run: Run, place: Path, seen: Seen, after: float | None, *, alone: boo
             helper.join()
         if process.poll() is None:  # whoever attends to it gave up
             process.kill()
-    code, seconds = process.wait(), time.monotonic() - begun
-    _, left = psutil.wait_procs(children, ENDS_WITHIN)
+    code = process.wait()
+    _, left = psutil.wait_procs(killer.children, ENDS_WITHIN)
     for child in left:
         child.kill()
-    outlived = [str(child) for child in left]
-    if code == -signal.SIGKILL and after is not None:
-        return True, seconds, outlived
-    if code not in run.ends:
+    landed = code == -signal.SIGKILL and after is not None
+    if not landed and code not in run.ends:
         raise SystemExit(f"{' '.join(run.line)}: exit code {code}\n{(place / 'said.txt').read_text(encoding='utf-8')[-2000:]}")
-    return False, seconds, outlived
+    return Ended(landed, killer.computed, [str(child) for child in left])
 
 
-def _kill_after(
-    process: subprocess.Popen[bytes], seconds: float, alone: bool, children: list[psutil.Process], over: threading.Event
-) -> None:
-    """Unless it is over before."""
-    if over.wait(seconds):
-        return
+class Killer:
+    """Follows a process, and kills it when it has computed for so many seconds, or when it hangs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], after: float | None, *, alone: bool, pause: float) -> None:
+        self.process = process
+        self.after = after
+        self.alone = alone
+        self.pause = pause
+        """Seconds between the last look and the kill."""
+        self.computed = 0.0
+        """Seconds, with all that it started."""
+        self.children: list[psutil.Process] = []
+        """What it had started when it was killed."""
+
+    def follow(self, over: threading.Event) -> None:
+        """Until it is over."""
+        begun = time.monotonic()
+        while not over.wait(MEASURED_EVERY):
+            self.computed = max(self.computed, sum(map(_computed, self._all())))
+            if self.after is not None and self.computed + self.pause >= self.after:
+                if not over.wait(self.pause):
+                    self._kill()
+                return
+            if time.monotonic() - begun > HANGS_AFTER:
+                self._kill()
+                return
+
+    def _all(self) -> list[psutil.Process]:
+        try:
+            process = psutil.Process(self.process.pid)
+            return [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _kill(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)  # it starts nothing after what it has started was noted
+        self.children = self._all()[1:]
+        if self.alone:
+            self.process.kill()
+        elif self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def _computed(process: psutil.Process) -> float:
+    """Seconds of a process and of those among its children that have ended."""
     try:
-        process.send_signal(signal.SIGSTOP)  # it starts nothing after what it has started was noted
-        children += psutil.Process(process.pid).children(recursive=True)
+        times = process.cpu_times()
     except psutil.NoSuchProcess:
-        return
-    if alone:
-        process.kill()
-    elif process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        return 0.0
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def _watch(path: Path, seen: Seen, over: threading.Event) -> None:

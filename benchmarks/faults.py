@@ -55,7 +55,7 @@ def main() -> None:
         (name, tally.seconds, tally.kills, tally.begun, tally.late, tally.ends, tally.partials, tally.found.total())
         for name, tally in tallies.items()
     ]
-    columns = ("", "left alone, s", "kills", "past start-up", "too late", "ends", "partial files", "wrong")
+    columns = ("", "computes, s", "kills", "past start-up", "too late", "ends", "partial files", "wrong")
     table("kill -9", columns, rows)
     found = figures(tallies)
     print(", ".join(f"{name}: {found[name]}" for name in WRONG))
