@@ -49,6 +49,6 @@ def prepare(scratch: Path) -> Callable[[Path], Run]:
             if new < done:
                 yield "lost_trials", f"{done} trials were reported, {new} are recorded"
 
-        return Run(place / "home", line, lambda: said(r"trials and \d+ profiles to run"), outcome, wrong)
+        return Run(place / "home", line, outcome, lambda: said(r"trials and \d+ profiles to run"), wrong)
 
     return begin

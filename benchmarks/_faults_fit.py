@@ -49,6 +49,6 @@ def prepare(scratch: Path) -> Callable[[Path], Run]:
                         f"{trial['id']} has {len(trial['curve'])} points in the run's folder, fewer in the history",
                     )
 
-        return Run(place / "home", line, progress, outcome, wrong)
+        return Run(place / "home", line, outcome, progress, wrong)
 
     return begin

@@ -107,8 +107,16 @@ def prepare(scratch: Path) -> Callable[[Path], Run]:
             return learnt(database), [_told(client.results[id_]) for id_ in client.asked]
 
         attend = partial(client.attend, port=port)
-        told = {"AUTOML_TL_TOKEN": TOKEN}
-        return Run(place / "home", line, lambda: client.served, outcome, wrong, attend, ends=(0, -15), environment=told)
+        return Run(
+            place / "home",
+            line,
+            outcome,
+            lambda: client.served,
+            wrong,
+            attend=attend,
+            ends=(0, -15),
+            environment={"AUTOML_TL_TOKEN": TOKEN},
+        )
 
     return begin
 

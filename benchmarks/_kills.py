@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,14 +49,16 @@ class Run:
 
     home: Path
     line: list[str]
-    progress: Callable[[], object]
-    """Changes when a start has got past its start-up and does what the command is for."""
     outcome: Callable[[Path], object]
     """What came of it in the end, of the database's copy and of the folder: the same as of a run that was left alone."""
+    progress: Callable[[], object] | None = None
+    """Changes when a start has got past its start-up and does what the command is for; None: when it has the database open."""
     wrong: Callable[[Path, object], Iterable[tuple[str, str]]] = lambda database, expected: ()
     """What is lost besides trials, as figure and words; of the database's copy after a kill and the outcome to come."""
-    attend: Callable[[subprocess.Popen[bytes]], object] = subprocess.Popen.wait
-    """What is done beside the command until it has ended."""
+    complete: Callable[[Path, object], bool] = lambda database, expected: False
+    """Whether a kill came when all was done: then the next start has nothing to do, and is left alone."""
+    attend: Callable[[subprocess.Popen[bytes]], object] = lambda process: process.wait()
+    """What is done beside the command while it runs."""
     ends: tuple[int, ...] = (0,)
     """Exit codes of a command that ended by itself."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +92,8 @@ class Ended:
     """Whether a kill found it running."""
     computed: float
     """Seconds, with what it had started."""
+    opened: bool
+    """Whether it had the database open when it was killed."""
     left: list[str]
     """Processes that it had started and that outlived it."""
 
@@ -127,17 +132,18 @@ def kill(name: str, begin: Callable[[Path], Run], folder: Path, kills: int, *, s
     length = tally.seconds
     print(f"{name}: left alone, it computed for {length:.1f} s", flush=True)
     while tally.kills < kills:
-        place, seen, landed, starts = folder / f"run{tally.ends}", Seen(), True, 0
+        place, seen, landed, starts, complete = folder / f"run{tally.ends}", Seen(), True, 0, False
         run = begin(place)
         while landed:
-            after = moments[tally.kills] * length if tally.kills < kills else None
-            before, starts = run.progress(), starts + 1
+            after = None if complete or tally.kills == kills else moments[tally.kills] * length
+            before, starts = run.progress and run.progress(), starts + 1
             ended = _start(run, place, seen, after, rng)
             landed = ended.landed
             database = copied(run.home, folder / "copy")
             wrong = [("left_running", words) for words in ended.left] + list(_asked(run, database, expected, seen))
             if landed:
-                begun = run.progress() != before
+                complete = not what_is_broken(database) and run.complete(database, expected)
+                begun = ended.opened or complete if run.progress is None else run.progress() != before
                 tally.kills, tally.begun, tally.partials = tally.kills + 1, tally.begun + begun, tally.partials + _spoil(place)
                 told = f"kill {tally.kills} after {ended.computed:.1f} s, {'at work' if begun else 'starting up'}"
                 told += f"; {len(seen.trials)} trials"
@@ -178,13 +184,14 @@ def _start(run: Run, place: Path, seen: Seen, after: float | None, rng: random.R
         process = subprocess.Popen(run.line, env=environment, stdout=said, stderr=said, start_new_session=True)
     killer, over = Killer(process, after, alone=rng.random() < ALONE, pause=rng.uniform(0, MEASURED_EVERY)), threading.Event()
     helpers = [
-        threading.Thread(target=_watch, args=(run.home / "history.db", seen, over)),
-        threading.Thread(target=killer.follow, args=(over,)),
+        threading.Thread(target=_watch, args=(run.home / "history.db", killer, seen, over)),
+        threading.Thread(target=killer.follow, args=(run.home / "history.db", over)),
     ]
     for helper in helpers:
         helper.start()
     try:
         run.attend(process)
+        process.wait()
     finally:
         over.set()
         for helper in helpers:
@@ -198,7 +205,7 @@ def _start(run: Run, place: Path, seen: Seen, after: float | None, rng: random.R
     landed = code == -signal.SIGKILL and after is not None
     if not landed and code not in run.ends:
         raise SystemExit(f"{' '.join(run.line)}: exit code {code}\n{(place / 'said.txt').read_text(encoding='utf-8')[-2000:]}")
-    return Ended(landed, killer.computed, [str(child) for child in left])
+    return Ended(landed, killer.computed, killer.opened, [str(child) for child in left])
 
 
 class Killer:
@@ -214,30 +221,41 @@ class Killer:
         """Seconds, with all that it started."""
         self.children: list[psutil.Process] = []
         """What it had started when it was killed."""
+        self.opened = False
+        """Whether it had the database open when it was killed."""
 
-    def follow(self, over: threading.Event) -> None:
+    def follow(self, database: Path, over: threading.Event) -> None:
         """Until it is over."""
         begun = time.monotonic()
         while not over.wait(MEASURED_EVERY):
-            self.computed = max(self.computed, sum(map(_computed, self._all())))
+            self.computed = max(self.computed, sum(map(_computed, self.all())))
             if self.after is not None and self.computed + self.pause >= self.after:
                 if not over.wait(self.pause):
-                    self._kill()
+                    self._kill(database)
                 return
             if time.monotonic() - begun > HANGS_AFTER:
-                self._kill()
+                self._kill(database)
                 return
 
-    def _all(self) -> list[psutil.Process]:
+    def all(self) -> list[psutil.Process]:
+        """The process and what it has started and still runs."""
         try:
             process = psutil.Process(self.process.pid)
             return [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
-    def _kill(self) -> None:
+    def has_open(self, path: Path) -> bool:
+        """Whether one of them has a file open."""
+        for process in self.all():
+            with suppress(psutil.NoSuchProcess):
+                if str(path.resolve()) in (file.path for file in process.open_files()):
+                    return True
+        return False
+
+    def _kill(self, database: Path) -> None:
         self.process.send_signal(signal.SIGSTOP)  # it starts nothing after what it has started was noted
-        self.children = self._all()[1:]
+        self.opened, self.children = self.has_open(database), self.all()[1:]
         if self.alone:
             self.process.kill()
         elif self.process.poll() is None:
@@ -253,10 +271,10 @@ def _computed(process: psutil.Process) -> float:
     return float(times.user + times.system + times.children_user + times.children_system)
 
 
-def _watch(path: Path, seen: Seen, over: threading.Event) -> None:
-    """Note what a reader sees while the command runs."""
+def _watch(path: Path, killer: Killer, seen: Seen, over: threading.Event) -> None:
+    """Note what a reader sees while the command has the database open: it is the command that finds what a kill left there."""
     while not over.wait(WATCHED_EVERY):
-        if (now := read_live(path)) is not None:
+        if killer.has_open(path) and (now := read_live(path)) is not None:
             seen.look(now)
 
 

@@ -57,11 +57,6 @@ def taking(home: Path, words: list[str], *, may_be: tuple[Path, ...] = ()) -> Ca
     def begin(place: Path) -> Run:
         shutil.copytree(home, place / "home")
 
-        def progress() -> int:
-            """When a process last opened the database as the first to do so: it makes the index of the log anew."""
-            index = place / "home" / "history.db-shm"
-            return index.stat().st_mtime_ns if index.exists() else 0
-
         def outcome(database: Path) -> object:
             found = facts(database)
             if found in before:
@@ -77,8 +72,11 @@ def taking(home: Path, words: list[str], *, may_be: tuple[Path, ...] = ()) -> Ca
             if now != expected and SAYS[words[0]] in (place / "said.txt").read_text(encoding="utf-8"):
                 yield "half_taken", "it said that all was taken, and it is not there"
 
+        def complete(database: Path, expected: object) -> bool:
+            return facts(database) == expected
+
         line = [sys.executable, "-m", "automl_tl.cli", "history", *words]
-        return Run(place / "home", line, progress, outcome, wrong)
+        return Run(place / "home", line, outcome, wrong=wrong, complete=complete)
 
     return begin
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 @cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     found = load_digits()
-    return np.uint8(found.images * 15), found.target
+    return (found.images * 15).astype(np.uint8), found.target
 
 
 def pictures(count: int) -> list[np.ndarray]:

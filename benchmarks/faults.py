@@ -24,7 +24,7 @@ WRONG = ("lost_trials", "corrupt_databases", "lost_jobs", "half_taken", "differe
 
 def figures(tallies: dict[str, Tally]) -> dict[str, float]:
     """Flat, by name."""
-    counted = {"kills": sum(tally.kills for tally in tallies.values())}
+    counted: dict[str, float] = {"kills": sum(tally.kills for tally in tallies.values())}
     for name, tally in tallies.items():
         counted |= {f"kills_{name}": tally.kills, f"kills_{name}_begun": tally.begun}
     counted |= {name: sum(tally.found[name] for tally in tallies.values()) for name in WRONG}

@@ -61,7 +61,7 @@ def tried(way: str, folder: Path) -> Tally:
             return sorted(trials(database)), place.name if way == "ends otherwise" else ""
 
         line = [sys.executable, "-c", COMMAND, way, str(home)]
-        return Run(home, line, lambda: (home / "history.db-shm").exists(), outcome, wrong)
+        return Run(home, line, outcome, wrong=wrong)
 
     return kill(way, begin, folder, 4)
 
