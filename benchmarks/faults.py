@@ -1,140 +1,66 @@
-"""`kill -9` at random moments of a `fit`: does the same command go on, and is anything lost?
+"""`kill -9` at random moments of `fit`, `history build`, `history import`, `history merge` and `serve`: is anything lost?
 
-One run of `fit` on digits is left alone; of another, each start is killed at a random moment until ten were, and the next start
-goes on. After each kill the database must pass SQLite's `PRAGMA integrity_check`, and every trial that was recorded before,
-finished or paused, must still be there, no epoch shorter, and in the history; at the end the predictions must be those of the
-run that was left alone.
+How a command is killed and what is asked after each kill is in `_kills.py`. Each `_faults_COMMAND.py` has `prepare(folder)`,
+which gives what lays out a new run: its line, what it is for, and what must be as in a run that was left alone. After each kill
+the database must pass SQLite's `PRAGMA integrity_check`, and every trial that could be read in it at any time before must still
+be there with no point of its curve missing; an import or a merge is there whole or not at all; jobs and results that a client
+was told of are there. The next start goes on, and what came of a run in the end is compared with that of a run that was left
+alone: predictions, trials and their curves, facts, results of jobs. Exit code 1 where anything was wrong.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import sqlite3
-import subprocess
-import sys
 import tempfile
-import time
+from importlib import import_module
 from pathlib import Path
 
-import numpy as np
+from _kills import Tally, kill
 from _report import arguments, merge, table
-from PIL import Image
-from sklearn.datasets import load_digits
 
-from automl_tl import predict
-
-ONLY = ("--backbone", "resnet10t_24.omniglot_a_64", "--strategy", "fine-tuning", "--strategy", "linear-probe")
-"""Two fine-tunings that are paused and taken up again, and a probe that is finished in between."""
-IMAGES = 400
-"""Of scikit-learn's digits: few, so that most of the time goes into starting, recording and resuming."""
+COMMANDS = ("fit", "build", "import", "merge", "serve")
+WRONG = ("lost_trials", "corrupt_databases", "lost_jobs", "half_taken", "different_ends", "left_running")
+"""What must not be."""
 
 
-def start(images: Path, out: Path, home: Path, budget: str) -> subprocess.Popen[bytes]:
-    """The command whose starts are killed, in its own process group: workers that read images go with it."""
-    line = [sys.executable, "-m", "automl_tl.cli", "fit", str(images), "--budget", budget, *ONLY, "--out", str(out)]
-    environment = {**os.environ, "AUTOML_TL_HOME": str(home)}
-    return subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+def figures(tallies: dict[str, Tally]) -> dict[str, float]:
+    """Flat, by name."""
+    counted: dict[str, float] = {"kills": sum(tally.kills for tally in tallies.values())}
+    for name, tally in tallies.items():
+        counted |= {f"kills_{name}": tally.kills, f"kills_{name}_begun": tally.begun}
+    counted |= {name: sum(tally.found[name] for tally in tallies.values()) for name in WRONG}
+    counted["ends_compared"] = sum(tally.ends for tally in tallies.values())
+    counted["late_kills"] = sum(tally.late for tally in tallies.values())
+    counted["partial_files"] = sum(tally.partials for tally in tallies.values())
+    return counted
 
 
-def drawn(folder: Path) -> Path:
-    """A folder of the first digits: CLASS/FILE, a fourth of them for the test."""
-    digits = load_digits()
-    for number, (image, label) in enumerate(zip(digits.images[:IMAGES], digits.target, strict=False)):
-        place = folder / ("train" if number % 4 else "test") / str(label)
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.uint8(image * 15)).save(place / f"{number}.png")
-    return folder
-
-
-def recorded(out: Path) -> dict[str, float]:
-    """Trials that the run's folder says are finished or paused, and the epochs each has."""
-    trials = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("trials/*/trial.json")]
-    return {trial["id"]: trial["curve"][-1]["epoch"] if trial["curve"] else 0 for trial in trials}
-
-
-def missing(before: dict[str, float], now: dict[str, float], known: set[str]) -> int:
-    """Trials that were lost or became shorter, or that the history does not know."""
-    return sum(now.get(id_, -1) < before.get(id_, 0) or id_ not in known for id_ in before.keys() | now.keys())
-
-
-def in_history(home: Path) -> tuple[bool, set[str]]:
-    """Whether the database is sound, and the trials in it. A start killed early has made none: sound, empty."""
-    path = home / "history.db"
-    if not path.exists():
-        return True, set()
-    with sqlite3.connect(path) as database:
-        sound = database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        made = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone()
-        return sound, {id_ for (id_,) in database.execute("SELECT id FROM trials")} if made else set()
-
-
-def killed(images: Path, out: Path, home: Path, budget: str, after: float) -> bool:
-    """Start, kill after so many seconds; whether it was still running then."""
-    process = start(images, out, home, budget)
-    try:
-        process.wait(after)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
-
-
-def ended(images: Path, out: Path, home: Path, budget: str) -> float:
-    """Run to the end; seconds."""
-    begun = time.monotonic()
-    if (code := start(images, out, home, budget).wait()) != 0:
-        raise SystemExit(f"fit ended with exit code {code}")
-    return time.monotonic() - begun
+def failed(tallies: dict[str, Tally]) -> bool:
+    """Whether anything was wrong, or nothing was there to go wrong."""
+    return any(tally.found.total() or not tally.begun or not tally.ends for tally in tallies.values())
 
 
 def main() -> None:
-    options = arguments(__doc__, "two kills, fewer epochs").parse_args()
-    kills, budget = (2, "3 trials + 14 epochs") if options.quick else (10, "3 trials + 20 epochs")
-    rng, rows, seen, sound_times, lost = random.Random(0), [], dict[str, float](), 0, 0
+    parser = arguments(__doc__, "two kills of each command instead of twenty")
+    parser.add_argument("--only", action="append", choices=COMMANDS, help="this command (repeatable); not with --json")
+    options = parser.parse_args()
+    if options.only and options.json:
+        parser.error("--json is for the figures of all commands together")
+    tallies = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        whole, out, home = folder / "whole", folder / "run", folder / "home"
-        pictures = drawn(folder / "digits")
-        length = ended(pictures, whole, folder / "quiet", budget)
-        done = most = 0
-        while done < kills:
-            after = rng.uniform(0.1, 0.6) * length
-            if not killed(pictures, out, home, budget, after):  # it had come to its end: begin a new run in the same home
-                lost += missing(seen, recorded(out), in_history(home)[1])
-                out, seen = folder / f"run{done}", {}
-                continue
-            done += 1
-            sound, known = in_history(home)
-            now = recorded(out)
-            gone = missing(seen, now, known)
-            sound_times, lost, most = sound_times + sound, lost + gone, max(most, len(now))
-            rows.append((f"kill {done}", after, len(now), gone, "ok" if sound else "broken"))
-            seen = now
-        seconds = ended(pictures, out, home, budget)
-        last = recorded(out)
-        sound, known = in_history(home)
-        gone = missing(seen, last, known)
-        lost += gone
-        rows.append(("last start", seconds, len(last), gone, "ok" if sound else "broken"))
-        images = [np.uint8(image * 15) for image in load_digits().images]
-        one, other = (predict(run, images).probabilities for run in (whole, out))
-    columns = ("", "after s", "recorded trials", "missing", "integrity_check")
-    table(f"kill -9 of fit --budget '{budget}' ({length:.0f} s when left alone)", columns, rows)
-    difference = float(np.abs(one - other).max())
-    print(f"largest difference to the probabilities of the run that was left alone: {difference:g}")
-    figures = {
-        "kills": kills,
-        "lost_trials": lost,
-        "corrupt_databases": kills - sound_times + (not sound),
-        "most_recorded_at_a_kill": most,
-        "probability_difference": difference,
-    }
-    merge(options.json, "faults", figures)
-    if lost or not most or sound_times < kills or not sound or difference:
+        scratch = Path(name)
+        for command in options.only or COMMANDS:
+            begin = import_module(f"_faults_{command}").prepare(scratch)
+            tallies[command] = kill(command, begin, scratch / command, 2 if options.quick else 20)
+    rows = [
+        (name, tally.seconds, tally.kills, tally.begun, tally.late, tally.ends, tally.partials, tally.found.total())
+        for name, tally in tallies.items()
+    ]
+    columns = ("", "computes, s", "kills", "past start-up", "too late", "ends", "partial files", "wrong")
+    table("kill -9", columns, rows)
+    found = figures(tallies)
+    print(", ".join(f"{name}: {found[name]}" for name in WRONG))
+    merge(options.json, "faults", found)
+    if failed(tallies):
         raise SystemExit("something was lost, or nothing was there to lose")
 
 

@@ -11,6 +11,7 @@ from _report import arguments
 
 HERE = Path(__file__).resolve().parent
 SPEED, FAULTS = "benchmarks/speed.py --only", "benchmarks/hostile.py"
+KILLED = {"fit": "fit", "build": "history build", "import": "history import", "merge": "history merge", "serve": "serve"}
 # Part → its command, and its figures: name, what it is, the bar.
 TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     "loop": (
@@ -103,10 +104,24 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     "faults": (
         "benchmarks/faults.py",
         (
-            ("kills", "kill -9 of fit at random moments", ""),
-            ("lost_trials", "trials lost", "0"),
+            ("kills", "kill -9 at random moments", ""),
+            *(
+                figure
+                for name, command in KILLED.items()
+                for figure in (
+                    (f"kills_{name}", f"of `{command}`", ""),
+                    (f"kills_{name}_begun", "of these past its start-up", ""),
+                )
+            ),
+            ("lost_trials", "trials that were there before a kill and not after, or with a shorter curve", "0"),
             ("corrupt_databases", "databases that fail their check", "0"),
-            ("probability_difference", "largest difference to the run that was left alone", "0"),
+            ("lost_jobs", "jobs or results that a client was told of and that are gone", "0"),
+            ("half_taken", "imports and merges that are there in part", "0"),
+            ("ends_compared", "runs that went on to their end and were compared with one that was left alone", ""),
+            ("different_ends", "of these with another outcome", "0"),
+            ("left_running", "processes that outlived the killed command by a minute", "0"),
+            ("partial_files", "half-written files that kills left, filled with rubbish before the next start", ""),
+            ("late_kills", "kills that came too late and were tried again", ""),
         ),
     ),
 }
