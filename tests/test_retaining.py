@@ -259,7 +259,8 @@ def test_memory_is_bounded_and_comes_back_as_kept_images(task: Task, tmp_path: P
     trained = {images[i].tobytes() for split in (TRAIN, KEPT, KEPT_VALIDATION) for i in task.part(split)}
     assert all(picture.tobytes() in trained for picture in pictures), "no validation or test image of the new task is kept"
     model.save(tmp_path, net, backbone, Candidate(backbone.name, "lwf"), task.classes, {})
-    digits = [np.uint8(np.eye(8) * 200), np.uint8(np.eye(8)[::-1] * 200)] * 5
+    lines = [np.uint8(np.roll(np.eye(8), by, axis=1) * 200) for by in range(5)]
+    digits = [picture for line in lines for picture in (line, line[::-1])]
     later = read_task((digits, ["x", "y"] * 5), Along(after=tmp_path))
     assert brings(later) == {"earlier model", "linear head", "kept images", FISHER}
     assert len(later.part(KEPT)) + len(later.part(KEPT_VALIDATION)) == len(pictures)
