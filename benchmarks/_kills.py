@@ -41,6 +41,8 @@ NETWORK = "resnet10t_24.omniglot_a_64"
 HANGS_AFTER = 1800.0
 """Seconds after which a start that should end by itself never will."""
 RUBBISH = b"half-written"
+WHOLE = (".json", ".safetensors", ".npy", ".npz", ".html", ".txt")
+"""Kinds of files that commands write beside their place, as NAME.partial or NAME.PROCESS.partial, and then rename."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Tally:
     ends: int = 0
     """Runs that were compared with the one that was left alone."""
     partials: int = 0
-    """Half-written files that kills left, each filled with rubbish before the next start."""
+    """Half-written files that kills left."""
     found: Counter[str] = field(default_factory=Counter)
     """Figure → how often something was wrong."""
 
@@ -279,8 +281,12 @@ def _watch(path: Path, killer: Killer, seen: Seen, over: threading.Event) -> Non
 
 
 def _spoil(place: Path) -> int:
-    """Fill what is half-written with rubbish: whoever takes it for whole will fail on it. How many files."""
-    found = [path for path in place.rglob("*.partial") if path.is_file()]
-    for path in found:
+    """Fill what a kill left half-written with rubbish, and lay such a file beside each that is there: few kills come in the
+    instant in which one is written. Whoever takes it for whole will fail on it. How many the kill had left.
+    """
+    files = [path for path in place.rglob("*") if path.is_file()]
+    left = [path for path in files if path.suffix == ".partial" and path.read_bytes() != RUBBISH]
+    laid = [path.with_name(f"{path.name}{number}.partial") for path in files if path.suffix in WHOLE for number in ("", ".1")]
+    for path in left + laid:
         path.write_bytes(RUBBISH)
-    return len(found)
+    return len(left)

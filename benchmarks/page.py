@@ -120,7 +120,7 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
             ("ends_compared", "runs that went on to their end and were compared with one that was left alone", ""),
             ("different_ends", "of these with another outcome", "0"),
             ("left_running", "processes that outlived the killed command by a minute", "0"),
-            ("partial_files", "half-written files that kills left, filled with rubbish before the next start", ""),
+            ("partial_files", "half-written files that kills left (one is laid beside each whole file as well)", ""),
             ("late_kills", "kills that came too late and were tried again", ""),
         ),
     ),

@@ -121,6 +121,17 @@ def test_what_a_damaged_database_lost_is_seen(own_home: Path, tmp_path: Path) ->
     assert what_is_broken(path)
 
 
+def test_rubbish_is_laid_beside_what_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trial.json").write_text("{}")
+    (tmp_path / "run" / "model.safetensors.77.partial").write_text("half")
+    assert _kills._spoil(tmp_path) == 1
+    rubbish = {path.name for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == _kills.RUBBISH}
+    assert rubbish == {"trial.json.partial", "trial.json.1.partial", "model.safetensors.77.partial"}
+    assert (tmp_path / "run" / "trial.json").read_text() == "{}"
+    assert _kills._spoil(tmp_path) == 0, "what was laid is not what a kill left"
+
+
 def test_the_most_that_was_seen_of_a_trial_is_kept() -> None:
     seen = {"a": (0, 3)}
     note(seen, {"a": (2, 1), "b": (1, 0)})
