@@ -45,14 +45,13 @@ class Growths:
 
     def __init__(self, grown: Mapping[str, Sequence[Grown]], spaces: Mapping[str, Space]) -> None:
         self._spaces = spaces
-        self._records = {name: self._record(name, trials) for name, trials in grown.items() if name in spaces}
-        self._nothing = {name: self._record(name, ()) for name in spaces}
+        self._records = {name: self._record(name, grown.get(name, ())) for name in spaces}
 
     def foretell(self, candidate: Candidate, ended: Sequence[Grown] = ()) -> Growth:
         """Of a paused trial of `candidate`; `ended` are trials by the same strategy on the task itself."""
         name = candidate.strategy
         space = self._spaces[name]
-        others, own = self._records.get(name, self._nothing[name]), self._record(name, ended)
+        others, own = self._records[name], self._record(name, ended)
         gains = np.concatenate([others.gains, own.gains])
         worth = np.repeat((1.0, OWN), (len(others.gains), len(own.gains)))
         apart = np.concatenate([others.places, own.places]) - _place(space, candidate.hyperparameters)

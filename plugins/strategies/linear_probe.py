@@ -38,7 +38,7 @@ class LinearProbe(Strategy):
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
-        """A forward pass, and for each penalty some dozens of steps over the features."""
+        """A forward pass, and for each penalty a number of steps over the features."""
         penalties = len(PATH) if hyperparameters["penalty"] == "chosen" else 1
         return float(backbone.macs) * images + STEPS * penalties * float(backbone.num_features) * images
 
