@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from .home import cache, write_text
 from .records import Backbone, Candidate
-from .space import Value, defaults, draw
+from .space import Space, Value, defaults, draw
 
 if TYPE_CHECKING:
     from .strategy import Strategy
@@ -66,9 +69,22 @@ def propose(
 def _pool(strategy: type[Strategy], seed: str, met: frozenset[str], kept: float) -> list[dict[str, Value]]:
     """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose. Drawn once."""
     space = strategy.space
-    draws = [draw(space, f"{seed}/{index}", kept=kept) for index in range(POOL)] if space else []
+    draws = _draws(space, seed, kept) if space else []
     fit = [values for values in (defaults(space), *draws) if strategy.requires(values) <= met]
     return list({tuple(values.items()): values for values in fit}.values())
+
+
+def _draws(space: Space, seed: str, kept: float) -> list[dict[str, Value]]:
+    """`POOL` draws, kept among the caches: for all strategies of a task they take a second of each advice."""
+    key = hashlib.sha256(repr((POOL, seed, kept, dict(space))).encode()).hexdigest()
+    path = cache() / "draws" / f"{key[:32]}.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        draws = [draw(space, f"{seed}/{index}", kept=kept) for index in range(POOL)]
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(draws))
+        return draws
 
 
 def _settings(pool: list[dict[str, Value]], count: int, *, offset: int) -> list[dict[str, Value]]:

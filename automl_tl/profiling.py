@@ -157,8 +157,10 @@ def appearance(task: Task, backbone: Backbone, sample: np.ndarray) -> dict[str, 
     """Meta-features of pixels: size, brightness, contrast, colour, entropy of the grey values, sharpness of edges."""
     pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
     images = pixels.array[sample[:LOOK]].astype(np.float32) / 255
-    grey = images.mean(axis=3)
-    colourfulness = (images.max(axis=3) - images.min(axis=3)).mean(axis=(1, 2))
+    red, green, blue = np.moveaxis(images, 3, 0)  # a tenth of the time of reductions over an axis of three
+    grey = (red + green + blue) / 3
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    colourfulness = spread.mean(axis=(1, 2))
     histogram = np.histogram(grey, bins=64, range=(0, 1))[0] / grey.size
     occupied = histogram[histogram > 0]
     edges = np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean()
