@@ -165,7 +165,6 @@ def rows_of(experience: Experience) -> Rows:
 
 def distinct(hyperparameters: Sequence[Mapping[str, Value]]) -> tuple[list[Mapping[str, Value]], np.ndarray]:
     """The objects among them, each once, and the position of each entry's: many candidates and trials share theirs."""
-    place: dict[int, int] = {}
-    codes = np.fromiter((place.setdefault(id(v), len(place)) for v in hyperparameters), np.int64, len(hyperparameters))
-    first = np.unique(codes, return_index=True)[1]
+    own = np.fromiter(map(id, hyperparameters), np.int64, len(hyperparameters))
+    _, first, codes = np.unique(own, return_index=True, return_inverse=True)
     return [hyperparameters[row] for row in first.tolist()], codes

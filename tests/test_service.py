@@ -719,3 +719,15 @@ def test_no_request_makes_the_server_fail(tmp_path: Path, home: Path, root: Path
     assert len(asked) >= 20, asked
     assert "Traceback" not in server.log.read_text()
     server.end()
+
+
+@pytest.mark.slow
+def test_hundreds_of_clients_beside_jobs_lose_nothing(tmp_path: Path) -> None:
+    """The load run of benchmarks/service.py, whole."""
+    found = tmp_path / "service.json"
+    line = [sys.executable, ROOT / "benchmarks" / "service.py", "--json", found]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(found.read_text(encoding="utf-8"))
+    assert (figures["requests"], figures["lost_requests"], figures["jobs"], figures["lost_jobs"]) == (600, 0, 5, 0)
+    assert 0 < figures["latency_ms_p50"] <= figures["latency_ms_p99"]
