@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 from .errors import ZooError
 from .home import cache, home
 from .networks import RESERVED, Counts, count, create, family, first_line, headless
-from .records import LARGEST_SIDE, Backbone
+from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
 def _is_text(value: Any) -> bool:

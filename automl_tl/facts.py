@@ -10,9 +10,11 @@ from functools import cache
 from typing import Any
 
 from .errors import HistoryError
-from .records import LARGEST_SIDE, Backbone, Candidate, Point, Profile, Trial
+from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone, Candidate, Point, Profile, Trial
 
 STATUSES = ("finished", "stopped", "failed")
+MOST_CROPPED, LARGEST_CROP = 0.1, 2.0
+"""Share of an image's shorter side that is looked at; some networks of timm see more than there is."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,19 @@ def backbone_of(facts: Mapping[str, Any]) -> Backbone:
     for name in ("mean", "std"):
         if not isinstance(facts[name], (list, tuple)) or len(facts[name]) != 3 or not all(map(_is_number, facts[name])):
             raise HistoryError(f"{name}: expected three numbers, but got {facts[name]!r}")
+    if min(facts["std"]) <= 0:
+        raise HistoryError(f"std: expected numbers above 0, but got {facts['std']!r}")
     whole = {"num_classes": 0, "download_bytes": 0, **facts}
     for name in ("num_classes", "download_bytes"):
         _whole(whole, name)
     _amounts(facts, "crop_pct")
+    if not MOST_CROPPED <= facts["crop_pct"] <= LARGEST_CROP:
+        raise HistoryError(f"crop_pct: expected {MOST_CROPPED} to {LARGEST_CROP}, but got {facts['crop_pct']!r}")
     if facts.get("source_accuracy") is not None:
         _amounts(facts, "source_accuracy")
     _texts({"licence": "", "weights": "", "digest": "", **facts}, "interpolation", "licence", "weights", "digest")
+    if facts["interpolation"] not in INTERPOLATIONS:
+        raise HistoryError(f"interpolation: expected one of {', '.join(INTERPOLATIONS)}, but got {facts['interpolation']!r}")
     _object(facts, "kwargs")
     return Backbone(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
 

@@ -25,6 +25,8 @@ FISHER, IMPORTANCE, EXEMPLARS = "fisher", "importance", "exemplars"
 """What a model may remember for a later task, each in a safetensors file of this name beside it (see `memory`)."""
 PUBLIC = "public"
 """Images that every federated client may see; nobody uses their labels."""
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+"""How an image may be made smaller."""
 LARGEST_SIDE = 4096
 """Pixels of the images that a network may ask for."""
 

@@ -30,6 +30,11 @@ class Target:
     """Bytes, and a folder of its own to put them in. Raises AutomlError where it refuses them."""
 
 
+WHOLE, PART = "\x1e", "\x1f"
+"""Between the files or classes of an input, and between the parts of one, so that any bytes are an input."""
+MOST = 20
+"""Classes of an input, and files of a class."""
+FACTS = ("tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl")
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(secret.png) (r) file pop showpage\n%%EOF\n"
 OTHERS = (
     EPS,
@@ -136,22 +141,24 @@ def _lay_images(folder: Path) -> None:
 
 
 def make_folder(rng: random.Random) -> bytes:
-    """A list of paths, as JSON: what `take_folder` lays out."""
+    """Classes, each its name and the kinds of its files: what `take_folder` lays out, and whatever becomes of the bytes."""
     classes = [rng.choice(TEXTS) if rng.random() < 0.5 else letter for letter in "abc"[: rng.randrange(1, 4)]]
     kinds = ["file"] * 20 + ["link", "loop", "out", "pipe", "folder"]
-    return json.dumps([[name, [rng.choice(kinds) for _ in range(rng.randrange(2, 6))]] for name in classes]).encode()
+    told = [PART.join([name, *(rng.choice(kinds) for _ in range(rng.randrange(2, 6)))]) for name in classes]
+    return WHOLE.join(told).encode("utf-8", "surrogatepass")
 
 
 def take_folder(data: bytes, folder: Path) -> None:
     from automl_tl import load_task
 
     root = folder / "images"
-    for name, kinds in json.loads(data):
-        place = root / (name.replace("/", "∕").replace("\0", "")[:80] or "empty")
-        if name in (".", "..") or any("\ud800" <= letter <= "\udfff" for letter in name):
+    root.mkdir()
+    for name, *kinds in (told.split(PART) for told in data.decode("utf-8", "replace").split(WHOLE)[:MOST]):
+        if name in (".", ".."):
             continue
-        place.mkdir(parents=True, exist_ok=True)
-        for number, kind in enumerate(kinds):
+        place = root / (name.replace("/", "∕").replace("\0", "")[:80] or "empty")
+        place.mkdir(exist_ok=True)
+        for number, kind in enumerate(kinds[:MOST]):
             _lay(place / f"{number}.png", kind, pictures()[number], folder.parent / "outside")
     load_task(root)
 
@@ -205,27 +212,27 @@ def _facts() -> dict[str, list[dict[str, Any]]]:
 
 
 def make_facts(rng: random.Random) -> bytes:
-    """A folder of facts, as JSON: the texts of its files, one of them spoilt."""
+    """A folder of facts: its files one after another, one of them spoilt."""
     table = "fingerprint,name,source_dataset,classes,train,validation,test\nf1,t,s,2,10,2,2\n"
-    files = {"tasks.csv": table.encode()}
+    files = [table.encode()]
     wicked = rng.choice(("tasks", "backbones", "profiles", "trials"))
     for name, facts in _facts().items():
         lines = [as_json(spoilt_json(one, rng), rng) if name == wicked else json.dumps(one).encode() for one in facts]
-        files[f"{name}.jsonl"] = b"\n".join(lines)
+        files.append(b"\n".join(lines))
     if wicked == "tasks":
         cells = table.split(",")
         cells[rng.randrange(len(cells))] = rng.choice(TEXTS)
         text = ",".join(cells).encode("utf-8", "surrogatepass")
-        files["tasks.csv"] = spoilt(text, [text], rng) if rng.random() < 0.5 else text
-    return json.dumps({name: text.decode("latin-1") for name, text in files.items()}).encode()
+        files[0] = spoilt(text, [text], rng) if rng.random() < 0.5 else text
+    return WHOLE.encode().join(files)
 
 
 def take_facts(data: bytes, folder: Path) -> None:
     from automl_tl.history import open_history
 
     (folder / "facts").mkdir()
-    for name, text in json.loads(data).items():
-        (folder / "facts" / name).write_bytes(text.encode("latin-1"))
+    for name, text in zip(FACTS, data.split(WHOLE.encode()), strict=False):
+        (folder / "facts" / name).write_bytes(text)
     home = Path(os.environ["AUTOML_TL_HOME"])
     with open_history(home / "facts.db") as history:
         history.import_facts(folder / "facts")

@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +114,9 @@ def model_of(card: Any, folder: Path) -> Path:
         ({"kwargs": {"pretrained_cfg": {"file": "evil.pth"}}}, "'pretrained_cfg' is not for a card to say"),
         ({"kwargs": {"depths": [10**9, 1, 1, 1]}}, "a number above 100,000 makes no network"),
         ({"input_size": 10**6}, "input_size: expected at most 4096 pixels"),
+        ({"interpolation": "%s%n"}, "interpolation: expected one of nearest, bilinear, bicubic, but got '%s%n'"),
+        ({"crop_pct": 0}, "crop_pct: expected 0.1 to 2.0, but got 0"),
+        ({"std": [1.0, 0.0, 1.0]}, "std: expected numbers above 0"),
         ({"num_features": 10**12}, "model.safetensors does not fit its card"),
     ],
 )
@@ -163,3 +168,17 @@ def test_a_few_of_the_fuzzers_inputs(name: str, tmp_path: Path, nothing_runs: No
     shutil.rmtree(scratch)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["outside", "secret.png"]
     assert os.listdir(outside) == ["secret.png"]
+
+
+def test_coverage_leads_the_fuzzer(tmp_path: Path) -> None:
+    """atheris follows the branches of automl_tl: its figures are printed, and what it tried is counted."""
+    pytest.importorskip("atheris", reason="atheris is only there for Linux on x86-64")
+    line = [sys.executable, Path(targets.__file__).with_name("hostile.py"), "--guided", "--target", "manifests", "--seconds", "2"]
+    environment = {**os.environ, "AUTOML_TL_HOME": str(tmp_path / "home")}
+    done = subprocess.run([*line, "--inside", tmp_path], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["inputs"] > 50
+    assert (found["crashes"], found["hangs"], found["escapes"]) == ({}, {}, {})
+    assert "Instrumenting automl_tl" in done.stderr
+    assert max(int(number) for number in re.findall(r"cov: (\d+)", done.stderr)) > 50

@@ -368,9 +368,30 @@ def encrypted() -> io.BytesIO:
     return io.BytesIO(bytes(data))
 
 
+def of_the_future() -> io.BytesIO:
+    """An entry that asks for a reader of version 23.5."""
+    data = bytearray(zipped(("a/1.png", b"x")).getvalue())
+    at = data.index(b"PK\x01\x02") + 6
+    data[at : at + 2] = (235).to_bytes(2, "little")
+    return io.BytesIO(bytes(data))
+
+
+def nameless() -> io.BytesIO:
+    """The only entry has a name of no letters."""
+    data = bytearray(zipped(("a", b"x")).getvalue())
+    at = data.index(b"PK\x01\x02")
+    data[at + 28 : at + 30] = b"\0\0"
+    del data[at + 46]
+    end = data.index(b"PK\x05\x06")
+    data[end + 12 : end + 16] = (end - at).to_bytes(4, "little")
+    return io.BytesIO(bytes(data))
+
+
 @pytest.mark.parametrize(
     ("archive", "named"),
     [
+        (of_the_future, "cannot be unpacked: zip file version 23.5"),
+        (nameless, "'', which is no name for a file"),
         (lambda: zipped(("../evil.png", b"x")), "leads out"),
         (lambda: zipped(("a/../../evil.png", b"x")), "leads out"),
         (lambda: zipped(("/etc/evil.png", b"x")), "leads out"),

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automl_tl.augment import normalise
-from automl_tl.cards import INTERPOLATIONS
 from automl_tl.errors import AutomlError, InputError
 from automl_tl.home import write_text
 from automl_tl.model import Model
+from automl_tl.records import INTERPOLATIONS
 
 from .predictor import Predictor, batched
 

@@ -46,7 +46,7 @@ def unpack(archive: IO[bytes], folder: Path) -> Unpacked:
             wanted, passed_over = _check(file.infolist(), _size(archive))
             _check_room(folder, sum(entry.file_size for entry in wanted.values()))
             written = sum(_write(file, entry, folder / name) for name, entry in wanted.items())
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OverflowError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OverflowError, NotImplementedError) as error:
         raise InputError(f"the archive cannot be unpacked: {error}; send a zip of CLASS/FILE") from None
     except OSError as error:
         raise InputError(f"the archive cannot be unpacked: {error.strerror}: {Path(error.filename or '').name!r}") from None
@@ -95,7 +95,8 @@ def _inside(entry: zipfile.ZipInfo) -> PurePosixPath:
         raise InputError(f"the archive has {name!r}, a {'link' if stat.S_ISLNK(kind) else 'special file'}; pack files only")
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or (len(name) > 1 and name[1] == ":"):
         raise InputError(f"the archive has {name!r}, which leads out of it; pack with relative names and forward slashes")
-    if any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts) or not name.isprintable():
+    too_long = any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts)
+    if not name or too_long or not name.isprintable():
         raise InputError(f"the archive has {name[:80]!r}, which is no name for a file")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"the archive's {name!r} is packed in an unusual way; pack with plain zip (deflate)")
