@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from .errors import InputError
 
@@ -24,6 +25,18 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """What is read, whatever a file is called: Pillow knows more, and hands some of it to other programs (EPS to Ghostscript)."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 _METHODS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the orientation in EXIF."""
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error)
+"""What Pillow's readers raise where bytes are not what they say."""
 _MANY_BITS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -43,13 +56,24 @@ def read_image(source: Any, *, where: str = "", least: int | None = None) -> Ima
                 raise Image.DecompressionBombError
             if least is not None and image.format == "JPEG":
                 image.draft("RGB", (least, least))
-            return _rgb(ImageOps.exif_transpose(image), where)
+            return _rgb(_upright(image), where)
     except InputError:
         raise
     except Image.DecompressionBombError:
         raise InputError(f"{where}: has more than the {MOST_PIXELS:,} pixels that are read; scale it down") from None
-    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, OverflowError) as error:
+    except DAMAGED as error:
         raise InputError(f"{where}: cannot be read as an image: {_line(error)}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF says, or as it is stored where that is damaged. Pillow's `exif_transpose` writes the EXIF anew, and fails where
+    it cannot."""
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except DAMAGED:
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 _reading = 0

@@ -113,6 +113,7 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
         FAULTS,
         (
             ("hostile_inputs", "hostile inputs tried", ""),
+            ("hostile_inputs_guided", "of these led by coverage (atheris)", ""),
             ("crashes", "crashes", "0"),
             ("hangs", "hangs", "0"),
             ("escapes", "escapes", "0"),

@@ -173,9 +173,12 @@ def test_a_few_of_the_fuzzers_inputs(name: str, tmp_path: Path, nothing_runs: No
 def test_coverage_leads_the_fuzzer(tmp_path: Path) -> None:
     """atheris follows the branches of automl_tl: its figures are printed, and what it tried is counted."""
     pytest.importorskip("atheris", reason="atheris is only there for Linux on x86-64")
-    line = [sys.executable, Path(targets.__file__).with_name("hostile.py"), "--guided", "--target", "manifests", "--seconds", "2"]
+    line = [sys.executable, Path(targets.__file__).with_name("hostile.py"), "--guided", "--target", "manifests"]
+    line += ["--seconds", "2", "--inside", tmp_path]
     environment = {**os.environ, "AUTOML_TL_HOME": str(tmp_path / "home")}
-    done = subprocess.run([*line, "--inside", tmp_path], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [*line, "--inside", tmp_path], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["inputs"] > 50

@@ -234,6 +234,13 @@ def test_what_is_not_an_image_is_named(source: Any, message: str) -> None:
         read_image(source)
 
 
+def test_exif_that_cannot_be_written_again_does_not_matter() -> None:
+    """Orientation 3, and a resolution that is a text: Pillow reads both, but could not store them again."""
+    entries = struct.pack("<HHI4s", ORIENTATION, 3, 1, b"\3\0\0\0") + struct.pack("<HHI4s", 0x011A, 2, 2, b"7\0\0\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + b"\0\0\0\0"
+    np.testing.assert_array_equal(seen(encoded(Image.fromarray(UPRIGHT), "PNG", exif=exif)), UPRIGHT[::-1, ::-1])
+
+
 def test_damaged_exif_does_not_matter(photographs: list[Image.Image]) -> None:
     damaged = encoded(photographs[0], "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xffgarbage")
     assert seen(damaged).shape[2] == 3
