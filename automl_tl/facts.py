@@ -167,7 +167,9 @@ def _amounts(facts: Mapping[str, Any], *names: str) -> None:
 
 def _is_number(value: Any) -> bool:
     """Finite, and a double: what SQLite and JSON keep."""
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    if isinstance(value, int):
+        return not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return isinstance(value, float) and abs(value) <= sys.float_info.max
 
 
 def _object(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -58,7 +58,8 @@ class Run:
     wrong: Callable[[Path, object], Iterable[tuple[str, str]]] = lambda database, expected: ()
     """What is lost besides trials, as figure and words; of the database's copy after a kill and the outcome to come."""
     complete: Callable[[Path, object], bool] = lambda database, expected: False
-    """Whether a kill came when all was done: then the next start has nothing to do, and is left alone."""
+    """Whether the next start is to be left alone: a kill came when all was done, or one more would be taken for the command's
+    own doing."""
     attend: Callable[[subprocess.Popen[bytes]], object] = lambda process: process.wait()
     """What is done beside the command while it runs."""
     ends: tuple[int, ...] = (0,)

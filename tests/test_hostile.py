@@ -156,6 +156,18 @@ def test_a_cell_longer_than_csv_takes_is_named(tmp_path: Path) -> None:
         history.import_facts(tmp_path)
 
 
+@pytest.mark.parametrize("number", [10**30, -(2**63) - 1])
+def test_a_number_that_no_database_keeps_is_named(number: int, tmp_path: Path) -> None:
+    facts = targets._facts()
+    profile = {**facts["profiles"][0], "meta": {"images": number}}
+    table = "fingerprint,name,source_dataset,classes,train,validation,test\nf1,t,s,2,10,2,2\n"
+    (tmp_path / "tasks.csv").write_text(table)
+    for name, lines in {**facts, "profiles": [profile]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with open_history() as history, pytest.raises(HistoryError, match=r"profiles\.jsonl line 1: .*images"):
+        history.import_facts(tmp_path)
+
+
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_a_few_of_the_fuzzers_inputs(name: str, tmp_path: Path, nothing_runs: None) -> None:
     """Taken or refused by an error of ours; nothing lies outside afterwards."""
