@@ -70,7 +70,7 @@ def _upright(image: Image.Image) -> Image.Image:
     it cannot."""
     image.load()
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
     except DAMAGED:
         return image
     return image if turn is None else image.transpose(turn)
