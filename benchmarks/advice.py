@@ -20,12 +20,14 @@ the first three of another way's order; validation scores choose one of them.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from _report import arguments, table, write
+from scipy.stats import weightedtau
 
 from automl_tl import registry
 from automl_tl.cost import CostModel
@@ -60,10 +62,14 @@ class Tally:
     first_hindsight: list[float] = field(default_factory=list)
     best_of_three_hindsight: list[float] = field(default_factory=list)
     ndcg10: list[float] = field(default_factory=list)
+    kendall: list[float] = field(default_factory=list)
+    """Weighted tau (Vigna, 2015) of the order with the test accuracies: what is first counts most."""
 
     def add(self, order: Sequence[int], scores: Scores, three: Sequence[int] = ()) -> None:
         """`order`: positions of candidates, best first; `three`: those to be tried, if not its first."""
         order = list(order)
+        if len(order) > 1:
+            self.kendall.append(float(weightedtau(-np.arange(len(order)), scores.test[order]).statistic))
         first, best = order[0], max(three or order[:3], key=lambda position: scores.validation[position])
         everything = scores.test[scores.validation.argmax()]
         for against, firsts, threes in (
@@ -205,6 +211,9 @@ def _simpler_ways(result: Result, left: LeftOut) -> None:
         return np.lexsort((chance, -np.array(values))).tolist()
 
     result.add("best on average", by(lambda c: pairs.get((c.backbone, c.strategy), -1.0)), scores)
+    wins, nearest = _wins(left.known), _nearest(left)
+    result.add("most often best", by(lambda c: wins.get((c.backbone, c.strategy), 0)), scores)
+    result.add("nearest task by profile", by(lambda c: nearest.get((c.backbone, c.strategy), -1.0)), scores)
 
     def by_network(merit: Callable[[str], float]) -> list[int]:
         """By the network, and then by how the strategy stood."""
@@ -232,6 +241,37 @@ def _standings(known: Experience) -> tuple[dict[tuple[str, str], float], dict[st
     return {k: float(np.mean(v)) for k, v in pairs.items()}, {k: float(np.mean(v)) for k, v in strategies.items()}
 
 
+def _wins(known: Experience) -> Counter[tuple[str, str]]:
+    """On how many tasks each backbone × strategy had the best trial."""
+    trials = known.trials
+    best = (rows[trials.score[rows].argmax()] for rows in (np.flatnonzero(trials.task == task) for task in set(trials.task)))
+    return Counter((trials.backbone[row], trials.strategy[row]) for row in best)
+
+
+def _nearest(left: LeftOut) -> dict[tuple[str, str], float]:
+    """How each backbone × strategy stood, at its best, in the task most like this one of those that tried it.
+
+    Alike: by all meta-features that both profiles have, as logarithms, in standard deviations of the known tasks.
+    """
+    trials, own = left.known.trials, left.profile.meta
+    tasks = sorted(set(trials.task))
+    names = sorted(name for name in own if all(name in left.known.profiles[task].meta for task in tasks))
+    table = np.array([[left.known.profiles[task].meta[name] for name in names] for task in tasks])
+    here = np.array([own[name] for name in names])
+    table, here = (np.sign(each) * np.log1p(np.abs(each)) for each in (table, here))
+    apart = (((table - here) / np.maximum(table.std(axis=0), 1e-9)) ** 2).sum(axis=1)
+    found: dict[tuple[str, str], float] = {}
+    for place in np.argsort(apart, kind="stable"):
+        rows = np.flatnonzero(trials.task == tasks[place])
+        standing = trials.score[rows].argsort().argsort() / max(len(rows) - 1, 1)
+        best: dict[tuple[str, str], float] = {}
+        for row, value in zip(rows, standing.tolist(), strict=True):
+            pair = (trials.backbone[row], trials.strategy[row])
+            best[pair] = max(value, best.get(pair, 0.0))
+        found = best | found
+    return found
+
+
 def _seconds(result: Result, left: LeftOut) -> None:
     trials = left.trials
     predicted, _ = left.costs.predict(left.candidates, float(trials.images[0]), left.known.backbones)
@@ -253,6 +293,11 @@ def figures(result: Result, experience: Experience) -> dict[str, float]:
         "best_on_average_regret_first": np.mean(average.first),
         "random_regret_first": np.mean(result.ways["random"].first),
         "ndcg10": np.mean(ours.ndcg10),
+        "weighted_kendall": np.mean(ours.kendall),
+        "best_on_average_weighted_kendall": np.mean(average.kendall),
+        "most_often_best_regret_first": np.mean(result.ways["most often best"].first),
+        "nearest_task_regret_first": np.mean(result.ways["nearest task by profile"].first),
+        "biggest_network_regret_first": np.mean(result.ways["biggest network"].first),
         "coverage90": np.mean(result.covered),
         "seconds_factor_median": np.median(result.factors),
         "advise_seconds": np.median(result.advise_seconds),
@@ -290,10 +335,15 @@ def main() -> None:
     ways = sorted(result.ways.items(), key=lambda pair: float(np.mean(pair[1].first)))
     columns = ("first", "best_of_three", "first_hindsight", "best_of_three_hindsight")
     rows = [
-        (way, *(f"{np.mean(getattr(tally, column)):.2f}" for column in columns), f"{np.mean(tally.ndcg10):.3f}")
+        (
+            way,
+            *(f"{np.mean(getattr(tally, column)):.2f}" for column in columns),
+            f"{np.mean(tally.ndcg10):.3f}",
+            f"{np.mean(tally.kendall):.3f}",
+        )
         for way, tally in ways
     ]
-    heads = ("way", "first", "best of three", "first, hindsight", "best of three, hindsight", "NDCG@10")
+    heads = ("way", "first", "best of three", "first, hindsight", "best of three, hindsight", "NDCG@10", "weighted tau")
     table("Regret on source datasets left out, points of test accuracy", heads, rows)
     table("Figures", ("figure", "value"), [(name, f"{value:g}") for name, value in found.items()])
     write(options.json, found)
