@@ -35,7 +35,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """By the orientation in EXIF."""
-DAMAGED = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error)
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error)
 """What Pillow's readers raise where bytes are not what they say."""
 _MANY_BITS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -61,7 +61,7 @@ def read_image(source: Any, *, where: str = "", least: int | None = None) -> Ima
         raise
     except Image.DecompressionBombError:
         raise InputError(f"{where}: has more than the {MOST_PIXELS:,} pixels that are read; scale it down") from None
-    except DAMAGED as error:
+    except _DAMAGED as error:
         raise InputError(f"{where}: cannot be read as an image: {_line(error)}") from None
 
 
@@ -71,7 +71,7 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         turn = _TURNS.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
-    except DAMAGED:
+    except _DAMAGED:
         return image
     return image if turn is None else image.transpose(turn)
 
