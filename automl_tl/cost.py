@@ -33,6 +33,8 @@ FEWEST, MOST = 30, 50_000
 OVERHEAD = 2.0
 """Without history: training reaches half of the calibrated speed (batches are prepared, scores taken)."""
 MEASUREMENTS = 5
+DEPTHWISE = frozenset({"convnext", "efficientnet", "ghostnet", "mcunet", "mnasnet", "mobilenet", "proxyless", "xception"})
+"""Families whose networks a processor does not train in bf16; see `device.precision`, which looks into the network."""
 _CALIBRATED: dict[tuple[Path, str], float] = {}
 START_SECONDS = 0.2
 START_MB = 400.0
@@ -56,7 +58,7 @@ class CostModel:
     """Predicts seconds and memory: multiply-adds over speed, corrected by what the history says of such work."""
 
     speed: float
-    """Of this machine, in multiply-adds a second."""
+    """Of this machine in fp32, in multiply-adds a second."""
     strategies: Mapping[str, type[Strategy]]
     known: tuple[str, ...] = ()
     """Strategies of the history, in the order of their codes."""
@@ -64,17 +66,19 @@ class CostModel:
     """LightGBM booster of log(seconds · speed / multiply-adds); None: no history."""
     memory: Any = None
     """LightGBM booster of log(MB); None: no history."""
+    gain: float = 1.0
+    """How many times `speed` this machine reaches with networks that it trains in bf16."""
 
     @classmethod
     def learn(
         cls, experience: Experience, *, strategies: Mapping[str, type[Strategy]], speed: float | None = None, seed: int = 0
     ) -> CostModel:
-        """Fit both models to the finished trials; `speed` is measured where it is not given."""
-        here = calibrate() if speed is None else speed
+        """Fit both models to the finished trials; `speed`, where it is given, is that of all networks, else this machine's."""
+        here, gain = (speed, 1.0) if speed is not None else (calibrate(), calibrate(bf16=True) / calibrate())
         trials = experience.trials
         rows = np.flatnonzero((trials.seconds > 0) & np.isfinite(trials.speed) & (trials.speed > 0))
         if len(rows) < FEWEST:
-            return cls(here, strategies)
+            return cls(here, strategies, gain=gain)
         if len(rows) > MOST:
             rows = np.sort(np.random.default_rng(seed).choice(rows, MOST, replace=False))
         candidates = [Candidate(trials.backbone[i], trials.strategy[i], trials.hyperparameters[i]) for i in rows.tolist()]
@@ -84,7 +88,7 @@ class CostModel:
         measured = trials.memory_mb[rows] > 0
         enough = measured.sum() >= FEWEST
         memory = _fit(features[measured], np.log(trials.memory_mb[rows][measured]), seed) if enough else None
-        return cls(here, strategies, known, _fit(features, inefficiency, seed), memory)
+        return cls(here, strategies, known, _fit(features, inefficiency, seed), memory, gain)
 
     def predict(
         self, candidates: Sequence[Candidate], images: float, backbones: Mapping[str, Backbone]
@@ -92,10 +96,12 @@ class CostModel:
         """Median seconds on this machine and peak memory in MB, one of each a candidate, for `images` training images."""
         count = np.full(len(candidates), images, dtype=np.float64)
         work, features = _describe(candidates, count, backbones, self.strategies, self.known)
+        gains = {name: 1.0 if backbone.family in DEPTHWISE else self.gain for name, backbone in backbones.items()}
+        speed = self.speed * np.array([gains[candidate.backbone] for candidate in candidates])
         if self.seconds is None:
-            seconds = START_SECONDS + OVERHEAD * work / self.speed
+            seconds = START_SECONDS + OVERHEAD * work / speed
         else:
-            seconds = work / self.speed * np.exp(predict_by(self.seconds, features))
+            seconds = work / speed * np.exp(predict_by(self.seconds, features))
         memory = _memory_formula(features) if self.memory is None else np.exp(predict_by(self.memory, features))
         return seconds, memory
 
@@ -167,8 +173,13 @@ def _memory_formula(features: np.ndarray) -> np.ndarray:
     return np.asarray(START_MB + 4 * (4 * features[:, 4] + batch * features[:, 5] / 30) / 2**20)
 
 
-def calibrate(*, seconds: float = 0.3) -> float:
-    """This machine's speed: multiply-adds a second of training a small convolution.
+def speed_for(backbone: Backbone) -> float:
+    """What `calibrate` says of networks such as this one."""
+    return calibrate(bf16=backbone.family not in DEPTHWISE)
+
+
+def calibrate(*, bf16: bool = False, seconds: float = 0.3) -> float:
+    """This machine's speed: multiply-adds a second of training a small convolution, in fp32 or, where it has that, in bf16.
 
     One forward and backward pass of a 3×3 convolution, 64 → 64 channels, on 8×64×32×32; the fastest tenth of as many as
     fit into `seconds`. What else the machine was doing at that moment should not count for ever: each of the first
@@ -177,21 +188,23 @@ def calibrate(*, seconds: float = 0.3) -> float:
     """
     import torch
 
-    from .device import device, hardware
+    from .device import device, hardware, multiplies_bf16
 
+    dtype = torch.bfloat16 if bf16 and multiplies_bf16() else torch.float32
     path = home() / "speed.json"
     key = f"{hardware()}, {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, workload {WORKLOAD}"
+    key += ", bf16" if dtype == torch.bfloat16 else ""
     if (path, key) not in _CALIBRATED:
         known: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         found = known.get(key, [])
         if len(found) < MEASUREMENTS:
-            known[key] = found = [*found, _measure(device(), seconds)]
+            known[key] = found = [*found, _measure(device(), dtype, seconds)]
             write_text(path, json.dumps(known, indent=1))
         _CALIBRATED[path, key] = max(found)
     return _CALIBRATED[path, key]
 
 
-def _measure(device: torch.device, seconds: float) -> float:
+def _measure(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
     import torch
 
     layer = torch.nn.Conv2d(64, 64, 3, padding=1, device=device)
@@ -199,19 +212,23 @@ def _measure(device: torch.device, seconds: float) -> float:
     work = 3 * 8 * 32 * 32 * 64 * 64 * 9
     taken: list[float] = []
     for _ in range(3):  # the first passes choose algorithms and fill caches
-        _pass(layer, images)
+        _pass(layer, images, dtype)
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(taken) < 3:
         start = time.perf_counter()
-        _pass(layer, images)
+        _pass(layer, images, dtype)
         taken.append(time.perf_counter() - start)
     return float(work / np.quantile(taken, 0.1))
 
 
-def _pass(layer: torch.nn.Conv2d, images: torch.Tensor) -> None:
+def _pass(layer: torch.nn.Conv2d, images: torch.Tensor, dtype: torch.dtype) -> None:
     import torch
 
-    layer(images).sum().backward()
+    from .device import autocast
+
+    with autocast(dtype):
+        result = layer(images)
+    result.sum().backward()
     if images.device.type != "cpu":
         torch.accelerator.synchronize()
 

@@ -49,14 +49,13 @@ def precision(net: nn.Module) -> torch.dtype:
     """
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device().type == "cpu" and _multiplies_bf16() and not _has_depthwise(net):
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if multiplies_bf16() and not _has_depthwise(net) else torch.float32
 
 
 @cache
-def _multiplies_bf16() -> bool:
-    return not _cpu_flags().isdisjoint(("amx_bf16", "avx512_bf16"))
+def multiplies_bf16() -> bool:
+    """Whether this device is a processor with instructions for it."""
+    return device().type == "cpu" and not _cpu_flags().isdisjoint(("amx_bf16", "avx512_bf16"))
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -90,9 +90,9 @@ class Search:
     stuck: set[str] = field(default_factory=set)
     """Paused trials that cannot go on in the time."""
     taken: float = 0.0
-    """Seconds of the finished trials."""
+    """Seconds of the trials that went well."""
     foreseen: float = 0.0
-    """Seconds that were predicted for them."""
+    """Seconds that were predicted for as far as they came."""
     training: dict[str, Training] = field(default_factory=dict)
     """By trial; what workers do now."""
 

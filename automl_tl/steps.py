@@ -32,7 +32,9 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
     recalled = id_ in state.earlier
     if recalled:
         whole = state.earlier[id_]
-        state.trials[id_] = _as_of(whole, epochs)
+        known = _as_of(whole, epochs)
+        _count(state, item, known)
+        state.trials[id_] = known
         if state.trials[id_] is whole:
             del state.earlier[id_]
     before = state.trials.get(id_)
@@ -154,14 +156,30 @@ def settle_next(state: Search) -> None:
 
 def _settle(state: Search, item: Ranked, trial: Trial) -> None:
     """What came of a step, for good."""
-    if trial.status == "finished":
-        state.taken, state.foreseen = state.taken + trial.seconds, state.foreseen + item.seconds
+    _count(state, item, trial)
     if trial.status == "stopped" and epochs_of(trial) <= epochs_of(state.trials.get(trial.id)):  # no further epoch fits
         state.stuck.add(trial.id)
     record_trial(state, trial)
     if trial.status != "stopped":
         shutil.rmtree(state.folder / "trials" / trial.id / "checkpoints", ignore_errors=True)
     _tell(state, "finished", trial)
+
+
+def _count(state: Search, item: Ranked, trial: Trial) -> None:
+    """How long a trial took until now, against what was predicted; once, however often it was paused."""
+    before = state.trials.get(trial.id)
+    for sign, one in ((-1, before), (1, trial)):
+        if one is not None and one.status in ("finished", "stopped"):
+            state.taken += sign * (one.curve[-1].seconds if one.curve else one.seconds)
+            state.foreseen += sign * item.seconds * _share(one)
+
+
+def _share(trial: Trial) -> float:
+    """Of its epochs that it has trained."""
+    epochs = trial.candidate.hyperparameters.get("epochs")
+    if trial.status == "finished" or not isinstance(epochs, (int, float)):
+        return 1.0
+    return min(epochs_of(trial) / epochs, 1.0)
 
 
 def _tell(state: Search, event: str, *words: Any) -> None:

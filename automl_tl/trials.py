@@ -77,7 +77,12 @@ def run_trial(
     limits = limits or Limits()
     start = time.perf_counter()
     trial = Trial(
-        trial_id(task.fingerprint, candidate, seed), task.fingerprint, candidate, seed, "failed", provenance=provenance(command)
+        trial_id(task.fingerprint, candidate, seed),
+        task.fingerprint,
+        candidate,
+        seed,
+        "failed",
+        provenance=provenance(command, backbone),
     )
     folder.mkdir(parents=True, exist_ok=True)
     release_memory()  # of the trial before
@@ -257,13 +262,13 @@ def pixels_of(task: Task, backbone: Backbone) -> data.Pixels:
     return data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
 
 
-def provenance(command: str) -> Mapping[str, Any]:
+def provenance(command: str, backbone: Backbone) -> Mapping[str, Any]:
     """Where a figure comes from."""
     packages = {name: version(name) for name in ("automl_tl", "torch", "timm")}
     return {
         "command": command,
         "versions": {"python": platform.python_version(), **packages},
         "hardware": hardware(),
-        "speed": cost.calibrate(),
+        "speed": cost.speed_for(backbone),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from automl_tl.crowning import RULE
 from automl_tl.errors import BudgetError
 from automl_tl.history import open_history
 from automl_tl.model import load
-from automl_tl.records import TEST
+from automl_tl.progress import UNSURE, Search
+from automl_tl.records import TEST, Point
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.trials import probabilities_on
@@ -110,10 +113,23 @@ def test_budgets_are_kept(tmp_path: Path, budget: str) -> None:
 def test_a_budget_of_seconds_is_kept(tmp_path: Path) -> None:
     items = [ranked("fine-tuning", QUICK, 0.9, seconds=3.0, epochs=40, rate=0.001 * (i + 1)) for i in range(4)]
     outcome = run(items, tmp_path, "6s")
-    longest = max(
-        second.seconds - first.seconds for t in outcome.trials for first, second in zip(t.curve, t.curve[1:], strict=False)
-    )
+    ends = [[0.0, *(point.seconds for point in trial.curve)] for trial in outcome.trials]
+    longest = max(later - sooner for seconds in ends for sooner, later in pairwise(seconds))
     assert outcome.seconds < 6 + 3 * longest + 3, "no epoch begins that would end too late; judging and saving come on top"
+
+
+def test_what_a_paused_trial_took_corrects_what_is_expected_of_the_others() -> None:
+    """Predicted 30 s, took 2 s for a third: as the whole takes 6, others are expected to take less, too, and each second counts
+    once, when the trial is paused and when it ends."""
+    item, other = ranked("fine-tuning", QUICK, 0.9, seconds=30.0, epochs=3), ranked("fine-tuning", TINY, 0.8, seconds=60.0)
+    points = [Point(epoch, 2.0 * epoch, 1.0, 0.5, 100.0) for epoch in (1, 2, 3)]
+    state = SimpleNamespace(trials={}, taken=0.0, foreseen=0.0)
+    for status, curve in (("stopped", points[:1]), ("stopped", points[:2]), ("finished", points)):
+        trial = Trial("a", "task", item.candidate, 0, status, curve=tuple(curve), seconds=curve[-1].seconds)
+        steps._count(state, item, trial)  # type: ignore[arg-type]
+        state.trials["a"] = trial
+        assert (state.taken, state.foreseen) == (2.0 * len(curve), pytest.approx(10.0 * len(curve)))
+    assert Search.expected_seconds(state, other) == pytest.approx(60 * (6 + UNSURE) / (30 + UNSURE))  # type: ignore[arg-type]
 
 
 def test_a_search_that_is_taken_up_again_trains_nothing_twice(tmp_path: Path) -> None:
