@@ -33,8 +33,8 @@ FEWEST, MOST = 30, 50_000
 OVERHEAD = 2.0
 """Without history: training reaches half of the calibrated speed (batches are prepared, scores taken)."""
 MEASUREMENTS = 5
-DEPTHWISE = frozenset({"convnext", "efficientnet", "ghostnet", "mcunet", "mnasnet", "mobilenet", "proxyless", "xception"})
-"""Families whose networks a processor does not train in bf16; see `device.precision`, which looks into the network."""
+DEPTHWISE = ("convnext", "efficientnet", "ghostnet", "mcunet", "mnasnet", "mobilenet", "proxyless", "xception")
+"""How families begin whose networks a processor does not train in bf16; see `device.precision`, which looks into the network."""
 _CALIBRATED: dict[tuple[Path, str], float] = {}
 START_SECONDS = 0.2
 START_MB = 400.0
@@ -96,7 +96,7 @@ class CostModel:
         """Median seconds on this machine and peak memory in MB, one of each a candidate, for `images` training images."""
         count = np.full(len(candidates), images, dtype=np.float64)
         work, features = _describe(candidates, count, backbones, self.strategies, self.known)
-        gains = {name: 1.0 if backbone.family in DEPTHWISE else self.gain for name, backbone in backbones.items()}
+        gains = {name: self.gain if _in_bf16(backbone) else 1.0 for name, backbone in backbones.items()}
         speed = self.speed * np.array([gains[candidate.backbone] for candidate in candidates])
         if self.seconds is None:
             seconds = START_SECONDS + OVERHEAD * work / speed
@@ -175,7 +175,11 @@ def _memory_formula(features: np.ndarray) -> np.ndarray:
 
 def speed_for(backbone: Backbone) -> float:
     """What `calibrate` says of networks such as this one."""
-    return calibrate(bf16=backbone.family not in DEPTHWISE)
+    return calibrate(bf16=_in_bf16(backbone))
+
+
+def _in_bf16(backbone: Backbone) -> bool:
+    return not backbone.family.startswith(DEPTHWISE)
 
 
 def calibrate(*, bf16: bool = False, seconds: float = 0.3) -> float:
