@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic import SPEED, STRATEGIES, Probe, World
 
-from automl_tl.cost import OVERHEAD, START_SECONDS, CostModel, calibrate
+from automl_tl import device
+from automl_tl.backbones import catalogue
+from automl_tl.cost import OVERHEAD, START_SECONDS, CostModel, calibrate, speed_for
 from automl_tl.records import Backbone, Candidate
 from automl_tl.space import Value, defaults
 from automl_tl.strategy import Strategy
@@ -75,6 +78,26 @@ def test_learning_is_deterministic(world: World) -> None:
     candidates = [Candidate(name, "probe", {}) for name in world.backbones]
     first, second = (CostModel.learn(world.experience, strategies={"probe": Probe}, speed=SPEED) for _ in range(2))
     assert np.array_equal(first.predict(candidates, 50, world.backbones), second.predict(candidates, 50, world.backbones))
+
+
+def test_only_networks_that_train_in_bf16_gain_by_it(world: World) -> None:
+    plain, gains = (CostModel(1e9, STRATEGIES, gain=gain) for gain in (1.0, 2.0))
+    backbones = {
+        family: replace(world.backbones["net03"], family=family) for family in ("resnet", "vit", "mobilenetv2", "convnext")
+    }
+    candidates = [Candidate(family, "probe", {}) for family in backbones]
+    before, after = (model.predict(candidates, 100, backbones)[0] - START_SECONDS for model in (plain, gains))
+    assert after / before == pytest.approx([0.5, 0.5, 1.0, 1.0])
+
+
+def test_a_trial_says_the_speed_of_the_precision_that_it_had(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor multiplies bf16: for such networks measured in bf16 and kept apart, for the others in fp32."""
+    monkeypatch.setattr(device, "multiplies_bf16", lambda: True)
+    net = catalogue()["resnet10t_24.tiny_imagenet_64"]
+    speeds = [speed_for(net), speed_for(replace(net, family="mobilenet"))]
+    known = json.loads((own_home / "speed.json").read_text())
+    assert [known[key] for key in sorted(known, key=len, reverse=True)] == [[speed] for speed in speeds]
+    assert [key.endswith("bf16") for key in sorted(known)].count(True) == 1
 
 
 def test_the_machine_is_measured_once_a_process(own_home: Path) -> None:
