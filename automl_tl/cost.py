@@ -7,7 +7,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ class CostModel:
         cls, experience: Experience, *, strategies: Mapping[str, type[Strategy]], speed: float | None = None, seed: int = 0
     ) -> CostModel:
         """Fit both models to the finished trials; `speed`, where it is given, is that of all networks, else this machine's."""
-        here, gain = (speed, 1.0) if speed is not None else (calibrate(), calibrate(bf16=True) / calibrate())
+        here, gain = (speed, 1.0) if speed is not None else (calibrate(), bf16_gain())
         trials = experience.trials
         rows = np.flatnonzero((trials.seconds > 0) & np.isfinite(trials.speed) & (trials.speed > 0))
         if len(rows) < FEWEST:
@@ -174,16 +174,16 @@ def _memory_formula(features: np.ndarray) -> np.ndarray:
 
 
 def speed_for(backbone: Backbone) -> float:
-    """What `calibrate` says of networks such as this one."""
-    return calibrate(bf16=_in_bf16(backbone))
+    """This machine's speed with networks such as this one: `calibrate`, times `bf16_gain` for those that it trains in bf16."""
+    return calibrate() * (bf16_gain() if _in_bf16(backbone) else 1.0)
 
 
 def _in_bf16(backbone: Backbone) -> bool:
     return not backbone.family.startswith(DEPTHWISE)
 
 
-def calibrate(*, bf16: bool = False, seconds: float = 0.3) -> float:
-    """This machine's speed: multiply-adds a second of training a small convolution, in fp32 or, where it has that, in bf16.
+def calibrate(*, seconds: float = 0.3) -> float:
+    """This machine's speed: multiply-adds a second of training a small convolution in fp32.
 
     One forward and backward pass of a 3×3 convolution, 64 → 64 channels, on 8×64×32×32; the fastest tenth of as many as
     fit into `seconds`. What else the machine was doing at that moment should not count for ever: each of the first
@@ -192,49 +192,73 @@ def calibrate(*, bf16: bool = False, seconds: float = 0.3) -> float:
     """
     import torch
 
-    from .device import device, hardware, multiplies_bf16
+    work = 3 * 8 * 32 * 32 * 64 * 64 * 9
+    return _kept("", lambda: work / _measure(torch.nn.Conv2d(64, 64, 3, padding=1), torch.float32, seconds), max)
 
-    dtype = torch.bfloat16 if bf16 and multiplies_bf16() else torch.float32
+
+def bf16_gain(*, seconds: float = 0.2) -> float:
+    """How many times as fast this machine trains in bf16, if it is a processor with instructions for it; else 1.
+
+    Of the same convolution with batch norm and ReLU, which gain as whole networks do; a bare one gains more. Each of the first
+    `MEASUREMENTS` processes measures anew, and the median counts.
+    """
+    import torch
+
+    from .device import multiplies_bf16
+
+    if not multiplies_bf16():
+        return 1.0
+    block = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, padding=1), torch.nn.BatchNorm2d(64), torch.nn.ReLU())
+    return _kept(
+        ", gain of bf16",
+        lambda: _measure(block, torch.float32, seconds) / _measure(block, torch.bfloat16, seconds),
+        lambda found: float(np.median(found)),
+    )
+
+
+def _kept(what: str, measure: Callable[[], float], choose: Callable[[list[float]], float]) -> float:
+    """Of what was measured of this machine until now, by this process or earlier ones, what is to be believed."""
+    import torch
+
+    from .device import hardware
+
     path = home() / "speed.json"
-    key = f"{hardware()}, {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, workload {WORKLOAD}"
-    key += ", bf16" if dtype == torch.bfloat16 else ""
+    key = f"{hardware()}, {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, workload {WORKLOAD}{what}"
     if (path, key) not in _CALIBRATED:
         known: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         found = known.get(key, [])
         if len(found) < MEASUREMENTS:
-            known[key] = found = [*found, _measure(device(), dtype, seconds)]
+            known[key] = found = [*found, measure()]
             write_text(path, json.dumps(known, indent=1))
-        _CALIBRATED[path, key] = max(found)
+        _CALIBRATED[path, key] = choose(found)
     return _CALIBRATED[path, key]
 
 
-def _measure(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+def _measure(layer: torch.nn.Module, dtype: torch.dtype, seconds: float) -> float:
+    """Seconds of a forward and a backward pass: the fastest tenth."""
     import torch
 
-    layer = torch.nn.Conv2d(64, 64, 3, padding=1, device=device)
-    images = torch.ones(8, 64, 32, 32, device=device, requires_grad=True)
-    work = 3 * 8 * 32 * 32 * 64 * 64 * 9
+    from .device import autocast, device
+
+    layer.to(device())
+    images = torch.ones(8, 64, 32, 32, device=device(), requires_grad=True)
+
+    def run() -> None:
+        with autocast(dtype):
+            result = layer(images)
+        result.sum().backward()
+        if images.device.type != "cpu":
+            torch.accelerator.synchronize()
+
     taken: list[float] = []
     for _ in range(3):  # the first passes choose algorithms and fill caches
-        _pass(layer, images, dtype)
+        run()
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(taken) < 3:
         start = time.perf_counter()
-        _pass(layer, images, dtype)
+        run()
         taken.append(time.perf_counter() - start)
-    return float(work / np.quantile(taken, 0.1))
-
-
-def _pass(layer: torch.nn.Conv2d, images: torch.Tensor, dtype: torch.dtype) -> None:
-    import torch
-
-    from .device import autocast
-
-    with autocast(dtype):
-        result = layer(images)
-    result.sum().backward()
-    if images.device.type != "cpu":
-        torch.accelerator.synchronize()
+    return float(np.quantile(taken, 0.1))
 
 
 def _processor() -> str:

@@ -232,7 +232,7 @@ def _seconds_to_end(state: Search, item: Ranked) -> float:
     if trial is None or not trial.curve:
         return state.expected_seconds(item)
     reached, epochs = trial.curve[-1].epoch, float(item.candidate.hyperparameters.get("epochs", 0))
-    if reached >= epochs:  # some strategies go through their epochs several times
+    if not 0 < reached < epochs:  # some strategies begin at 0, or go through their epochs several times
         return state.expected_seconds(item) * (1 - 1 / ETA)
     return trial.seconds / reached * (epochs - reached)
 
