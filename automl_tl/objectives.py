@@ -339,7 +339,7 @@ class Validated:
 
 
 def validate(
-    model: nn.Module, images: np.ndarray, task: Task, backbone: Backbone, *, dtype: torch.dtype | None = None
+    model: nn.Module, images: np.ndarray, task: Task, backbone: Backbone, *, dtype: torch.dtype = torch.float32
 ) -> Validated:
     """Score `model` by the task's objective, without a look at test images.
 
@@ -374,7 +374,7 @@ def information(probabilities: np.ndarray) -> float:
 
 
 def robust_accuracy(
-    model: nn.Module, images: np.ndarray, index: np.ndarray, task: Task, backbone: Backbone, *, dtype: torch.dtype | None = None
+    model: nn.Module, images: np.ndarray, index: np.ndarray, task: Task, backbone: Backbone, *, dtype: torch.dtype = torch.float32
 ) -> float:
     """Share of the images at `index` that are still told right after ten steps of PGD: for choosing, not for judging."""
     model.eval()
@@ -384,7 +384,7 @@ def robust_accuracy(
         part = index[start : start + 128]
         batch = prepare(images[part], backbone)
         labels = torch.from_numpy(task.labels[part]).to(batch.device)
-        with autocast(dtype or torch.float32):
+        with autocast(dtype):
             ball = Ball.of(task.epsilon, backbone, batch)
             changed = pgd(model, batch, cross_entropy_of(labels), ball, steps=ATTACK_STEPS, generator=generator)
             with torch.inference_mode():
