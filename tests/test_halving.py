@@ -20,6 +20,7 @@ from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
 from automl_tl.crowning import RULE
 from automl_tl.errors import BudgetError
+from automl_tl.halving import _seconds_to_end
 from automl_tl.history import open_history
 from automl_tl.model import load
 from automl_tl.progress import UNSURE, Search
@@ -130,6 +131,14 @@ def test_what_a_paused_trial_took_corrects_what_is_expected_of_the_others() -> N
         state.trials["a"] = trial
         assert (state.taken, state.foreseen) == (2.0 * len(curve), pytest.approx(10.0 * len(curve)))
     assert Search.expected_seconds(state, other) == pytest.approx(60 * (6 + UNSURE) / (30 + UNSURE))  # type: ignore[arg-type]
+
+
+def test_what_was_paused_before_its_first_epoch_still_has_a_price() -> None:
+    """Gradual unfreezing begins with a point of its head alone, at epoch 0, from which no pace can be told."""
+    item = ranked("gradual-unfreezing", QUICK, 0.9, seconds=30.0, epochs=3)
+    begun = Trial("a", "task", item.candidate, 0, "stopped", curve=(Point(0, 0.0, None, 0.5),), seconds=0.1)
+    state = SimpleNamespace(trials={"a": begun}, id_of=lambda _: "a", expected_seconds=lambda item: item.seconds)
+    assert _seconds_to_end(state, item) == pytest.approx(20.0)  # type: ignore[arg-type]
 
 
 def test_a_search_that_is_taken_up_again_trains_nothing_twice(tmp_path: Path) -> None:
