@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .device import sent
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,14 @@ class Augmentation:
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 (or float 0–255) N×3×H×W to floats with the given channel `mean` and `std` (of 0–1 values)."""
-    shape = (1, len(mean), 1, 1)
-    offset = images.new_tensor(mean, dtype=torch.float32).reshape(shape) * 255
-    factor = images.new_tensor(std, dtype=torch.float32).reshape(shape) * 255
-    return (images.float() - offset) / factor
+    return (images.float() - _channels(mean, images.device)) / _channels(std, images.device)
+
+
+@lru_cache(maxsize=64)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """1×channels×1×1 on the device, of 0–255; kept there, as sending them with each batch makes a GPU wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, 1, 1) * 255
 
 
 def augment(images: Tensor, how: Augmentation, *, size: int, generator: torch.Generator) -> Tensor:
@@ -47,9 +54,9 @@ def augment(images: Tensor, how: Augmentation, *, size: int, generator: torch.Ge
         views = images.float()
         if how.flip:
             mirrored = torch.rand(n, generator=generator) < 0.5
-            views = torch.where(mirrored.to(views.device)[:, None, None, None], views.flip(-1), views)
+            views = torch.where(sent(mirrored, views.device)[:, None, None, None], views.flip(-1), views)
     else:
-        views = _resample(images.float(), _random_maps(n, how, generator).to(images.device), size)
+        views = _resample(images.float(), sent(_random_maps(n, how, generator), images.device), size)
     return _jitter(views, how.jitter, generator) if how.jitter > 0 else views
 
 
@@ -76,6 +83,6 @@ def _resample(images: Tensor, maps: Tensor, size: int) -> Tensor:
 
 def _jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     factors = 1 + (torch.rand(len(images), 2, generator=generator) * 2 - 1) * strength
-    brightness, contrast = factors.to(images.device)[:, :, None, None, None].unbind(1)
+    brightness, contrast = sent(factors, images.device)[:, :, None, None, None].unbind(1)
     grey = images.mean(dim=(1, 2, 3), keepdim=True)
     return ((images - grey) * contrast + grey * brightness).clamp(0, 255)

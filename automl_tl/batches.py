@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .augment import Augmentation, augment, normalise
-from .device import accelerator, device
+from .device import accelerator, device, fetched, sent
 from .mixing import mix
 from .randaugment import randaugment
 from .records import TARGET, TRAIN
@@ -46,10 +47,11 @@ def batches(strategy: Strategy, job: Job, epoch: int) -> Iterator[Batch]:
     size = int(option(strategy, "batch_size"))
     processes, rank = accelerator().num_processes, accelerator().process_index
     beside = _unlabelled(strategy, job, epoch, size) if "target" in strategy.needs else None
-    for step in range(steps_of(strategy, job)):
-        index = np.sort(order[step * size : (step + 1) * size])
-        views = _views(strategy, job, index, generator, random_operations)
-        labels = torch.from_numpy(job.task.labels[index]).to(device())
+    steps = (np.sort(order[step * size : (step + 1) * size]) for step in range(steps_of(strategy, job)))
+    parts, fetching = itertools.tee(steps)
+    for index, images in zip(parts, fetched(job.pixels.array, fetching), strict=True):
+        views = _views(strategy, job, images, generator, random_operations)
+        labels = sent(torch.from_numpy(job.task.labels[index]), device())
         whole = Batch(views, labels, None if beside is None else next(beside))
         share = slice(rank, None, processes) if len(index) >= 2 * processes else slice(None)
         yield mix(whole, mixup=mixup, cutmix=cutmix, generator=mixing).part(share)
@@ -63,19 +65,23 @@ def _unlabelled(strategy: Strategy, job: Job, epoch: int, size: int) -> Iterator
     """Batches of the task's unlabelled images without end, in random orders one after the other."""
     generator, random_operations = _chance(job, epoch, UNLABELLED), _chance(job, epoch, UNLABELLED + RANDAUGMENT)
     images = job.task.part(TARGET)
-    waiting = np.empty(0, dtype=np.int64)
-    while True:
-        while len(waiting) < size:
-            waiting = np.concatenate([waiting, images[torch.randperm(len(images), generator=generator).numpy()]])
-        yield _views(strategy, job, np.sort(waiting[:size]), generator, random_operations)
-        waiting = waiting[size:]
+
+    def parts() -> Iterator[np.ndarray]:
+        waiting = np.empty(0, dtype=np.int64)
+        while True:
+            while len(waiting) < size:
+                waiting = np.concatenate([waiting, images[torch.randperm(len(images), generator=generator).numpy()]])
+            yield np.sort(waiting[:size])
+            waiting = waiting[size:]
+
+    for batch in fetched(job.pixels.array, parts()):
+        yield _views(strategy, job, batch, generator, random_operations)
 
 
 def _views(
-    strategy: Strategy, job: Job, index: np.ndarray, generator: torch.Generator, random_operations: torch.Generator
+    strategy: Strategy, job: Job, images: Tensor, generator: torch.Generator, random_operations: torch.Generator
 ) -> Tensor:
-    """The images at `index` as the network meets them in training."""
-    images = torch.from_numpy(job.pixels.array[index]).to(device()).permute(0, 3, 1, 2)
+    """`images` as the network meets them in training."""
     views = augment(images, augmentation(strategy), size=job.pixels.size, generator=generator)
     if magnitude := float(option(strategy, "randaugment")):
         views = randaugment(views, magnitude, generator=random_operations)

@@ -126,7 +126,7 @@ def build_history(
         trials = sum(unit.candidate is not None for unit in units)
         say(f"{trials} trials and {len(units) - trials} profiles to run on {crew.size} workers")
         count = 0
-        for unit, result in results(crew, partial(run_unit, command=command), units):
+        for unit, result in results(crew, partial(run_unit, command=command, alone=crew.size == 1), units):
             if isinstance(result, WorkerLost):
                 result = _failed(unit, result)
             if isinstance(result, Profile):
@@ -179,8 +179,8 @@ def _in_words(trial: Trial) -> str:
     return f"{what} {score:.3f} in {trial.seconds:.1f} s {trial.error}".rstrip()
 
 
-def run_unit(unit: Unit, *, command: str = "") -> Trial | Profile:
-    """A worker's work."""
+def run_unit(unit: Unit, *, command: str = "", alone: bool = True) -> Trial | Profile:
+    """A worker's work; whether it is `alone` on its device."""
     from .device import device
     from .profiling import profile_task
     from .trials import Limits, judge_on_test, run_trial
@@ -197,6 +197,8 @@ def run_unit(unit: Unit, *, command: str = "") -> Trial | Profile:
         )
     if device().type == "cpu":
         trial = _own_seconds(trial, (time.process_time() - worked) / max(time.perf_counter() - wall, 1e-9))
+    elif not alone:  # how long it took tells nothing of what it costs; without a speed nobody learns from it
+        trial = replace(trial, provenance={name: fact for name, fact in trial.provenance.items() if name != "speed"})
     if fitted is not None:
         trial = replace(trial, test=judge_on_test(task, backbone, fitted.model))
     return trial

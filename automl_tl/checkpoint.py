@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load as of_bytes
 from safetensors.torch import save as to_bytes
@@ -71,9 +72,13 @@ def moments(optimiser: Optimizer) -> dict[str, Tensor]:
 
 
 def remember(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser of the same parameters what `moments` found."""
+    """Give an optimiser of the same parameters what `moments` found, laid out as they are: fused kernels insist on it."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    for parameter, values in optimiser.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Result = TypeVar("Result")
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
 """What says so among plain RuntimeErrors: torch's allocators for processors, Apple's devices, cuBLAS, oneDNN."""
+GATHERING, AHEAD = 2, 3
+"""Threads that gather images for a GPU, and batches that may wait for it."""
 
 # cuDNN and oneDNN may pick another algorithm when another process loads the machine; asked for once, here.
 torch.backends.cudnn.benchmark = False
@@ -104,22 +107,77 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
 
 
-def in_batches(index: np.ndarray, size: int, run: Callable[[np.ndarray], Result]) -> list[Result]:
-    """`run` on parts of `index` of `size`, one after the other; of half the size from where memory does not suffice."""
-    found: list[Result] = []
+def sent(tensor: Tensor, to: torch.device) -> Tensor:
+    """`tensor` on the device `to`. A GPU fetches it when it gets there; what it computes before need not end first."""
+    return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor.to(to)
+
+
+def fetched(images: np.ndarray, parts: Iterable[np.ndarray]) -> Iterator[Tensor]:
+    """Of uint8 `images` (N×H×W×3, perhaps on disk) those at each of `parts`, on the device, n×3×H×W.
+
+    A GPU computes on one batch while the next are gathered into memory that it reads by itself: else it would wait for each.
+    """
+    if device().type != "cuda":
+        for part in parts:
+            yield torch.from_numpy(images[part]).to(device()).permute(0, 3, 1, 2)
+        return
+
+    def gather(part: np.ndarray) -> Tensor:
+        held = torch.empty((len(part), *images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        np.take(images, part, axis=0, out=held.numpy(), mode="clip")  # the other mode gathers into a buffer first
+        return held
+
+    waiting: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(GATHERING) as threads:
+        for part in parts:
+            waiting.append(threads.submit(gather, part))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result().to(device(), non_blocking=True).permute(0, 3, 1, 2)
+        while waiting:
+            yield waiting.popleft().result().to(device(), non_blocking=True).permute(0, 3, 1, 2)
+
+
+def in_batches(
+    images: np.ndarray, index: np.ndarray, size: int, run: Callable[[Tensor], tuple[Tensor, ...]]
+) -> list[tuple[Tensor, ...]]:
+    """What `run` makes of the `images` at parts of `index` of `size`, as `fetched` gives them, on the CPU; of half the size from
+    where memory does not suffice."""
+    found: list[tuple[Tensor, ...]] = []
+    waiting: deque[Callable[[], tuple[Tensor, ...]]] = deque()
     start = 0
     while start < len(index):
-        try:
-            found.append(run(index[start : start + size]))
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not out_of_memory(error):
-                raise
+        parts = (index[at : at + size] for at in range(start, len(index), size))
+        for batch in fetched(images, parts):
+            try:
+                waiting.append(_coming_back(run(batch)))
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+                break
+            start += len(batch)
+            if len(waiting) > 1:  # the GPU has the next batch to work on by now
+                found.append(waiting.popleft()())
         else:
-            start += size
-            continue
+            break
+        del batch
         size //= 2
         release_memory()  # only here has the error, and what its traceback held, gone
-    return found
+    return [*found, *(result() for result in waiting)]
+
+
+def _coming_back(results: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+    """Begins to copy `results` to the CPU; the function waits until they are there."""
+    if device().type != "cuda":
+        return lambda: tuple(result.cpu() for result in results)
+    copies = tuple(result.to("cpu", non_blocking=True) for result in results)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def wait() -> tuple[Tensor, ...]:
+        copied.synchronize()
+        return tuple(copy.clone() for copy in copies)  # out of the memory that the GPU may write to, which is scarce
+
+    return wait
 
 
 def hardware() -> str:

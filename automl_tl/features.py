@@ -15,7 +15,7 @@ from .data import Pixels
 from .device import autocast, channels_last, device, in_batches, precision
 from .errors import ZooError
 from .home import cache
-from .inference import prepare
+from .inference import laid_out
 from .records import Backbone, Features, Task
 
 BATCH = 128
@@ -84,9 +84,9 @@ def _forward(
     dtype = precision(net)
     done = 0
 
-    def run(part: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
         nonlocal done
-        images = prepare(pixels.array[part], backbone)
+        images = laid_out(batch, backbone)
         with autocast(dtype):
             output = net(images)
             if not backbone.num_classes:
@@ -95,17 +95,17 @@ def _forward(
                 values = seen.pop()
             else:
                 values = headless(images)
-        done += len(part)
+        done += len(batch)
         if progress is not None:
             progress(done, len(index))
-        return values.float().cpu(), output.float().softmax(1).cpu() if backbone.num_classes else None
+        return (values.float(), output.float().softmax(1)) if backbone.num_classes else (values.float(),)
 
-    parts = in_batches(index, BATCH, run)
-    tensors = {"values": torch.cat([values for values, _ in parts])}
+    parts = in_batches(pixels.array, index, BATCH, run)
+    tensors = {"values": torch.cat([values for values, *_ in parts])}
     if not tensors["values"].isfinite().all():
         raise ZooError(f"{backbone.name}: its features are not finite numbers; its weights are damaged: fetch or train it anew")
     if backbone.num_classes:
-        tensors["probabilities"] = torch.cat([said for _, said in parts if said is not None]).half()
+        tensors["probabilities"] = torch.cat([said for _, said in parts]).half()
     return tensors
 
 

@@ -25,16 +25,20 @@ def predict(
     """
     model.eval()
 
-    def run(part: np.ndarray) -> np.ndarray:
+    def run(batch: Tensor) -> tuple[Tensor]:
         with autocast(dtype):
-            logits = model(prepare(images[part], backbone))
-        return F.softmax(logits.float(), dim=1).cpu().numpy()
+            logits = model(laid_out(batch, backbone))
+        return (F.softmax(logits.float(), dim=1),)
 
-    parts = in_batches(index, BATCH, run)
+    parts = [probabilities.numpy() for (probabilities,) in in_batches(images, index, BATCH, run)]
     return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 
 
 def prepare(images: np.ndarray, backbone: Backbone) -> Tensor:
     """uint8 N×size×size×3 to what the backbone takes: normalised floats on the device, channels last."""
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device()).permute(0, 3, 1, 2)
+    return laid_out(torch.from_numpy(np.ascontiguousarray(images)).to(device()).permute(0, 3, 1, 2), backbone)
+
+
+def laid_out(batch: Tensor, backbone: Backbone) -> Tensor:
+    """N×3×size×size of 0–255 to what the backbone takes: normalised floats, channels last."""
     return normalise(batch, backbone.mean, backbone.std).contiguous(memory_format=torch.channels_last)

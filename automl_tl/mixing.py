@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .device import sent
 from .strategy import Batch
 
 
@@ -22,7 +23,7 @@ def mix(batch: Batch, *, mixup: float, cutmix: float, generator: torch.Generator
         return batch
     pasted = bool(cutmix) and (not mixup or float(torch.rand((), generator=generator)) < 0.5)
     own = _beta(cutmix if pasted else mixup, generator)
-    order = torch.randperm(len(batch.images), generator=generator).to(batch.images.device)
+    order = sent(torch.randperm(len(batch.images), generator=generator), batch.images.device)
     others = batch.images[order]
     if pasted:
         images, own = _paste(batch.images, others, own, generator)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .device import sent
+
 LAYERS = 2
 STRONGEST = 10.0
 """Magnitude at which each operation is at the end of the paper's range."""
@@ -28,8 +30,8 @@ def randaugment(images: Tensor, magnitude: float, *, generator: torch.Generator)
         for code, operation in enumerate(OPERATIONS):
             rows = torch.nonzero(drawn == code).flatten()
             if len(rows):
-                here = rows.to(images.device)
-                changed[here] = operation(images[here], strength * signs[rows].to(images.device)).clamp(0, 255)
+                here = sent(rows, images.device)
+                changed[here] = operation(images[here], strength * sent(signs[rows], images.device)).clamp(0, 255)
         images = changed
     return images
 

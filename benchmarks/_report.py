@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -79,12 +80,17 @@ def where() -> dict[str, str]:
     """Where figures were measured."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}{_gpu()}",
         "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         "versions": ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]),
         "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _gpu() -> str:
+    torch = sys.modules.get("torch")
+    return f", {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_available() else ""
 
 
 def _processor() -> str:

@@ -28,9 +28,9 @@ HEAVY = (
 )
 LAYERS = (
     {"errors", "metadb", "starter"},
-    {"home", "space", "extras", "threads", "planning"},
+    {"home", "space", "extras", "threads", "planning", "device"},
     {"records", "augment", "checkpoint", "budget", "guard", "workers"},
-    {"hookspecs", "device", "facts", "images", "networks", "sources", "attacks", "schema", "pretexts"},
+    {"hookspecs", "facts", "images", "networks", "sources", "attacks", "schema", "pretexts"},
     {"registry", "strategy", "processes", "exchange", "inference", "averaging", "heads", "layers", "randaugment"},
     {"rows"},
     {"merging"},

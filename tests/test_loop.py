@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +16,7 @@ import torch
 from small import QUICK, digits
 from torch import Tensor, nn
 
-from automl_tl import Batch, Classifier, Fitted, Job, Point, Strategy, Task, loop
+from automl_tl import Batch, Classifier, Fitted, Job, Point, Strategy, Task, checkpoint, loop
 from automl_tl.augment import Augmentation, augment
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode
@@ -95,6 +96,50 @@ def test_stopped_and_taken_up_again_is_bit_for_bit_the_same(tmp_path: Path, opti
     resumed = train(tmp_path / "b", epochs=4, optimiser=optimiser)
     np.testing.assert_array_equal(resumed.probabilities, whole.probabilities)
     assert [point.score for point in resumed.curve] == [point.score for point in whole.curve]
+
+
+def test_what_is_remembered_is_laid_out_like_the_weights() -> None:
+    """A fused optimiser refuses moments with other strides than its weights: those of a checkpoint are plain, the weights may be
+    channels last."""
+
+    def conv_and_optimiser() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        return net, torch.optim.AdamW(net.parameters(), fused=True)
+
+    def step(net: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        optimiser.zero_grad()
+        net(torch.ones(2, 4, 8, 8)).square().sum().backward()
+        optimiser.step()
+
+    net, optimiser = conv_and_optimiser()
+    step(net, optimiser)
+    plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in checkpoint.moments(optimiser).items()}
+    again, restored = conv_and_optimiser()
+    again.load_state_dict(net.state_dict())
+    checkpoint.remember(restored, plain)
+    for parameter, values in restored.state.items():
+        assert values["exp_avg"].stride() == parameter.stride()
+    step(net, optimiser)
+    step(again, restored)
+    assert torch.equal(net.weight, again.weight)
+
+
+def test_checkpoints_take_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes long is not written after each epoch, but always where training stops."""
+    save, epochs = checkpoint.save, []
+
+    def slow(path: Path, tensors: Any, facts: Any) -> None:
+        epochs.append(facts["epoch"])
+        time.sleep(0.5)
+        save(path, tensors, facts)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    train(tmp_path, epochs=30, changed={"stop_after": 6})
+    assert epochs == [1, 6]
+    epochs.clear()
+    train(tmp_path, epochs=30, changed={"report": lambda point: point.epoch == 9})
+    assert epochs == [7, 9]
 
 
 def test_a_report_that_says_stop_stops(tmp_path: Path) -> None:

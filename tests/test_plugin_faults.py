@@ -398,19 +398,21 @@ def test_the_gradient_of_the_pieces_is_that_of_the_batch() -> None:
 
 def test_images_are_looked_at_in_smaller_batches_where_memory_runs_out() -> None:
     sizes: list[int] = []
+    images = np.arange(11, dtype=np.uint8).reshape(11, 1, 1, 1).repeat(3, axis=3)
 
-    def run(part: np.ndarray) -> np.ndarray:
-        if len(part) > 3:
+    def run(batch: torch.Tensor) -> tuple[torch.Tensor]:
+        if len(batch) > 3:
             raise MemoryError
-        sizes.append(len(part))
-        return part * 2
+        sizes.append(len(batch))
+        return (batch[:, 0, 0, 0] * 2,)
 
-    assert np.concatenate(in_batches(np.arange(10), 16, run)).tolist() == list(range(0, 20, 2))
+    doubled = torch.cat([values for (values,) in in_batches(images, np.arange(10, 0, -1), 16, run)])
+    assert doubled.tolist() == list(range(20, 0, -2))
     assert sizes == [2] * 5
     with pytest.raises(RuntimeError, match="something else"):
-        in_batches(np.arange(3), 2, lambda part: (_ for _ in ()).throw(RuntimeError("something else")))
+        in_batches(images, np.arange(3), 2, lambda batch: (_ for _ in ()).throw(RuntimeError("something else")))
     with pytest.raises(MemoryError):
-        in_batches(np.arange(3), 2, lambda part: (_ for _ in ()).throw(MemoryError()))
+        in_batches(images, np.arange(3), 2, lambda batch: (_ for _ in ()).throw(MemoryError()))
     assert not out_of_memory(RuntimeError("shape '[2]' is invalid"))
 
 

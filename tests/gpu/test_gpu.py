@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from automl_tl import Candidate, checkpoint, load_task, loop
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode
-from automl_tl.device import device, hardware, precision
+from automl_tl.device import device, hardware, in_batches, precision
 from automl_tl.features import extract
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
@@ -77,3 +77,11 @@ def test_features_agree_with_those_of_the_processor() -> None:
         expected = net((images - mean) / std).numpy()
     error = np.linalg.norm(found[:64] - expected, axis=1) / np.linalg.norm(expected, axis=1)
     assert error.max() < 0.05
+
+
+def test_images_reach_the_device_and_results_come_back_in_order() -> None:
+    images = np.arange(100, dtype=np.uint8).repeat(8 * 8 * 3).reshape(100, 8, 8, 3)
+    index = np.random.default_rng(0).permutation(100)
+    found = in_batches(images, index, 7, lambda batch: (batch.float().mean((1, 2, 3)), batch[:, 0, 0, 0]))
+    assert torch.cat([means for means, _ in found]).tolist() == index.tolist()
+    assert torch.cat([firsts for _, firsts in found]).tolist() == index.tolist()
