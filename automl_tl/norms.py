@@ -1,7 +1,7 @@
 """What batch norms saw: of a task's images now, and of the source's while the network was trained.
 
 A network with batch norms carries statistics of its source along: the running mean and variance of every channel. They tell
-how far a task's images are from the source without one image of it.
+how far a task's images are from the source without one image of it, and can be exchanged for the task's own.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checkpoint
 from .data import Pixels
-from .device import channels_last
+from .device import channels_last, fetched
 from .features import cached_at
-from .inference import prepare
+from .inference import laid_out, prepare
 from .records import Backbone, Norms, Task
 
-BATCH = 64
+BATCH = 128
 MOST = 128
 """Images that are looked at: a mean and a variance of a channel over as many images and all their pixels are exact enough."""
 
@@ -71,6 +71,31 @@ def _measure(backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module],
         "source_mean": _joined([layer.running_mean for layer in layers if layer.running_mean is not None]),
         "source_variance": _joined([layer.running_var for layer in layers if layer.running_var is not None]),
     }
+
+
+def norms_of(net: nn.Module) -> tuple[_BatchNorm, ...]:
+    """The batch norms that keep statistics."""
+    return tuple(layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats)
+
+
+@torch.no_grad()
+def adopt_statistics(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone, *, seed: int) -> None:
+    """Running means and variances become the average over batches of the `images` at `index` (Li et al., 2018, Adaptive batch
+    normalization for practical domain adaptation). Leaves `net` evaluating."""
+    layers = norms_of(net)
+    before = [layer.momentum for layer in layers]
+    net.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average
+        layer.train()
+    order = np.random.default_rng(seed).permutation(index)  # a batch of one class has that class's statistics
+    parts = (np.sort(part) for part in np.array_split(order, max(1, len(order) // BATCH)))
+    for batch in fetched(images, parts):
+        net(laid_out(batch, backbone))
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+    net.eval()
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

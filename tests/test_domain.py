@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from automl_tl_plugins.strategies._adversarial import BASES, base_values
-from automl_tl_plugins.strategies.adabn import norms_of
 from automl_tl_plugins.strategies.prototypical import draw_episode, episode_loss
 from small import QUICK
 
@@ -20,6 +19,7 @@ from automl_tl.backbones import build, catalogue
 from automl_tl.candidates import propose
 from automl_tl.evaluation.domains import gap_of
 from automl_tl.model import Model
+from automl_tl.norms import norms_of
 from automl_tl.objectives import brings, harden
 from automl_tl.profiling import profile_task
 from automl_tl.records import TARGET, TEST, TRAIN

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from automl_tl_plugins.strategies._probe import begin
 from small import QUICK, arrays, digits
 from torch import nn
 
+from automl_tl import Candidate
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode, load_task
-from automl_tl.inference import prepare
-from automl_tl.norms import norm_statistics
+from automl_tl.device import fetched
+from automl_tl.inference import laid_out, prepare
+from automl_tl.norms import norm_statistics, norms_of
 from automl_tl.profiling import profile_task
 from automl_tl.records import TRAIN, Norms, Task
+from automl_tl.registry import strategies
+from automl_tl.space import defaults
+from automl_tl.trials import job_of
 
 
 def seen_by(name: str, task: Task, index: np.ndarray) -> Norms | None:
@@ -69,3 +77,34 @@ def test_statistics_are_kept() -> None:
     assert first is not None
     assert again is not None
     np.testing.assert_array_equal(first.mean, again.mean)
+
+
+def test_moving_norms_adopt_the_task_before_the_head_is_fitted(tmp_path: Path) -> None:
+    """A head that was fitted to the source's statistics loses its way once batches are normalised by their own."""
+    task, backbone = digits(), catalogue()[QUICK]
+    candidate = Candidate(QUICK, "fine-tuning", {**defaults(strategies()["fine-tuning"].space), "norms": "moving"})
+    job = job_of(task, candidate, backbone, seed=0, folder=tmp_path, report=lambda point: False)
+
+    def loss_of_a_batch(net: nn.Module, head: nn.Module) -> float:
+        part = task.part(TRAIN)[:: len(task.part(TRAIN)) // 64][:64]
+        images = laid_out(next(fetched(job.pixels.array, [part])), backbone)
+        with torch.no_grad():
+            logits = head(net.train()(images))
+        return float(nn.functional.cross_entropy(logits, torch.from_numpy(task.labels[part])))
+
+    still_job, still_head = begin(job, norms="still")
+    assert still_job is job
+    before = loss_of_a_batch(job.build_backbone(), still_head)
+    moving_job, moving_head = begin(job, norms="moving")
+    net = moving_job.build_backbone()
+    adopted = [layer.running_mean.clone() for layer in norms_of(net) if layer.running_mean is not None]
+    assert loss_of_a_batch(net, moving_head) < 0.5 * before
+    known = [layer.running_mean for layer in norms_of(build(backbone)) if layer.running_mean is not None]
+    assert not any(torch.allclose(one, other, rtol=0.01, atol=0.01) for one, other in zip(adopted, known, strict=True))
+
+
+def test_networks_without_batch_norms_begin_as_ever(tmp_path: Path) -> None:
+    name = "convnext_24.fractals_64"
+    candidate = Candidate(name, "fine-tuning", {**defaults(strategies()["fine-tuning"].space), "norms": "moving"})
+    job = job_of(digits(), candidate, catalogue()[name], seed=0, folder=tmp_path, report=lambda point: False)
+    assert begin(job, norms="moving")[0] is job

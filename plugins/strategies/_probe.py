@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automl_tl import Job
+from automl_tl.device import autocast, channels_last, in_batches, precision
+from automl_tl.features import BATCH
+from automl_tl.inference import laid_out
+from automl_tl.norms import adopt_statistics, norms_of
 from automl_tl.records import TRAIN, VALIDATION
 
 PATH = tuple(10.0**exponent for exponent in (0, -1, -2, -3, -4, -5))
@@ -47,6 +51,34 @@ def probe_job(job: Job, *, path: tuple[float, ...] = PATH) -> Probe:
     features, labels = job.features().values, job.task.labels
     train, validation = job.task.part(TRAIN), job.task.part(VALIDATION)
     return fit_probe(features[train], labels[train], features[validation], labels[validation], len(job.task.classes), path=path)
+
+
+def begin(job: Job, *, norms: str) -> tuple[Job, nn.Linear]:
+    """The job and the head that training all layers begins with: that of `probe_job`.
+
+    Where `norms` are moving they normalise by each batch of the task, and no longer as they did when that head was fitted: its
+    loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So they adopt the statistics of the
+    training images first, and the head is fitted on what the backbone gives then.
+    """
+    net = job.build_backbone()
+    if norms != "moving" or not norms_of(net):
+        return job, probe_job(job).head()
+    channels_last(net)
+    images, labels = job.pixels.array, job.task.labels
+    adopt_statistics(net, images, job.task.part(TRAIN), job.backbone, seed=job.seed)
+
+    @torch.inference_mode()
+    def run(batch: Tensor) -> tuple[Tensor]:
+        with autocast(precision(net)):
+            return (net(laid_out(batch, job.backbone)).float(),)
+
+    features = {
+        split: torch.cat([values for (values,) in in_batches(images, job.task.part(split), BATCH, run)]).numpy()
+        for split in (TRAIN, VALIDATION)
+    }
+    train, validation = labels[job.task.part(TRAIN)], labels[job.task.part(VALIDATION)]
+    probe = fit_probe(features[TRAIN], train, features[VALIDATION], validation, len(job.task.classes))
+    return replace(job, build_backbone=lambda: net), probe.head()
 
 
 def fit_probe(

@@ -11,7 +11,7 @@ from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
 from ._layers import still_norms
-from ._probe import probe_job
+from ._probe import begin
 
 
 class FineTuning(Strategy):
@@ -19,7 +19,8 @@ class FineTuning(Strategy):
 
     The head v first: min loss(v, w⁰) over frozen features; then min loss(v, w) over both from there. A random head sends large,
     meaningless gradients into the pretrained features; a head that is already a good linear classifier does not. With `norms`
-    still, batch norms normalise as they did when the head was fitted.
+    still, batch norms normalise as they did when the head was fitted; moving ones adopt the statistics of the training images
+    before it is fitted.
     """
 
     name = "fine-tuning"
@@ -40,7 +41,7 @@ class FineTuning(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        self.probed = probe_job(job).head()
+        job, self.probed = begin(job, norms=self.hp.norms)
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
