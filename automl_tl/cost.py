@@ -182,7 +182,7 @@ def _in_bf16(backbone: Backbone) -> bool:
     return not backbone.family.startswith(DEPTHWISE)
 
 
-def calibrate(*, seconds: float = 0.3) -> float:
+def calibrate(*, seconds: float = 0.1) -> float:
     """This machine's speed: multiply-adds a second of training a small convolution in fp32.
 
     One forward and backward pass of a 3×3 convolution, 64 → 64 channels, on 8×64×32×32; the fastest tenth of as many as
@@ -196,7 +196,7 @@ def calibrate(*, seconds: float = 0.3) -> float:
     return _kept("", lambda: work / _measure(torch.nn.Conv2d(64, 64, 3, padding=1), torch.float32, seconds), max)
 
 
-def bf16_gain(*, seconds: float = 0.2) -> float:
+def bf16_gain(*, seconds: float = 0.08) -> float:
     """How many times as fast this machine trains in bf16, if it is a processor with instructions for it; else 1.
 
     Of the same convolution with batch norm and ReLU, which gain as whole networks do; a bare one gains more. Each of the first
