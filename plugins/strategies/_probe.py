@@ -60,8 +60,8 @@ def begin(job: Job, *, norms: str) -> tuple[Job, nn.Linear]:
     loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So they adopt the statistics of the
     training images first, and the head is fitted on what the backbone gives then.
     """
-    net = job.build_backbone()
-    if norms != "moving" or not norms_of(net):
+    net = job.build_backbone() if norms == "moving" else None
+    if net is None or not norms_of(net):
         return job, probe_job(job).head()
     channels_last(net)
     images, labels = job.pixels.array, job.task.labels
