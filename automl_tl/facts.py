@@ -32,7 +32,7 @@ class TaskFacts:
 
 
 def task_facts_of(facts: Mapping[str, Any]) -> TaskFacts:
-    _check_names(TaskFacts, facts)
+    _check_whole(TaskFacts, facts)
     facts = {"objective": "accuracy", **facts}  # older facts know no other
     _texts(facts, "fingerprint", "name", "source_dataset", "objective")
     return TaskFacts(**{**facts, **{name: _whole(facts, name) for name in ("classes", "train", "validation", "test")}})
@@ -44,7 +44,7 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
 
 
 def backbone_of(facts: Mapping[str, Any]) -> Backbone:
-    _check_names(Backbone, facts)
+    _check_whole(Backbone, facts)
     _texts(facts, "name", "zoo", "architecture", "family", "source_dataset", "source_domain")
     for name in ("input_size", "params", "macs", "num_features"):
         _whole(facts, name)
@@ -71,7 +71,7 @@ def backbone_of(facts: Mapping[str, Any]) -> Backbone:
 
 
 def profile_of(facts: Mapping[str, Any]) -> Profile:
-    _check_names(Profile, facts)
+    _check_whole(Profile, facts)
     _texts(facts, "task", "fingerprint")
     _numbers(facts, "meta")
     for name in ("distances", "transferability"):
@@ -83,7 +83,7 @@ def profile_of(facts: Mapping[str, Any]) -> Profile:
 
 
 def trial_of(facts: Mapping[str, Any]) -> Trial:
-    _check_names(Trial, facts)
+    _check_whole(Trial, facts)
     _texts(facts, "id", "task")
     if facts["status"] not in STATUSES:
         raise HistoryError(f"status: expected one of {', '.join(STATUSES)}, but got {facts['status']!r}")
@@ -130,6 +130,18 @@ def _fields_of(record: type) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(field.name for field in known), frozenset(required)
 
 
+def _check_whole(record: type, facts: Any) -> None:
+    """Names, and that all of it is JSON, also what lies deeper: that is asked once, of the outermost object."""
+    _check_names(record, facts)
+    try:
+        _STRICT.encode(facts).encode()
+    except ValueError as error:  # Python reads more than JSON has: NaN, halves of a surrogate pair
+        raise HistoryError(f"a {record.__name__} that JSON cannot hold: {error}") from None
+
+
+_STRICT = json.JSONEncoder(allow_nan=False, ensure_ascii=False, default=dict)
+
+
 def _check_names(record: type, facts: Any) -> None:
     if not isinstance(facts, Mapping):
         raise HistoryError(f"expected an object with the fields of a {record.__name__}, but got {type(facts).__name__}")
@@ -138,10 +150,6 @@ def _check_names(record: type, facts: Any) -> None:
         raise HistoryError(f"{min(strange)!r} is no field of a {record.__name__}; known: {', '.join(sorted(known))}")
     if missing := required - facts.keys():
         raise HistoryError(f"incomplete: {min(missing)!r} is missing")
-    try:
-        json.dumps(facts, allow_nan=False, ensure_ascii=False, default=dict).encode()
-    except ValueError as error:  # Python reads more than JSON has: NaN, halves of a surrogate pair
-        raise HistoryError(f"a {record.__name__} that JSON cannot hold: {error}") from None
 
 
 def _texts(facts: Mapping[str, Any], *names: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,27 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="automl_tl_hub_")  # read at imp
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.fixture(scope="session")
+def make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes homes without a history. Their rankers lie in one place, each under the digest of what it was learnt from: it takes
+    seconds to learn one, and hundreds of tests would."""
+    base = tmp_path_factory.getbasetemp()
+    rankers = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "rankers"
+    rankers.mkdir(exist_ok=True)
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("home")
+        (home / "cache").mkdir()
+        (home / "cache" / "rankers").symlink_to(rankers)
+        return home
+
+    return make
+
+
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_home(make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test sees or touches the user's history and caches."""
-    home = tmp_path_factory.mktemp("home")
+    home = make_home()
     monkeypatch.setenv("AUTOML_TL_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return home

@@ -68,8 +68,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def home(make_home: Callable[[], Path]) -> Path:
+    return make_home()
 
 
 @pytest.fixture(scope="module")

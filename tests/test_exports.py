@@ -41,9 +41,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[], Path]) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("AUTOML_TL_HOME", str(make_home()))
         out = tmp_path_factory.mktemp("run")
         patch.setattr("sys.argv", ["/opt/bin/automl-tl", "fit", str(photos), "--out", str(out)])
         automl_tl.fit(photos, budget="1 trials", out=out, strategies=["linear-probe"], backbones=[QUICK])

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -69,10 +69,10 @@ Run = tuple[Task, Outcome, Mapping[str, Backbone]]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[], Path]) -> Run:
     """A real run on 200 digits, some of them mislabelled, whose first class has a hostile name, with a trial that failed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("AUTOML_TL_HOME", str(make_home()))
         digits = load_digits()
         images = [np.uint8(image * 15) for image in digits.images[:200]]
         labels = [HOSTILE if digit == 0 else str(digit) for digit in digits.target[:200]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,10 +36,10 @@ from automl_tl.trials import Limits, job_of, pixels_of, run_trial
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
+def task(tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[], Path]) -> Iterator[Task]:
     """Digits 0 to 4 after a model of the digits 7 to 9, which remembers everything; images of those are kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("AUTOML_TL_HOME", str(make_home()))
         whole = task_for(frozenset({"earlier model", "kept images"}))
         yield subset(whole, np.arange(0, len(whole.labels), 3), name="small")
 

@@ -19,13 +19,13 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+def command(tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[], Path]) -> Command:
     """`automl-tl` in an environment where the distribution is installed, with a home of its own."""
     place, copy = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("source") / "automl_tl_extra"
     shutil.copytree(SOURCE, copy)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(place), str(copy)], check=True, capture_output=True, text=True)
-    home = tmp_path_factory.mktemp("home")
+    home = make_home()
     environment = {**os.environ, "PYTHONPATH": str(place), "AUTOML_TL_HOME": str(home)}
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:

@@ -127,13 +127,13 @@ def places_of_clients(place: Path) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_and_snippet_runs(page: str, tmp_path: Path, sets: Callable[[str], Path]) -> None:
+def test_every_command_and_snippet_runs(page: str, tmp_path: Path, own_home: Path, sets: Callable[[str], Path]) -> None:
     PAGES[page](tmp_path, sets)
     text = (DOCS / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```(sh|python)\n(.*?)```", text, flags=re.DOTALL)
     assert blocks
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "AUTOML_TL_HOME": str(tmp_path / "home"), "PATH": path}
+    environment = {**os.environ, "AUTOML_TL_HOME": str(own_home), "PATH": path}
     port = free_port()
     running: list[tuple[str, subprocess.Popen[str]]] = []
     try:

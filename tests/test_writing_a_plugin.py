@@ -29,9 +29,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+def command(place: Path, tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[], Path]) -> Command:
     """Runs a line of the page; what `pip` installs goes into a temporary place."""
-    site, home = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("home")
+    site, home = tmp_path_factory.mktemp("site"), make_home()
     environment = {**os.environ, "PYTHONPATH": str(site), "AUTOML_TL_HOME": str(home)}
     modules = {"automl-tl": ["automl_tl.cli"], "pytest": ["pytest", "-p", "no:cacheprovider"], "pip": ["pip"]}
 
