@@ -40,8 +40,9 @@ from .records import VALIDATION, Point
 from .strategy import Batch, Classifier, Fitted, Job, Strategy
 
 CHECKPOINT = "checkpoint.safetensors"
-PATIENCE = 0.4
-"""Stop after this share of the epochs (at least 4) without a better validation score."""
+PATIENCE = 0.25
+"""Stop after this share of the epochs (at least 4) without a better validation score, once the rate has fallen to half its peak. While
+it is high, a score may lie below that of the head which training began with, and still end far above it."""
 WARM_UP = 0.1
 CLIP = 1.0
 SAVING = 0.1
@@ -97,7 +98,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         progress, best = _restore(path, parts, job)
     kept = _Kept(progress.epoch)
     epochs = int(option(strategy, "epochs"))
-    patience = max(4, math.ceil(PATIENCE * epochs))
+    patience, half_rate = max(4, math.ceil(PATIENCE * epochs)), round((1 + WARM_UP) / 2 * epochs)
     last, complete = 0.0, True
     while progress.epoch < epochs:
         if progress.epoch >= job.stop_after or _time_is_up(job, last):
@@ -121,7 +122,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         point = Point(progress.epoch, progress.seconds, loss, score, memory)
         progress.curve.append(point)
         stop = job.report(point)
-        if progress.epoch - progress.best_epoch >= patience:
+        if progress.epoch - max(progress.best_epoch, half_rate) >= patience:
             break
         if progress.epoch < epochs:
             kept.save(path, parts, best, progress, job, now=stop)
