@@ -41,8 +41,8 @@ from .strategy import Batch, Classifier, Fitted, Job, Strategy
 
 CHECKPOINT = "checkpoint.safetensors"
 PATIENCE = 0.25
-"""Stop after this share of the epochs (at least 4) without a better validation score, once the rate has fallen to half its peak. While
-it is high, a score may lie below that of the head which training began with, and still end far above it."""
+"""Stop after this share of the epochs (at least 4) without a better validation score, once the rate has fallen to half its
+peak. While it is high, a score may lie below that of the head which training began with, and still end far above it."""
 WARM_UP = 0.1
 CLIP = 1.0
 SAVING = 0.1

@@ -76,7 +76,7 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
 
 
 def test_early_stopping(tmp_path: Path) -> None:
-    """A loss that teaches nothing: no epoch beats the first. The rate is at half its peak after 11 of 20 epochs; then 5 are enough."""
+    """No epoch beats the first, for the loss teaches nothing. The rate is at half its peak after 11 of 20; then 5 are enough."""
 
     class Still(Plain):
         def loss(self, model: Classifier, batch: Batch) -> Tensor:
