@@ -28,6 +28,7 @@ import numpy as np
 from . import memory, registry
 from .budget import Budget
 from .crowning import RULE, crown
+from .device import settled
 from .errors import PLUGIN_FAULTS, PluginError
 from .growth import Growths
 from .history import History
@@ -52,6 +53,7 @@ PLANNED, DRAWN = 40, 512
 """Candidates that plans are made of, and futures in which these are weighed."""
 
 
+@settled()
 def search(
     task: Task,
     ranking: Ranking,

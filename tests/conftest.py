@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="automl_tl_hub_")  # read at import: tests never see the developer's own hub cache
+HUB = tempfile.TemporaryDirectory(prefix="automl_tl_hub_")
+os.environ["HF_HOME"] = HUB.name  # read at import: tests never see the developer's own hub cache
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end. Each trial collects garbage, and need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from automl_tl import Candidate, Classifier, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, guard, loop, registry, search
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
-from automl_tl.device import in_batches, out_of_memory
+from automl_tl.device import in_batches, out_of_memory, release_memory, settled
 from automl_tl.errors import InputError, TrialError, TrialWarning
 from automl_tl.evaluation.classification import judge
 from automl_tl.history import open_history
@@ -341,6 +342,22 @@ def test_a_search_gets_past_a_strategy_that_ends_the_process(strategy: str, tmp_
     failed = [trial["error"] for trial in trials if trial["candidate"]["strategy"] == strategy]
     assert failed
     assert all("starts in a row died in it" in error for error in failed)
+
+
+def test_what_a_search_is_spared_from_looking_through_does_not_hold_what_trials_leave() -> None:
+    class Knot:
+        """Refers to itself, as hooks and their modules do."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    before = gc.get_freeze_count()
+    with settled():
+        assert gc.get_freeze_count() > 100_000, "torch alone is more"
+        left = weakref.ref(Knot())
+        release_memory()
+        assert left() is None
+    assert (gc.get_freeze_count() > 0) == (before > 0), "elsewhere garbage is collected as it was"
 
 
 @pytest.mark.slow
