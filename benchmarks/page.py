@@ -23,6 +23,12 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
             ("loop_over_decoding", "against the same loop decoding each epoch, caltech101", "≥ 2"),
             ("loop_over_decoding_rsscn7", "the same, rsscn7", "≥ 2"),
             ("loop_over_decoding_brain_tumor", "the same, brain_tumor (larger files) and a mobile network", "≥ 2"),
+            (
+                "loop_over_decoding_photographs",
+                "the same, 408 of caltech101's enlarged to 1,600 pixels",
+                "≥ 2",
+            ),
+            ("loop_over_decoding_run_photographs", "the same over 15 epochs, our one decoding counted", "≥ 2"),
             ("loop_over_decoding_run", "the same over 15 epochs, our one decoding counted, caltech101", ""),
             ("loop_over_timm", "against timm's loader and defaults (another recipe), caltech101", ""),
             ("loop_images_a_second", "images a second, validation and checkpoint included, caltech101", ""),
