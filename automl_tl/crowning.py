@@ -7,7 +7,7 @@ from dataclasses import replace
 from . import memory, model
 from .errors import AutomlError, BudgetError
 from .evaluation.calibration import choose_temperature
-from .progress import Search, record_trial, standing
+from .progress import Search, leader, record_trial
 from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Trial
 from .trials import judge_on_test, pixels_of, probabilities_on
 
@@ -46,12 +46,12 @@ def crown(state: Search) -> tuple[Trial, dict[str, int]]:
 
 def _best(state: Search) -> Trial:
     """Raises BudgetError: there is none."""
-    scored = [trial for trial in state.trials.values() if trial.validation and trial.artefact]
-    if not scored:
+    winner = leader(state)
+    if winner is None:
         failed = [trial.error for trial in state.trials.values() if trial.error]
         cause = f"every trial failed, the last with: {failed[-1]}" if failed else "no trial ended in time; give more time"
         raise BudgetError(f"no model was trained within the budget: {cause}")
-    return max(scored, key=standing)
+    return winner
 
 
 def _judged(state: Search, winner: Trial) -> tuple[Trial, model.Model, float]:

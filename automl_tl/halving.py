@@ -34,7 +34,7 @@ from .growth import Growths
 from .history import History
 from .hookspecs import Tracker
 from .planning import plan_within
-from .progress import Search, note_spent, recall_spent, recall_trials
+from .progress import Search, leader, note_spent, recall_spent, recall_trials
 from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, Ranked, Ranking, Task, Trial
 from .steps import advance, carry_out, settle_next
 from .surrogate import Observed, Surrogate
@@ -221,7 +221,17 @@ def _next(state: Search) -> Ranked | None:
     gains = np.maximum(state.surrogate.draw(observed, shortlist, DRAWN, rng) - state.surrogate.goal(observed), 0)
     gains *= [way[place] for place in shortlist]
     plan = plan_within(gains, np.array([costs[place] for place in shortlist]), left + floor)
-    return items[shortlist[plan[0]]] if plan else None
+    return items[shortlist[plan[0]]] if plan else _paused_leader(state, begun)
+
+
+def _paused_leader(state: Search, paused: Iterable[int]) -> Ranked | None:
+    """Who would win now, if it is one of those at the places `paused`.
+
+    Where the validation images have nothing left to tell, nothing promises more; but the last epochs, at low rates, are for other
+    images, too.
+    """
+    first = leader(state)
+    return next((item for place in paused if first and state.id_of(item := state.ranking.items[place]) == first.id), None)
 
 
 def _best(worth: Mapping[int, float]) -> list[int]:

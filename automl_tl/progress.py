@@ -133,6 +133,11 @@ def standing(trial: Trial) -> tuple[float, float, float]:
     return trial.score or 0.0, -trial.validation.get("log_loss", math.inf), -trial.seconds
 
 
+def leader(state: Search) -> Trial | None:
+    """Who would win now."""
+    return max((trial for trial in state.trials.values() if trial.validation and trial.artefact), key=standing, default=None)
+
+
 def record_trial(state: Search, trial: Trial) -> None:
     """In the history and in the run's folder, before anything else happens."""
     state.trials[trial.id] = trial

@@ -13,11 +13,12 @@ TINY = "mobilenetv4_small_050.tiny_imagenet_64"
 QUICK = "resnet10t_24.omniglot_a_64"
 
 
-def arrays(count: int = 240) -> tuple[list[np.ndarray], list[int]]:
+def arrays(count: int = 240, classes: int = 10) -> tuple[list[np.ndarray], list[int]]:
     """Real handwriting, 8 × 8."""
     digits = load_digits()
-    return [np.uint8(image * 15) for image in digits.images[:count]], digits.target[:count].tolist()
+    chosen = np.flatnonzero(digits.target < classes)[:count]
+    return [np.uint8(image * 15) for image in digits.images[chosen]], digits.target[chosen].tolist()
 
 
-def digits(count: int = 240, **options: Any) -> Task:
-    return load_task(arrays(count), **{"name": "few digits", "test": 0.25, **options})
+def digits(count: int = 240, classes: int = 10, **options: Any) -> Task:
+    return load_task(arrays(count, classes), **{"name": "few digits", "test": 0.25, **options})

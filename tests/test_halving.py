@@ -102,6 +102,15 @@ def test_the_winner_is_kept_by_the_rule_and_judged_once(tmp_path: Path) -> None:
         assert history.trial(outcome.winner.id).test == outcome.winner.test
 
 
+def test_a_paused_leader_goes_to_its_end_though_nothing_promises_more(tmp_path: Path) -> None:
+    """Zeros and ones are told apart after a third of the epochs, and nobody expected as much: no draw surpasses all right."""
+    items = [ranked("fine-tuning", QUICK, 0.2, seconds=3.0, epochs=6)]
+    outcome = run(items, tmp_path, "60s", classes=2)
+    assert outcome.winner.validation["accuracy"] == 1.0
+    assert max(point.score for point in outcome.winner.curve[:2]) == 1.0
+    assert (outcome.winner.status, outcome.winner.curve[-1].epoch) == ("finished", 6)
+
+
 @pytest.mark.parametrize("budget", ["5 epochs", "1 trials", "4 epochs + 2 trials"])
 def test_budgets_are_kept(tmp_path: Path, budget: str) -> None:
     items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
