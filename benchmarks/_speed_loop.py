@@ -45,8 +45,8 @@ CASES = (
 )
 """What decoding costs beside training depends on both: brain_tumor has larger files (160 × 160) and a light network. All that
 ../shared/data has are thumbnails; *photographs* are some of caltech101's, enlarged to the size of pictures that people take."""
-PHOTOGRAPHS, A_CLASS, LONGER_SIDE = "caltech101", 4, 1600
-ROUNDS, FEWER_ROUNDS = 12, 5
+PHOTOGRAPHS, A_CLASS, LONGER_SIDE = "caltech101", 2, 1600
+ROUNDS, FEWER_ROUNDS = 12, 4
 BATCH, RATE, DECAY, EPOCHS = 32, 1e-3, 0.02, 15
 HOW = AUGMENTATIONS["light"]
 WORKERS = (0, os.cpu_count() or 1)
