@@ -112,15 +112,12 @@ def test_shared_hyperparameters_reach_the_base_within_its_ranges() -> None:
 
 @pytest.mark.slow
 def test_training_on_attacked_images_withstands_attacks(tmp_path: Path) -> None:
-    """On few digits: fine-tuning and adversarial training meet the same judges, at a change that matters.
-
-    The lead on 48 images was 0.25 when 0.3 was asked for; half of that is asked for now.
-    """
+    """On few digits: fine-tuning and adversarial training meet the same judges, at a change that matters."""
     task = harden(task_for(frozenset()), 8 / 255)
     backbone, values = catalogue()[QUICK], {"epochs": 8, "augmentation": "none"}
     plain, _ = trained(task, "fine-tuning", tmp_path / "a", **values)
     robust, fitted = trained(task, "pgd", tmp_path / "b", steps=3, rate=4e-3, **values)
-    assert (robust.score or 0) > (plain.score or 0) + 0.15
+    assert (robust.score or 0) > (plain.score or 0) + 0.3
     few = replace(task, splits={**task.splits, TEST: task.part(TEST)[:16]})
     scores = judge_on_test(few, backbone, fitted.model)
     assert scores["robust_accuracy"] <= scores["pgd_accuracy"] <= scores["attacked_clean_accuracy"]
