@@ -131,26 +131,40 @@ def sent(tensor: Tensor, to: torch.device) -> Tensor:
 def fetched(images: np.ndarray, parts: Iterable[np.ndarray]) -> Iterator[Tensor]:
     """Of uint8 `images` (N×H×W×3, perhaps on disk) those at each of `parts`, on the device, n×3×H×W.
 
-    A GPU computes on one batch while the next are gathered into memory that it reads by itself: else it would wait for each.
+    A GPU computes on one batch while the next are gathered into memory that it reads by itself, and fetched beside its
+    computing: else it would wait for each.
     """
     if device().type != "cuda":
         for part in parts:
             yield torch.from_numpy(images[part]).to(device()).permute(0, 3, 1, 2)
         return
 
-    def gather(part: np.ndarray) -> Tensor:
+    def gather(part: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
         held = torch.empty((len(part), *images.shape[1:]), dtype=torch.uint8, pin_memory=True)
         np.take(images, part, axis=0, out=held.numpy(), mode="clip")  # the other mode gathers into a buffer first
-        return held
+        with torch.cuda.stream(_fetching()):
+            return held.to(device(), non_blocking=True), _fetching().record_event()
 
-    waiting: deque[Future[Tensor]] = deque()
+    def arrived(batch: tuple[Tensor, torch.cuda.Event]) -> Tensor:
+        computing = torch.cuda.current_stream()
+        computing.wait_event(batch[1])
+        batch[0].record_stream(computing)  # or its memory would be given to another batch while it is computed on
+        return batch[0].permute(0, 3, 1, 2)
+
+    waiting: deque[Future[tuple[Tensor, torch.cuda.Event]]] = deque()
     with ThreadPoolExecutor(GATHERING) as threads:
         for part in parts:
             waiting.append(threads.submit(gather, part))
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result().to(device(), non_blocking=True).permute(0, 3, 1, 2)
+                yield arrived(waiting.popleft().result())
         while waiting:
-            yield waiting.popleft().result().to(device(), non_blocking=True).permute(0, 3, 1, 2)
+            yield arrived(waiting.popleft().result())
+
+
+@cache
+def _fetching() -> torch.cuda.Stream:
+    """The GPU's queue for fetching, beside that of its computing."""
+    return torch.cuda.Stream(device())
 
 
 def in_batches(

@@ -11,15 +11,18 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from _report import unpacked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automl_tl import Backbone, Candidate, Classifier, Point, Strategy, Task, load_task, loop
+from automl_tl import Backbone, Candidate, Classifier, Job, Point, Strategy, Task, load_task, loop
+from automl_tl.backbones import catalogue
 from automl_tl.device import autocast, channels_last, device, precision
 from automl_tl.features import extract
 from automl_tl.records import TRAIN, VALIDATION
@@ -29,60 +32,94 @@ NETWORKS = {"resnet50": 2048, "vit_small_patch16_224": 384}
 BATCH, EPOCHS, LOOKED = 128, 12, 4096
 Step = Callable[[int], None]
 """Of so many images."""
+Evidence = tuple[list[tuple[str, ...]], dict[str, float]]
+"""Rows of the table, and figures."""
 
 
-def evidence(folder: Path, *, quick: bool) -> tuple[list[tuple[str, ...]], dict[str, float]]:
+def evidence(folder: Path, *, quick: bool) -> Evidence:
     if device().type != "cuda":
         print("no GPU here: nothing measured")
         return [], {}
     task = load_task(unpacked("caltech101", folder))
-    train, validation = (len(task.part(split)) for split in (TRAIN, VALIDATION))
-    rows, figures = [], {"gpu": 1.0}
-    for compiled in (False,) if quick else (False, True):
-        for name, width in NETWORKS.items():
-            suffix = f"{name}{'_compiled' if compiled else ''}"
-            backbone, net = _facts(suffix, width), _net(name, compiled)
-            pixels_of(task, backbone)
-            torch.cuda.reset_peak_memory_stats()
-            epochs, fits = _epochs(task, backbone, net)
-            figures[f"gpu_{suffix}_mb"] = torch.cuda.max_memory_allocated() / 2**20
-            bare = train / _seconds_of(_training_step(net, width, len(task.classes)), train)
-            ideal = train / (train / bare + _seconds_of(_look(net), validation))
-            ours, whole = train / epochs, train / fits
-            figures |= {
-                f"gpu_{suffix}_images_a_second": ours,
-                f"gpu_{suffix}_share": ours / bare,
-                f"gpu_{suffix}_fit_share": whole / ideal,
-            }
-            rows.append((f"training {suffix}, images a second", f"{ours:.0f}", f"{bare:.0f}", f"{ours / bare:.3f}"))
-            rows.append(("... with validation and checkpoints", f"{whole:.0f}", f"{ideal:.0f}", f"{whole / ideal:.3f}"))
-            if not compiled:
-                looked, bare = _extraction(task, backbone, net), LOOKED / _seconds_of(_look(net), LOOKED)
-                figures |= {f"gpu_{name}_features_images_a_second": looked, f"gpu_{name}_features_share": looked / bare}
-                rows.append(("... its features", f"{looked:.0f}", f"{bare:.0f}", f"{looked / bare:.3f}"))
+    rows: list[tuple[str, ...]] = []
+    figures = {"gpu": 1.0}
+    for name, width in NETWORKS.items():
+        pixels_of(task, _facts(name, width))
+        for part in (_plain, _looking) if quick else (_plain, _looking, _compiled):
+            found, told = part(task, name, width)
+            rows += found
+            figures |= told
     return rows, figures
 
 
+def _plain(task: Task, name: str, width: int) -> Evidence:
+    backbone, net = _facts(name, width), _net(name)
+    train, validation = (len(task.part(split)) for split in (TRAIN, VALIDATION))
+    torch.cuda.reset_peak_memory_stats()
+    ours = train / _epoch(task, backbone, net)
+    whole = train / _fit(task, backbone, net)
+    memory = torch.cuda.max_memory_allocated() / 2**20
+    bare = train / _seconds_of(_training_step(net, width, len(task.classes)), train)
+    ideal = train / (train / bare + _seconds_of(_look(net), validation))
+    rows = [_row(f"training {name}", ours, bare), _row("... with validation and checkpoints", whole, ideal)]
+    return rows, {
+        f"gpu_{name}_images_a_second": ours,
+        f"gpu_{name}_share": ours / bare,
+        f"gpu_{name}_fit_share": whole / ideal,
+        f"gpu_{name}_mb": memory,
+    }
+
+
+def _looking(task: Task, name: str, width: int) -> Evidence:
+    net = _net(name)
+    ours, bare = _extraction(task, _facts(name, width), net), LOOKED / _seconds_of(_look(net), LOOKED)
+    return [_row(f"features of {name}", ours, bare)], {
+        f"gpu_{name}_features_images_a_second": ours,
+        f"gpu_{name}_features_share": ours / bare,
+    }
+
+
+def _compiled(task: Task, name: str, width: int) -> Evidence:
+    """Whole batches only: for a smaller one the network would be compiled anew."""
+    whole = len(task.part(TRAIN)) // BATCH * BATCH
+    task = replace(task, splits={**task.splits, TRAIN: task.part(TRAIN)[:whole]})
+    net: nn.Module = torch.compile(_net(name))  # type: ignore[assignment]
+    ours = whole / _epoch(task, _facts(name, width), net)
+    bare = whole / _seconds_of(_training_step(net, width, len(task.classes)), whole)
+    return [_row(f"training {name}, compiled", ours, bare)], {
+        f"gpu_{name}_compiled_images_a_second": ours,
+        f"gpu_{name}_compiled_share": ours / bare,
+    }
+
+
+def _row(what: str, ours: float, bare: float) -> tuple[str, ...]:
+    return f"{what}, images a second", f"{ours:.0f}", f"{bare:.0f}", f"{ours / bare:.3f}"
+
+
 def _facts(name: str, width: int) -> Backbone:
-    from dataclasses import replace
-
-    from automl_tl.backbones import catalogue
-
-    known = next(iter(catalogue().values()))
-    return replace(known, name=name, input_size=224, num_features=width, num_classes=0)
+    return replace(next(iter(catalogue().values())), name=name, input_size=224, num_features=width, num_classes=0)
 
 
-def _net(name: str, compiled: bool) -> nn.Module:
-    import timm
-
-    net = timm.create_model(name, num_classes=0)
-    return torch.compile(net) if compiled else net  # type: ignore[return-value]
+def _net(name: str) -> nn.Module:
+    return timm.create_model(name, num_classes=0)
 
 
-def _epochs(task: Task, backbone: Backbone, net: nn.Module) -> tuple[float, float]:
-    """Seconds of an epoch of training, and of one with its validation and its share of the checkpoints: medians."""
-    hyperparameters = {"epochs": 100, "batch_size": BATCH, "augmentation": "light"}
-    candidate, strategy = Candidate(backbone.name, "fine-tuning", hyperparameters), Strategy(hyperparameters, backbone)
+def _epoch(task: Task, backbone: Backbone, net: nn.Module) -> float:
+    """Seconds of an epoch of training alone: the median."""
+    taken = []
+    with tempfile.TemporaryDirectory() as scratch:
+        strategy, job = _work(task, backbone, net, Path(scratch), lambda point: False)
+        parts = loop.assemble(strategy, job)
+        for epoch in range(EPOCHS):
+            start = time.perf_counter()
+            loop.train_epoch(strategy, parts, job, epoch, EPOCHS)
+            torch.cuda.synchronize()
+            taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))
+
+
+def _fit(task: Task, backbone: Backbone, net: nn.Module) -> float:
+    """Seconds of an epoch with its validation and its share of the checkpoints: the mean."""
     ends: list[float] = []
 
     def report(point: Point) -> bool:
@@ -91,18 +128,16 @@ def _epochs(task: Task, backbone: Backbone, net: nn.Module) -> tuple[float, floa
         return len(ends) > EPOCHS
 
     with tempfile.TemporaryDirectory() as scratch:
-        job = job_of(task, candidate, backbone, seed=0, folder=Path(scratch), report=report)
-        job.build_backbone = lambda: net
-        parts = loop.assemble(strategy, job)
-        taken = []
-        for epoch in range(EPOCHS):
-            start = time.perf_counter()
-            loop.train_epoch(strategy, parts, job, epoch, EPOCHS)
-            torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
-        del parts
-        loop.fit(strategy, job)
-    return float(np.median(taken[1:])), (ends[-1] - ends[0]) / (len(ends) - 1)
+        loop.fit(*_work(task, backbone, net, Path(scratch), report))
+    return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+
+def _work(task: Task, backbone: Backbone, net: nn.Module, folder: Path, report: Callable[[Point], bool]) -> tuple[Strategy, Job]:
+    hyperparameters = {"epochs": 100, "batch_size": BATCH, "augmentation": "light"}
+    candidate = Candidate(backbone.name, "fine-tuning", hyperparameters)
+    job = job_of(task, candidate, backbone, seed=0, folder=folder, report=report)
+    job.build_backbone = lambda: net
+    return Strategy(hyperparameters, backbone), job
 
 
 def _training_step(net: nn.Module, width: int, classes: int) -> Step:
