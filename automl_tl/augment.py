@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .device import sent
+from .fetching import sent
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .augment import Augmentation, augment, normalise
-from .device import accelerator, device, fetched, sent
+from .device import accelerator, device
+from .fetching import fetched, sent
 from .mixing import mix
 from .randaugment import randaugment
 from .records import TARGET, TRAIN

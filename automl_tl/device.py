@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
 """What says so among plain RuntimeErrors: torch's allocators for processors, Apple's devices, cuBLAS, oneDNN."""
-GATHERING, AHEAD = 2, 3
-"""Threads that gather images for a GPU, and batches that may wait for it."""
 
 # cuDNN and oneDNN may pick another algorithm when another process loads the machine; asked for once, here.
 torch.backends.cudnn.benchmark = False
@@ -121,93 +116,6 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
-
-
-def sent(tensor: Tensor, to: torch.device) -> Tensor:
-    """`tensor` on the device `to`. A GPU fetches it when it gets there; what it computes before need not end first."""
-    return tensor.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else tensor.to(to)
-
-
-def fetched(images: np.ndarray, parts: Iterable[np.ndarray]) -> Iterator[Tensor]:
-    """Of uint8 `images` (N×H×W×3, perhaps on disk) those at each of `parts`, on the device, n×3×H×W.
-
-    A GPU computes on one batch while the next are gathered into memory that it reads by itself, and fetched beside its
-    computing: else it would wait for each.
-    """
-    if device().type != "cuda":
-        for part in parts:
-            yield torch.from_numpy(images[part]).to(device()).permute(0, 3, 1, 2)
-        return
-
-    def gather(part: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
-        held = torch.empty((len(part), *images.shape[1:]), dtype=torch.uint8, pin_memory=True)
-        np.take(images, part, axis=0, out=held.numpy(), mode="clip")  # the other mode gathers into a buffer first
-        with torch.cuda.stream(_fetching()):
-            return held.to(device(), non_blocking=True), _fetching().record_event()
-
-    def arrived(batch: tuple[Tensor, torch.cuda.Event]) -> Tensor:
-        computing = torch.cuda.current_stream()
-        computing.wait_event(batch[1])
-        batch[0].record_stream(computing)  # or its memory would be given to another batch while it is computed on
-        return batch[0].permute(0, 3, 1, 2)
-
-    waiting: deque[Future[tuple[Tensor, torch.cuda.Event]]] = deque()
-    with ThreadPoolExecutor(GATHERING) as threads:
-        for part in parts:
-            waiting.append(threads.submit(gather, part))
-            if len(waiting) > AHEAD:
-                yield arrived(waiting.popleft().result())
-        while waiting:
-            yield arrived(waiting.popleft().result())
-
-
-@cache
-def _fetching() -> torch.cuda.Stream:
-    """The GPU's queue for fetching, beside that of its computing."""
-    return torch.cuda.Stream(device())
-
-
-def in_batches(
-    images: np.ndarray, index: np.ndarray, size: int, run: Callable[[Tensor], tuple[Tensor, ...]]
-) -> list[tuple[Tensor, ...]]:
-    """What `run` makes of the `images` at parts of `index` of `size`, as `fetched` gives them, on the CPU; of half the size from
-    where memory does not suffice."""
-    found: list[tuple[Tensor, ...]] = []
-    waiting: deque[Callable[[], tuple[Tensor, ...]]] = deque()
-    start = 0
-    while start < len(index):
-        parts = (index[at : at + size] for at in range(start, len(index), size))
-        for batch in fetched(images, parts):
-            try:
-                waiting.append(_coming_back(run(batch)))
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not out_of_memory(error):
-                    raise
-                break
-            start += len(batch)
-            if len(waiting) > 1:  # the GPU has the next batch to work on by now
-                found.append(waiting.popleft()())
-        else:
-            break
-        del batch
-        size //= 2
-        release_memory()  # only here has the error, and what its traceback held, gone
-    return [*found, *(result() for result in waiting)]
-
-
-def _coming_back(results: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
-    """Begins to copy `results` to the CPU; the function waits until they are there."""
-    if device().type != "cuda":
-        return lambda: tuple(result.cpu() for result in results)
-    copies = tuple(result.to("cpu", non_blocking=True) for result in results)
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record()
-
-    def wait() -> tuple[Tensor, ...]:
-        copied.synchronize()
-        return tuple(copy.clone() for copy in copies)  # out of the memory that the GPU may write to, which is scarce
-
-    return wait
 
 
 def hardware() -> str:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .data import Pixels
-from .device import autocast, channels_last, device, in_batches, precision
+from .device import autocast, channels_last, device, precision
 from .errors import ZooError
+from .fetching import in_batches
 from .home import cache
 from .inference import laid_out
 from .records import Backbone, Features, Task
@@ -87,20 +88,20 @@ def _forward(
     def run(batch: Tensor) -> tuple[Tensor, ...]:
         nonlocal done
         images = laid_out(batch, backbone)
-        with autocast(dtype):
-            output = net(images)
-            if not backbone.num_classes:
-                values = output
-            elif head is not None:
-                values = seen.pop()
-            else:
-                values = headless(images)
+        output = net(images)
+        if not backbone.num_classes:
+            values = output
+        elif head is not None:
+            values = seen.pop()
+        else:
+            values = headless(images)
         done += len(batch)
         if progress is not None:
             progress(done, len(index))
         return (values.float(), output.float().softmax(1)) if backbone.num_classes else (values.float(),)
 
-    parts = in_batches(pixels.array, index, BATCH, run)
+    with autocast(dtype):  # around all batches: the weights are cast once
+        parts = in_batches(pixels.array, index, BATCH, run)
     tensors = {"values": torch.cat([values for values, *_ in parts])}
     if not tensors["values"].isfinite().all():
         raise ZooError(f"{backbone.name}: its features are not finite numbers; its weights are damaged: fetch or train it anew")

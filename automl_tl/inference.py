@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .augment import normalise
-from .device import autocast, device, in_batches
+from .device import autocast, device
+from .fetching import in_batches
 from .records import Backbone
 
 BATCH = 256
@@ -26,11 +27,10 @@ def predict(
     model.eval()
 
     def run(batch: Tensor) -> tuple[Tensor]:
-        with autocast(dtype):
-            logits = model(laid_out(batch, backbone))
-        return (F.softmax(logits.float(), dim=1),)
+        return (F.softmax(model(laid_out(batch, backbone)).float(), dim=1),)
 
-    parts = [probabilities.numpy() for (probabilities,) in in_batches(images, index, BATCH, run)]
+    with autocast(dtype):  # around all batches: the weights are cast once
+        parts = [probabilities.numpy() for (probabilities,) in in_batches(images, index, BATCH, run)]
     return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 
 

@@ -33,6 +33,7 @@ from .device import (
     reset_memory,
 )
 from .errors import TrialError, TrialWarning
+from .fetching import ahead
 from .inference import predict
 from .objectives import validate
 from .processes import agreed, average_gradients, average_statistics, leads
@@ -154,7 +155,7 @@ def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: 
     trained = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     total = torch.zeros((), device=device())
     steps = steps_of(strategy, job)
-    for step, batch in enumerate(batches(strategy, job, epoch)):
+    for step, batch in enumerate(ahead(batches(strategy, job, epoch), Batch.tensors)):
         factor = schedule((epoch + step / steps) / epochs)
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * factor

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .device import sent
+from .fetching import sent
 from .strategy import Batch
 
 

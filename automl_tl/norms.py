@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checkpoint
 from .data import Pixels
-from .device import channels_last, fetched
+from .device import channels_last
 from .features import cached_at
+from .fetching import fetched
 from .inference import laid_out, prepare
 from .records import Backbone, Norms, Task
 

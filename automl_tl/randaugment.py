@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .device import sent
+from .fetching import sent
 
 LAYERS = 2
 STRONGEST = 10.0

@@ -61,6 +61,9 @@ class Batch:
         """Some of its images, with all that belongs to them."""
         return Batch(*(None if each is None else each[share] for each in vars(self).values()))  # type: ignore[arg-type]
 
+    def tensors(self) -> list[Tensor]:
+        return [each for each in vars(self).values() if each is not None]
+
 
 @dataclass
 class Room:

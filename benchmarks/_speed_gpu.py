@@ -30,7 +30,7 @@ from automl_tl.trials import job_of, pixels_of
 
 NETWORKS = {"resnet50": 2048, "vit_small_patch16_224": 384}
 BATCH, EPOCHS, LOOKED = 128, 12, 4096
-Step = Callable[[int], None]
+Step = Callable[[int], object]
 """Of so many images."""
 Evidence = tuple[list[tuple[str, ...]], dict[str, float]]
 """Rows of the table, and figures."""
@@ -60,7 +60,7 @@ def _plain(task: Task, name: str, width: int) -> Evidence:
     whole = train / _fit(task, backbone, net)
     memory = torch.cuda.max_memory_allocated() / 2**20
     bare = train / _seconds_of(_training_step(net, width, len(task.classes)), train)
-    ideal = train / (train / bare + _seconds_of(_look(net), validation))
+    ideal = train / (train / bare + _look(net, validation))
     rows = [_row(f"training {name}", ours, bare), _row("... with validation and checkpoints", whole, ideal)]
     return rows, {
         f"gpu_{name}_images_a_second": ours,
@@ -72,7 +72,7 @@ def _plain(task: Task, name: str, width: int) -> Evidence:
 
 def _looking(task: Task, name: str, width: int) -> Evidence:
     net = _net(name)
-    ours, bare = _extraction(task, _facts(name, width), net), LOOKED / _seconds_of(_look(net), LOOKED)
+    ours, bare = _extraction(task, _facts(name, width), net), LOOKED / _look(net, LOOKED)
     return [_row(f"features of {name}", ours, bare)], {
         f"gpu_{name}_features_images_a_second": ours,
         f"gpu_{name}_features_share": ours / bare,
@@ -156,16 +156,11 @@ def _training_step(net: nn.Module, width: int, classes: int) -> Step:
     return step
 
 
-def _look(net: nn.Module) -> Step:
-    model = channels_last(net).eval()
-    images, dtype = _noise(), precision(model)
-
-    @torch.inference_mode()
-    def step(count: int) -> None:
-        with autocast(dtype):
-            model(images[:count])
-
-    return step
+def _look(net: nn.Module, images: int) -> float:
+    """Seconds of a pass over so many images."""
+    model, noise = channels_last(net).eval(), _noise()
+    with torch.inference_mode(), autocast(precision(model)):
+        return _seconds_of(lambda count: model(noise[:count]), images)
 
 
 def _noise() -> Tensor:

@@ -29,6 +29,7 @@ HEAVY = (
 LAYERS = (
     {"errors", "metadb", "starter"},
     {"home", "space", "extras", "threads", "planning", "device"},
+    {"fetching"},
     {"records", "augment", "checkpoint", "budget", "guard", "workers"},
     {"hookspecs", "facts", "images", "networks", "sources", "attacks", "schema", "pretexts"},
     {"registry", "strategy", "processes", "exchange", "inference", "averaging", "heads", "layers", "randaugment"},

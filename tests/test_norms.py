@@ -14,7 +14,7 @@ from torch import nn
 from automl_tl import Candidate
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode, load_task
-from automl_tl.device import fetched
+from automl_tl.fetching import fetched
 from automl_tl.inference import laid_out, prepare
 from automl_tl.norms import norm_statistics, norms_of
 from automl_tl.profiling import profile_task

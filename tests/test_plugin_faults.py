@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from automl_tl import Candidate, Classifier, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, guard, loop, registry, search
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
-from automl_tl.device import in_batches, out_of_memory, release_memory, settled
+from automl_tl.device import out_of_memory, release_memory, settled
 from automl_tl.errors import InputError, TrialError, TrialWarning
 from automl_tl.evaluation.classification import judge
+from automl_tl.fetching import in_batches
 from automl_tl.history import open_history
 from automl_tl.hookspecs import Tracker
 from automl_tl.space import defaults

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automl_tl import Job
-from automl_tl.device import autocast, channels_last, in_batches, precision
+from automl_tl.device import autocast, channels_last, precision
 from automl_tl.features import BATCH
+from automl_tl.fetching import in_batches
 from automl_tl.inference import laid_out
 from automl_tl.norms import adopt_statistics, norms_of
 from automl_tl.records import TRAIN, VALIDATION
@@ -69,13 +70,13 @@ def begin(job: Job, *, norms: str) -> tuple[Job, nn.Linear]:
 
     @torch.inference_mode()
     def run(batch: Tensor) -> tuple[Tensor]:
-        with autocast(precision(net)):
-            return (net(laid_out(batch, job.backbone)).float(),)
+        return (net(laid_out(batch, job.backbone)).float(),)
 
-    features = {
-        split: torch.cat([values for (values,) in in_batches(images, job.task.part(split), BATCH, run)]).numpy()
-        for split in (TRAIN, VALIDATION)
-    }
+    with autocast(precision(net)):
+        features = {
+            split: torch.cat([values for (values,) in in_batches(images, job.task.part(split), BATCH, run)]).numpy()
+            for split in (TRAIN, VALIDATION)
+        }
     train, validation = labels[job.task.part(TRAIN)], labels[job.task.part(VALIDATION)]
     probe = fit_probe(features[TRAIN], train, features[VALIDATION], validation, len(job.task.classes))
     return replace(job, build_backbone=lambda: net), probe.head()

@@ -9,14 +9,16 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from automl_tl import Candidate, checkpoint, load_task, loop
+from automl_tl import Batch, Candidate, Strategy, checkpoint, load_task, loop
 from automl_tl.backbones import build, catalogue
+from automl_tl.batches import batches
 from automl_tl.data import decode
-from automl_tl.device import device, hardware, in_batches, precision
+from automl_tl.device import device, hardware, precision
 from automl_tl.features import extract
+from automl_tl.fetching import ahead, in_batches
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
-from automl_tl.trials import Limits, run_trial
+from automl_tl.trials import Limits, job_of, run_trial
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,11 +74,30 @@ def test_features_agree_with_those_of_the_processor() -> None:
     found = extract(small, backbone, pixels, lambda head: build(backbone, head=head)).values
     net = build(backbone)
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (backbone.mean, backbone.std))
-    images = torch.from_numpy(pixels.array[:64]).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(pixels.array[:64].copy()).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
         expected = net((images - mean) / std).numpy()
     error = np.linalg.norm(found[:64] - expected, axis=1) / np.linalg.norm(expected, axis=1)
     assert error.max() < 0.05
+
+
+def test_batches_are_made_ahead_as_they_would_be_made_in_turn(tmp_path: Path) -> None:
+    """Many short epochs, each with the device busy: a batch that is used before it is whole would differ."""
+    backbone, small = catalogue()[BACKBONE], task()
+    hyperparameters = {"batch_size": 32, "augmentation": "strong", "mixup": 0.2, "randaugment": 5}
+    strategy = Strategy(hyperparameters, backbone)
+    job = job_of(small, Candidate(BACKBONE, "fine-tuning", hyperparameters), backbone, seed=0, folder=tmp_path)
+    busy = torch.randn(2048, 2048, device=device())
+    for epoch in range(20):
+        in_turn = list(batches(strategy, job, epoch))
+        torch.cuda.synchronize()
+        made = ahead(batches(strategy, job, epoch), Batch.tensors)
+        for expected, batch in zip(in_turn, made, strict=True):
+            images = batch.images * 1
+            for _ in range(5):
+                busy @ busy
+            assert torch.equal(images, expected.images)
+            assert torch.equal(batch.labels, expected.labels)
 
 
 def test_images_reach_the_device_and_results_come_back_in_order() -> None:
