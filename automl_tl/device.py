@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
 """What says so among plain RuntimeErrors: torch's allocators for processors, Apple's devices, cuBLAS, oneDNN."""
+FEEDING = 4
+"""Threads of the processor within an operation, where a GPU computes. With as many as there are cores they get in the way of what
+feeds it: on sixteen, ViT-S gave its features of 13,000 images a second, not of 17,000."""
 
 # cuDNN and oneDNN may pick another algorithm when another process loads the machine; asked for once, here.
 torch.backends.cudnn.benchmark = False
@@ -29,7 +32,10 @@ def accelerator() -> Accelerator:
     """The process's one Accelerator: CPU, CUDA, or one of several processes of `accelerate launch`."""
     from accelerate import Accelerator
 
-    return Accelerator(mixed_precision="no")
+    chosen = Accelerator(mixed_precision="no")
+    if chosen.device.type == "cuda":
+        torch.set_num_threads(min(torch.get_num_threads(), FEEDING))
+    return chosen
 
 
 def device() -> torch.device:
