@@ -63,7 +63,7 @@ def ahead(batches: Iterator[Made], tensors: Callable[[Made], Iterable[Tensor]]) 
 @cache
 def _making() -> torch.cuda.Stream:
     """The GPU's queue for batches, beside that of its computing."""
-    return torch.cuda.Stream(device())
+    return torch.cuda.Stream(device())  # type: ignore[no-untyped-call]
 
 
 def in_batches(
