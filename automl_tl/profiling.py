@@ -10,10 +10,10 @@ import numpy as np
 
 from . import data, features, registry
 from .backbones import build
-from .errors import PLUGIN_FAULTS, InputError
 from .evaluation.domains import gap
 from .norms import norm_statistics
 from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
+from .scores import scores
 
 LOOK = 1000
 """Training images that backbones are looked at through."""
@@ -53,7 +53,7 @@ def profile_task(
             target = look_features(task, encoder, seen, progress)
             meta |= {f"gap_{name}": value for name, value in gap(labelled, target).items()}
         for source, statistics in sources.items():
-            distances[source] = _scores("distance", target, statistics, notes)
+            distances[source] = scores("distance", target, statistics, notes)
     seconds = time.perf_counter() - start
     profile = Profile(task.name, task.fingerprint, meta, distances, {}, seconds, (*task.warnings, *dict.fromkeys(notes)))
     return look_through(profile, task, backbones, look=look, seed=seed, progress=progress) if look else profile
@@ -71,12 +71,12 @@ def look_through(
     """`profile` with the transferability of the backbones named in `look`, and how familiar the images are to them."""
     start = time.perf_counter()
     sample, notes = look_sample(task, seed), list[str]()
-    transferability = {name: dict(scores) for name, scores in profile.transferability.items()}
+    transferability = {name: dict(found) for name, found in profile.transferability.items()}
     for name in look:
         target = look_features(task, backbones[name], sample, progress)
-        transferability[name] = _scores("transferability", target, None, notes)
+        transferability[name] = scores("transferability", target, None, notes)
         if (norms := _norms(task, backbones[name], sample)) is not None:
-            transferability[name] |= _scores("familiarity", replace(target, norms=norms), None, notes)
+            transferability[name] |= scores("familiarity", replace(target, norms=norms), None, notes)
     seconds = profile.seconds + time.perf_counter() - start
     warnings = tuple(dict.fromkeys((*profile.warnings, *notes)))
     return replace(profile, transferability=transferability, seconds=seconds, warnings=warnings)
@@ -206,26 +206,6 @@ def reference_encoders(backbones: Mapping[str, Backbone]) -> list[tuple[Backbone
             encoder = backbones.get(reference) or next(b for b in zoo.list() if b.name == reference)
             found.append((encoder, zoo.sources()))  # type: ignore[attr-defined]
     return found
-
-
-def _scores(kind: str, target: Features, source: Features | None, notes: list[str]) -> dict[str, float]:
-    """Every metric of `kind` that is defined here; a reason is noted for one that is not."""
-    scores = {}
-    for name, metric in registry.metrics(kind).items():
-        try:
-            value = float(metric.score(target, source))
-        except InputError as error:
-            if source is not None or target.probabilities is not None:
-                notes.append(f"{name}: {error}")
-            continue
-        except PLUGIN_FAULTS as error:  # it is named and the profile goes on without it
-            notes.append(f"metric {name!r} failed: {type(error).__name__}: {error}")
-            continue
-        if np.isfinite(value):
-            scores[name] = value
-        else:
-            notes.append(f"metric {name!r} gave {value}")
-    return scores
 
 
 def describe_source(task: Task, encoder: Backbone, *, seed: int = 0, most: int = 20_000) -> Features:

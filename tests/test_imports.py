@@ -33,7 +33,7 @@ LAYERS = (
     {"records", "augment", "checkpoint", "budget", "guard", "workers"},
     {"hookspecs", "facts", "images", "networks", "sources", "attacks", "schema", "pretexts"},
     {"registry", "strategy", "processes", "exchange", "inference", "averaging", "heads", "layers", "randaugment"},
-    {"rows"},
+    {"rows", "scores"},
     {"merging"},
     {"history"},
     {"sharing"},
