@@ -275,12 +275,12 @@ class _Kept:
 
     epoch: int
     due: float = 0.0
-    """When it may be written again, by `time.perf_counter`."""
+    """When it may be written again, by the seconds of training: they are what would be lost."""
 
     def save(self, path: Path, parts: Parts, best: dict[str, Tensor], progress: _Progress, job: Job, *, now: bool) -> None:
         """Write the checkpoint if it lags behind and either must be written `now` or is due."""
         began = time.perf_counter()
-        if progress.epoch == self.epoch or not (now or began >= self.due):
+        if progress.epoch == self.epoch or not (now or progress.seconds >= self.due):
             return
         if leads():
             tensors = {
@@ -291,7 +291,7 @@ class _Kept:
                 **checkpoint.prefixed(job.path.state_dict() if job.path else {}, "path"),
             }
             checkpoint.save(path, tensors, asdict(progress))
-        self.epoch, self.due = progress.epoch, time.perf_counter() + (time.perf_counter() - began) / SAVING
+        self.epoch, self.due = progress.epoch, progress.seconds + (time.perf_counter() - began) / SAVING
 
 
 def _restore(path: Path, parts: Parts, job: Job) -> tuple[_Progress, dict[str, Tensor]]:
