@@ -56,7 +56,7 @@ def _digest(*both: Features | None) -> str:
         for name, array in {**arrays, **norms}.items():
             if array is not None:
                 digest.update(f"{name} {array.dtype} {array.shape}".encode())
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).data)
         digest.update(b"and")
     return digest.hexdigest()
 
