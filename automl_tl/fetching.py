@@ -26,13 +26,14 @@ def sent(tensor: Tensor, to: torch.device) -> Tensor:
 
 def fetched(images: np.ndarray, parts: Iterable[np.ndarray]) -> Iterator[Tensor]:
     """Of uint8 `images` (N×H×W×3, perhaps on disk) those at each of `parts`, on the device, n×3×H×W."""
+    cuda = device().type == "cuda"
     for part in parts:
-        if device().type == "cuda":
+        if cuda:
             held = torch.empty((len(part), *images.shape[1:]), dtype=torch.uint8, pin_memory=True)
             np.take(images, part, axis=0, out=held.numpy(), mode="clip")  # the other mode gathers into a buffer first
         else:
             held = torch.from_numpy(images[part])
-        yield held.to(device(), non_blocking=True).permute(0, 3, 1, 2)
+        yield held.to(device(), non_blocking=cuda).permute(0, 3, 1, 2)
 
 
 def ahead(batches: Iterator[Made], tensors: Callable[[Made], Iterable[Tensor]]) -> Iterator[Made]:
