@@ -51,10 +51,10 @@ def _digest(*both: Features | None) -> str:
     """Of all numbers."""
     digest = blake2b(digest_size=16)
     for features in both:
-        arrays = {} if features is None else {**vars(features), "norms": None}
+        arrays = {} if features is None else vars(features)
         norms = {} if features is None or features.norms is None else vars(features.norms)
-        for name, array in {**arrays, **norms}.items():
-            if array is not None:
+        for name, array in (*arrays.items(), *norms.items()):
+            if isinstance(array, np.ndarray):
                 digest.update(f"{name} {array.dtype} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
         digest.update(b"and")
@@ -64,17 +64,18 @@ def _digest(*both: Features | None) -> str:
 def _recall(path: Path) -> dict[str, float]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # not there, or not whole
+    except (OSError, ValueError, TypeError):  # not there, or not whole
         return {}
 
 
 @lru_cache
 def _code(module: str) -> str:
-    """Of the folder with the module of a metric, which may use what lies beside it; without a file, of this process."""
+    """Of the folder with the module of a metric, which may use what lies beside it; where there is no file, of this process."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
+    paths = [] if file is None else sorted(Path(file).parent.glob("*.py"))
+    if not paths:
         return f"{module} of {os.getpid()} since {time.time()}"
     digest = blake2b(digest_size=8)
-    for path in sorted(Path(file).parent.glob("*.py")):
+    for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 
 from automl_tl import Features, registry
 from automl_tl.home import cache
+from automl_tl.records import Norms
 from automl_tl.scores import _code, scores
 
 CODE = """
@@ -76,12 +78,24 @@ def test_other_code_is_asked_anew(metric: ModuleType, tmp_path: Path) -> None:
     assert said(features(0)) == before + 1
 
 
-def test_what_is_damaged_is_asked_for_anew(metric: ModuleType) -> None:
+@pytest.mark.parametrize("text", ["", '{"spread', "5", "[1]", "null"])
+def test_what_is_damaged_is_asked_for_anew(metric: ModuleType, text: str) -> None:
     before = said(features(0))
     for path in (cache() / "scores").iterdir():
-        path.write_text(path.read_text()[:-5])
+        path.write_text(text)
     assert said(features(0)) == before
     assert metric.Spread.asked == 2
+
+
+def test_each_number_counts(metric: ModuleType) -> None:
+    """Also of what a network's norms see, whose arrays have names that a source's have, too."""
+    plain, four = features(0), np.arange(4.0)
+    norms = Norms(four, four, four, four, four)
+    cases = [plain, replace(plain, mean=four), replace(plain, norms=norms), replace(plain, mean=four, norms=norms)]
+    cases += [replace(plain, mean=four + 1, norms=norms), replace(plain, mean=four, norms=replace(norms, mean=four + 1))]
+    for case in cases:
+        said(case)
+    assert metric.Spread.asked == len(cases)
 
 
 def test_what_is_no_number_is_not_remembered(metric: ModuleType) -> None:
