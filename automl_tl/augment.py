@@ -32,7 +32,13 @@ class Augmentation:
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 (or float 0–255) N×3×H×W to floats with the given channel `mean` and `std` (of 0–1 values)."""
-    return (images.float() - _channels(mean, images.device)) / _channels(std, images.device)
+    rows = images.permute(0, 2, 3, 1)
+    if images.dtype != torch.uint8 or not rows.is_contiguous():
+        return images.sub(_channels(mean, images.device)).div_(_channels(std, images.device))
+    # Pixel by pixel, as images are decoded: whole rows at once, as loops over three values take a processor six times as long.
+    width = images.shape[-1]
+    mean_row, std_row = (_channels(values, images.device).flatten().repeat(width) for values in (mean, std))
+    return rows.flatten(2).float().sub_(mean_row).div_(std_row).unflatten(2, (width, -1)).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=64)
@@ -85,4 +91,4 @@ def _jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     factors = 1 + (torch.rand(len(images), 2, generator=generator) * 2 - 1) * strength
     brightness, contrast = sent(factors, images.device)[:, :, None, None, None].unbind(1)
     grey = images.mean(dim=(1, 2, 3), keepdim=True)
-    return ((images - grey) * contrast + grey * brightness).clamp(0, 255)
+    return images.sub(grey).mul_(contrast).add_(grey * brightness).clamp_(0, 255)
