@@ -1,6 +1,6 @@
 """`automl-tl fit --budget 5m` with the embedded zoo, on six sets that the ranker has never seen, and `make demo`.
 
-    python benchmarks/fit.py [--json FILE] [--only SET ...] [--quick]
+    python benchmarks/fit.py [--json FILE] [--only SET ...] [--seeds N] [--quick]
 
 For each set: a home of its own, whose history has no trial of that source dataset; the command as a person types it; then,
 on the same images and split, what a person could do without it:
@@ -9,7 +9,8 @@ on the same images and split, what a person could do without it:
 - *from scratch*: the winner's network from random weights, with as many epochs as the same time holds.
 
 Test accuracy in percent. The demo is scikit-learn's digits in one minute, also with a history that does not know them. A set that
-was measured is merged into --json, so that a run which is stopped loses one set at most.
+was measured is merged into --json, so that a run which is stopped loses one set at most. With several --seeds, which decide
+the splits, the search and the training of all four, a figure is their mean, and its lowest and highest are given beside it.
 """
 
 from __future__ import annotations
@@ -92,61 +93,79 @@ def fitted(images: Path | str, out: Path, budget: str, *options: str) -> dict[st
     return {**json.loads(done.stdout), "wall_seconds": time.perf_counter() - start}
 
 
-def trained(task: Task, backbone: Backbone, strategy: str, limits: Limits | None = None, **changed: Any) -> dict[str, float]:
+def trained(
+    task: Task, backbone: Backbone, strategy: str, seed: int, limits: Limits | None = None, **changed: Any
+) -> dict[str, float]:
     """Test accuracy of one choice, and its seconds."""
     hyperparameters = {**defaults(strategies()[strategy].space), **changed}
     with tempfile.TemporaryDirectory() as folder:
         candidate = Candidate(backbone.name, strategy, hyperparameters)
-        trial, result = run_trial(task, candidate, backbone, seed=0, folder=Path(folder), limits=limits)
+        trial, result = run_trial(task, candidate, backbone, seed=seed, folder=Path(folder), limits=limits)
     if result is None:
         raise SystemExit(trial.error)
     return {"accuracy": judge_on_test(task, backbone, result.model)["accuracy"], "seconds": trial.seconds}
 
 
-def from_scratch(task: Task, backbone: Backbone, seconds: float) -> dict[str, float]:
+def from_scratch(task: Task, backbone: Backbone, seed: int, seconds: float) -> dict[str, float]:
     """The network from random weights, its schedule as long as the time lets it be."""
-    pilot = trained(task, backbone, "from-scratch", Limits(stop_after=PILOT))
+    pilot = trained(task, backbone, "from-scratch", seed, Limits(stop_after=PILOT))
     space = strategies()["from-scratch"].space["epochs"]
     fewest, most = (int(getattr(space, end, PILOT)) for end in ("low", "high"))
     epochs = max(fewest, min(most, int(seconds / pilot["seconds"] * PILOT)))
     limits = Limits(deadline=time.monotonic() + seconds)
-    return trained(task, backbone, "from-scratch", limits, epochs=epochs)
+    return trained(task, backbone, "from-scratch", seed, limits, epochs=epochs)
 
 
-def compare(name: str, folder: Path, budget: str) -> dict[str, float]:
+def compare(name: str, folder: Path, budget: str, seed: int) -> dict[str, float]:
     """One row."""
     images = name if name == DEMO else images_of(name, folder)
     embedded = {key: backbone for key, backbone in catalogue().items() if backbone.zoo == "embedded"}
     largest = max(embedded.values(), key=lambda backbone: backbone.params)
-    with home_without(name, folder / "homes" / name):
-        outcome = fitted(images, folder / "runs" / name, budget)
-        task = load_task(images)
+    with home_without(name, folder / "homes" / f"{name}_{seed}"):
+        outcome = fitted(images, folder / "runs" / f"{name}_{seed}", budget, "--seed", str(seed))
+        task = load_task(images, seed=seed)
         winner = outcome["winner"]
         network = embedded[winner["candidate"]["backbone"]]
         rows: Mapping[str, dict[str, float]] = {
-            "probe": trained(task, largest, "linear-probe"),
-            "fine_tuning": trained(task, largest, "fine-tuning"),
-            "from_scratch": from_scratch(task, network, outcome["seconds"]),
+            "probe": trained(task, largest, "linear-probe", seed),
+            "fine_tuning": trained(task, largest, "fine-tuning", seed),
+            "from_scratch": from_scratch(task, network, seed, outcome["seconds"]),
         }
-    print(f"{name}: {winner['candidate']['strategy']} on {network.name}, {len(outcome['trials'])} trials", flush=True)
     accuracies = {key: 100 * row["accuracy"] for key, row in rows.items()}
     best = max(accuracies["probe"], accuracies["fine_tuning"])
     ours = 100 * winner["test"]["accuracy"]
-    return {"fit": ours, **accuracies, "lead": ours - best, "seconds": outcome["wall_seconds"]}
+    found = {"fit": ours, **accuracies, "lead": ours - best, "seconds": outcome["wall_seconds"]}
+    said = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+    print(
+        f"{name}, seed {seed}: {winner['candidate']['strategy']} on {network.name}, {len(outcome['trials'])} trials; {said}",
+        flush=True,
+    )
+    return found
+
+
+def together(name: str, rows: list[dict[str, float]]) -> dict[str, float]:
+    """Figures of a set: means over the seeds, and from where to where they go."""
+    columns = {column: [row[column] for row in rows] for column in rows[0]}
+    figures = {f"{name}_{column}": sum(values) / len(values) for column, values in columns.items()}
+    if len(rows) > 1:
+        figures |= {f"{name}_{column}_lowest": min(values) for column, values in columns.items()}
+        figures |= {f"{name}_{column}_highest": max(values) for column, values in columns.items()}
+    return {**figures, f"{name}_seeds": len(rows)}
 
 
 def main() -> None:
     parser = arguments(__doc__, "the demo and a set, one minute each")
     parser.add_argument("--only", action="append", choices=(DEMO, *SETS), metavar="SET", help="one of these sets (repeatable)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="each set so many times, the budget each time")
     options = parser.parse_args()
     columns = ("fit", "probe", "fine_tuning", "from_scratch", "lead", "seconds")
     rows: list[tuple[object, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only or (DEMO, *SETS)[: 2 if options.quick else None]:
             budget = "1m" if options.quick or name == DEMO else "5m"
-            found = compare(name, Path(folder), budget)
-            rows.append((f"{name}, {budget}", *(found[column] for column in columns)))
-            merge(options.json, name, {f"{name}_{column}": value for column, value in found.items()})
+            found = together(name, [compare(name, Path(folder), budget, seed) for seed in range(options.seeds)])
+            rows.append((f"{name}, {budget}", *(found[f"{name}_{column}"] for column in columns)))
+            merge(options.json, name, found)
     table("Test accuracy (%)", ("set, budget", *columns), rows)
 
 

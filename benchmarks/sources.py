@@ -47,7 +47,7 @@ def compare(name: str, folder: Path, budget: str) -> dict[str, float]:
         advice = command("recommend", str(images), "--top", "10000", "--json")
         order = list(dict.fromkeys(item["candidate"]["backbone"] for item in advice["ranking"]))
         task = load_task(images)
-        probes = {key: 100 * trained(task, each, "linear-probe")["accuracy"] for key, each in catalogue().items()}
+        probes = {key: 100 * trained(task, each, "linear-probe", 0)["accuracy"] for key, each in catalogue().items()}
     print(f"{name}: advice {order}")
     print(f"{name}: probes { ({key: round(value, 1) for key, value in probes.items()}) }", flush=True)
     print(f"{name}: {real['winner']['candidate']['strategy']} on {real['winner']['candidate']['backbone']}", flush=True)
