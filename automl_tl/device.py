@@ -14,6 +14,8 @@ import psutil
 import torch
 from torch import nn
 
+from .threads import processors
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -29,12 +31,17 @@ torch.backends.cudnn.benchmark = False
 
 @cache
 def accelerator() -> Accelerator:
-    """The process's one Accelerator: CPU, CUDA, or one of several processes of `accelerate launch`."""
+    """The process's one Accelerator: CPU, CUDA, or one of several processes of `accelerate launch`.
+
+    Whoever asks for it first settles how many threads torch computes with on the processor: it would take as many as the machine
+    has cores, also in a container that may use two of them, where they wait for one another at every operation.
+    """
     from accelerate import Accelerator
 
     chosen = Accelerator(mixed_precision="no")
-    if chosen.device.type == "cuda":
-        torch.set_num_threads(min(torch.get_num_threads(), FEEDING))
+    most = FEEDING if chosen.device.type == "cuda" else processors()
+    if most < torch.get_num_threads():
+        torch.set_num_threads(most)
     return chosen
 
 

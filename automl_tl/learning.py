@@ -19,7 +19,7 @@ import numpy as np
 from .encoding import Column, Encoder
 from .experience import Experience, rows_of
 from .record import Record
-from .threads import spread
+from .threads import processors, spread
 
 STAGES = (1, 2)
 FOLDS = 6
@@ -55,7 +55,7 @@ _LEARNING = {
 
 def predict_by(booster: Any, data: np.ndarray) -> np.ndarray:
     """What a LightGBM booster says of each row; the same however many threads ask."""
-    return np.asarray(booster.predict(data, num_threads=1 if len(data) < MANY else 0))
+    return np.asarray(booster.predict(data, num_threads=1 if len(data) < MANY else processors()))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import memory, model
 from .backbones import build, catalogue
 from .data import load_task
+from .device import device
 from .errors import PLUGIN_FAULTS, ZooError
 from .home import cache
 from .hookspecs import Metric
@@ -131,6 +132,7 @@ def check_strategy(
     task, backbone = task or task_for(strategy.needs), backbone or smallest_backbone()
     with _registered(strategy):
         _check_facts(strategy, backbone)
+        device()  # whoever asks first settles the number of torch's threads
         source, surroundings = _copy(build(backbone)), _surroundings()
         values = _short(strategy)
         whole = _train(task, strategy, backbone, values)
