@@ -93,7 +93,7 @@ def compare(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
     weight: Annotated[
         list[str] | None,
-        typer.Option(help="score=50, latency=1, size=1, training=1; those not named weigh nothing (repeatable)."),
+        typer.Option(help="score=50, latency=1, size=1, training=1; those not named stay as they are (repeatable)."),
     ] = None,
     json: AsJson = False,
 ) -> None:

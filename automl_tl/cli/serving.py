@@ -21,7 +21,7 @@ def serve(
     upload_mb: Annotated[int, typer.Option(min=1, help="Largest archive that is taken.")] = 1024,
     requests_per_minute: Annotated[int, typer.Option(min=1, help="Of one address.")] = 1200,
 ) -> None:
-    """Serve everything over HTTP, with a page for people."""
+    """Profile, recommend, fit and predict over HTTP, with a page for people."""
     from automl_tl.home import home
 
     try:
