@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,15 @@ class _Beside(nn.Module):
     def add(self, rank: int) -> None:
         self.own.append(_pair(self.shared, rank))
 
+    @property
+    def weight(self) -> Any:
+        """For networks that compute with a layer's weights themselves (Swin V2, BEiT, EVA): there the pair is left out."""
+        return self.shared.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.shared.bias
+
     def forward(self, values: Tensor) -> Tensor:
         shared: Tensor = self.shared(values)
         return shared if not self.turn.task else shared + self.own[self.turn.task - 1](values)
@@ -63,6 +73,14 @@ class _Instead(nn.Module):
         return normed
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether it computes W x, or an ungrouped convolution with W as it is: others, such as those that standardise their
+    kernels first, are not what they would be with something added to W x."""
+    from timm.layers import Conv2dSame  # pads by the size of what comes in
+
+    return type(layer) is nn.Linear or (type(layer) in (nn.Conv2d, Conv2dSame) and layer.groups == 1)
+
+
 def _pair(layer: nn.Module, rank: int) -> nn.Sequential:
     """A then B of the same shape in and out as `layer`; B is zero, so that training starts at the layer itself."""
     down: nn.Linear | nn.Conv2d
@@ -73,7 +91,7 @@ def _pair(layer: nn.Module, rank: int) -> nn.Sequential:
         assert isinstance(layer, nn.Conv2d)
         assert not isinstance(layer.padding, str)
         shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        down = nn.Conv2d(layer.in_channels, rank, *shape, bias=False)  # type: ignore[arg-type]
+        down = type(layer)(layer.in_channels, rank, *shape, bias=False)  # type: ignore[arg-type]
         up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
     nn.init.zeros_(up.weight)
     return nn.Sequential(down, up)
@@ -131,9 +149,7 @@ def _wrap(module: nn.Module, turn: _Turn) -> None:
     for name, child in module.named_children():
         if isinstance(child, NORMS):
             setattr(module, name, _Instead(child, turn))
-        elif isinstance(child, nn.Linear) or (
-            isinstance(child, nn.Conv2d) and child.groups == 1 and not isinstance(child.padding, str)
-        ):
+        elif is_plain(child) and not isinstance(getattr(child, "padding", None), str):
             setattr(module, name, _Beside(child, turn))
         else:
             _wrap(child, turn)

@@ -6,7 +6,8 @@ how far a task's images are from the source without one image of it, and can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -77,6 +78,20 @@ def _measure(backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module],
 def norms_of(net: nn.Module) -> tuple[_BatchNorm, ...]:
     """The batch norms that keep statistics."""
     return tuple(layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats)
+
+
+@contextmanager
+def unmoved(net: nn.Module) -> Iterator[None]:
+    """What `net` sees inside does not move the statistics of its batch norms, whatever mode they are in."""
+    layers = norms_of(net)
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum
 
 
 @torch.no_grad()

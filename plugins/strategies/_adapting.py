@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automl_tl import Backbone, Batch, Classifier
+from automl_tl import Backbone, Batch, Classifier, Job
+from automl_tl.records import TARGET, TRAIN
 from automl_tl.space import Choice, Float, Int, Space, Value
 
 from ._layers import still_norms
+from ._probe import begin
 
 SPACE: Space = {
     "rate": Float(3e-4, 1e-2, 2e-3, log=True),
@@ -25,6 +27,11 @@ SPACE: Space = {
     "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
     "flip": Choice((False, True), False),
 }
+
+
+def start(job: Job, norms: str) -> tuple[Job, nn.Linear]:
+    """The job and the probed head; moving norms begin at the statistics of both domains, which is what `see_both` shows them."""
+    return begin(job, norms=norms, seen=(TRAIN, TARGET))
 
 
 class Both(NamedTuple):
@@ -58,8 +65,8 @@ def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list
 
 
 def to_unit(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both over the root of the source's mean square, through which no gradient flows: shrinking features gains nothing."""
-    scale = source.detach().square().mean().sqrt().clamp(min=1e-6)
+    """Both over the root of the source's mean square, with its gradient: shrinking all features gains nothing."""
+    scale = source.square().mean().clamp(min=1e-12).sqrt()
     return source / scale, target / scale
 
 

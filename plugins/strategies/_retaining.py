@@ -147,12 +147,17 @@ class Held:
         for name, away in self._away(self.model):
             parameter = self.model.get_parameter(name)
             found[name] = torch.zeros_like(parameter)
-            found[name][: len(away)] = 2 * self.factor * self.importance[name] * away.detach()
+            _rows(found[name], away).copy_(2 * self.factor * self.importance[name] * away.detach())
         return found
 
     def _away(self, model: Classifier) -> Iterator[tuple[str, Tensor]]:
         for name, origin in self.origin.items():
-            yield name, model.get_parameter(name)[: len(origin)] - origin
+            yield name, _rows(model.get_parameter(name), origin) - origin
+
+
+def _rows(value: Tensor, like: Tensor) -> Tensor:
+    """Those that `like` has, of a head that may have new classes since; a scalar has none."""
+    return value if value.shape == like.shape else value[: len(like)]
 
 
 def balanced(job: Job, fitted: Fitted) -> Fitted:

@@ -17,7 +17,7 @@ from automl_tl.records import TARGET, VALIDATION
 from automl_tl.space import Value
 
 from . import _adapting
-from ._probe import probe_job
+from ._probe import begin
 
 
 class AdaBN(Strategy):
@@ -36,7 +36,7 @@ class AdaBN(Strategy):
     def run(self, job: Job) -> Fitted:
         if not norms_of(job.build_backbone()):
             raise TrialError(f"{job.backbone.name} has no batch norms, so there are no statistics to adapt")
-        self.probed = probe_job(job).head()
+        job, self.probed = begin(job, norms="moving")
         fitted = loop.fit(self, job)
         images, task = job.pixels.array, job.task
         adopt_statistics(fitted.model, images, task.part(TARGET), job.backbone, seed=job.seed)

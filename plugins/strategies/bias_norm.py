@@ -11,7 +11,7 @@ from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
 from ._layers import still_norms
-from ._probe import probe_job
+from ._probe import begin
 
 
 class BiasNorm(Strategy):
@@ -39,7 +39,7 @@ class BiasNorm(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        self.probed = probe_job(job).head()
+        job, self.probed = begin(job, norms=self.hp.norms)
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

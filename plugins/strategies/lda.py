@@ -33,7 +33,9 @@ class DiscriminantAnalysis(Strategy):
         train = train.astype(np.float64)
         counts = np.bincount(labels, minlength=len(job.task.classes))
         means = np.stack([train[labels == label].mean(axis=0) for label in range(len(counts))])
-        covariance, shrinkage = ledoit_wolf(train - means[labels], assume_centered=True)
+        # One image a class has no spread within: then what counts is that of the classes.
+        centres = means[labels] if len(train) > len(counts) else means.mean(axis=0)
+        covariance, shrinkage = ledoit_wolf(train - centres, assume_centered=True)
         degrees = len(train) / max(len(train) - len(counts), 1)  # the means were estimated from the same images
         tiny = 1e-8 * np.trace(covariance) / len(covariance) + 1e-12
         weight = np.linalg.solve(degrees * covariance + tiny * np.eye(len(covariance)), means.T).T

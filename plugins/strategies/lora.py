@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loop
+from automl_tl.adapters import is_plain
+from automl_tl.errors import TrialError
 from automl_tl.inference import predict
 from automl_tl.records import VALIDATION
 from automl_tl.space import Choice, Float, Int, Value
@@ -79,13 +81,13 @@ class LowRank(Strategy):
 def targets(backbone: nn.Module) -> list[str]:
     """Names of the layers to adapt, in full: a pattern would also match what holds them.
 
-    Dilated kernels are left out: PEFT gives its low-rank pair their stride and padding, but not their dilation.
+    Layers that do more than multiply by W are left out: what is added into W at the end would be another function there.
+    Dilated kernels are left out, too: PEFT gives its low-rank pair their stride and padding, but not their dilation.
     """
-    return [
-        name
-        for name, layer in backbone.named_modules()
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1))
-    ]
+    found = [name for name, layer in backbone.named_modules() if is_plain(layer) and getattr(layer, "dilation", (1, 1)) == (1, 1)]
+    if not found:
+        raise TrialError("the network has no matrix or kernel that a low-rank one could be added to")
+    return found
 
 
 @hookimpl

@@ -33,7 +33,7 @@ class NearestMean(Strategy):
         train, labels, held_out, held_out_labels = known(job)
         train = train.astype(np.float64)
         means = np.stack([train[labels == label].mean(axis=0) for label in range(len(job.task.classes))])
-        within = train - means[labels]
+        within = train - (means[labels] if len(train) > len(means) else means.mean(axis=0))  # one image a class has no spread
         spread = np.maximum(within.std(axis=0), 1e-3 * within.std() + 1e-12)
         kinds = ("raw", "standardised") if self.hp.features == "chosen" else (self.hp.features,)
         made = []

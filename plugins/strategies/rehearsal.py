@@ -91,6 +91,9 @@ def _with_means(job: Job, fitted: Fitted) -> Fitted:
     """The better of the trained head and of nearest means, by the validation images."""
     trained = fitted.model
     assert isinstance(trained, Classifier)
+    without = len(job.task.classes) - len(np.unique(job.task.labels[job.task.part(TRAIN)]))
+    if without:
+        return replace(fitted, notes=(*fitted.notes, f"classified by the trained head: no image of {without} classes was kept"))
     by_means = Classifier(trained.backbone, _means_head(job, trained.backbone))
     found = [validate(net, job.pixels.array, job.task, job.backbone, dtype=torch.float32) for net in (by_means, trained)]
     if found[0].score < found[1].score:

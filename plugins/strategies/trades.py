@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookimpl
+from automl_tl.attacks import held
+from automl_tl.norms import unmoved
 from automl_tl.space import Float, Int, Value
 
 from . import _adversarial
@@ -30,9 +33,11 @@ class Trades(Strategy):
 
         def harden(plain: _adversarial.Loss) -> _adversarial.Loss:
             def loss(model: Classifier, batch: Batch) -> Tensor:
-                said = model(batch.images).float()
-                still = said.detach()
+                with held(model), torch.no_grad():  # as the attacker sees the changed ones
+                    still = model(batch.images).float()
                 changed = attack(model, batch.images, lambda logits: divergence(still, logits.float()))
+                with unmoved(model):  # the clean images move the norms once, in `plain`
+                    said = model(batch.images).float()
                 return plain(model, batch) + float(self.hp.weight) * divergence(said, model(changed).float()).mean()
 
             return loss
