@@ -76,9 +76,11 @@ class _Instead(nn.Module):
 def is_plain(layer: nn.Module) -> bool:
     """Whether it computes W x, or an ungrouped convolution with W as it is: others, such as those that standardise their
     kernels first, are not what they would be with something added to W x."""
-    from timm.layers import Conv2dSame  # pads by the size of what comes in
+    from timm.layers.conv2d_same import Conv2dSame  # pads by the size of what comes in
 
-    return type(layer) is nn.Linear or (type(layer) in (nn.Conv2d, Conv2dSame) and layer.groups == 1)
+    if isinstance(layer, nn.Conv2d):
+        return type(layer) in (nn.Conv2d, Conv2dSame) and layer.groups == 1
+    return type(layer) is nn.Linear
 
 
 def _pair(layer: nn.Module, rank: int) -> nn.Sequential:

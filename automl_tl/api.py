@@ -45,7 +45,7 @@ from .profiling import look_through
 from .profiling import profile_task as _profile_task
 from .progress import read_trial
 from .ranker import Ranker, rank, ranker_for, shortlist
-from .records import Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
+from .records import EXEMPLARS, Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
 from .steps import follow
 from .workers import open_workers
 
@@ -158,7 +158,7 @@ def _command() -> str:
     """As it can be typed again: `python -m automl_tl.cli` is named as what it is short for."""
     program = Path(sys.argv[0])
     ours = program.parts[-3:] == ("automl_tl", "cli", "__main__.py")
-    return shlex.join(["automl-tl" if ours else program.name, *sys.argv[1:]])
+    return data.shown(shlex.join(["automl-tl" if ours else program.name, *sys.argv[1:]]))
 
 
 def _of_earlier(task: Task, asked: Sequence[str]) -> dict[str, Backbone]:
@@ -253,6 +253,8 @@ def fit(
         "remember": sorted(kinds),
     }
     _check_free(out, request)
+    if EXEMPLARS in kinds:
+        memory.each_of(exemplars, task)
     told_of = [_tracker(each) if isinstance(each, str) else each for each in trackers]
     with nullcontext() if ray is None else open_workers(ray) as workers, open_history() as history:
         history.record_task(task)
@@ -368,7 +370,7 @@ def judge_attacked(run: Path | str, judgement: Judgement, epsilon: float) -> dic
     """Accuracy of a run's model on images whose every pixel an attacker may change by up to `epsilon` (of 0–1).
 
     Raises:
-        InputError: `run` holds no network whose gradients can be had, as an exported one.
+        InputError: `run` holds no network whose gradients can be had, as an exported one, or one that counts votes.
     """
     trained = model.load(model.model_folder(Path(run)))
     return judge_robust(trained.net, judgement.images, judgement.labels, trained.backbone, epsilon=epsilon)
@@ -455,24 +457,29 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     _check_writable(path.parent)
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "confidence", *predictions.classes])
-        for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True):
-            writer.writerow([where, label, f"{row.max():.6f}", *(f"{value:.6f}" for value in row)])
-    partial.replace(path)
+    try:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "confidence", *predictions.classes])
+            for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True):
+                writer.writerow([where, label, f"{row.max():.6f}", *(f"{value:.6f}" for value in row)])
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str]]:
+    shown = data.shown
     if not isinstance(images, (str, Path)):
-        return list(images), [str(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
+        images = list(images)  # a generator gives them once
+        return images, [shown(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
     root = Path(images)
     if root.is_file():
-        return [root], [str(root)]
-    found = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix.lower() in data.SUFFIXES]
+        return [root], [shown(root)]
+    found = data.images_below(root)
     if not found:
         raise InputError(f"{root} is not an image or a folder with images")
-    return list(found), [str(path.relative_to(root)) for path in found]
+    return list(found), [shown(path.relative_to(root)) for path in found]
 
 
 def _check_free(out: Path, request: dict[str, Any]) -> None:

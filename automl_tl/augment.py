@@ -38,7 +38,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     # Pixel by pixel, as images are decoded: whole rows at once, as loops over three values take a processor six times as long.
     width = images.shape[-1]
     mean_row, std_row = (_channels(values, images.device).flatten().repeat(width) for values in (mean, std))
-    return rows.flatten(2).float().sub_(mean_row).div_(std_row).unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+    return rows.flatten(2).float().sub_(mean_row).div_(std_row).reshape(rows.shape).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=64)

@@ -35,8 +35,9 @@ def catalogue(*, zoo: str | None = None) -> dict[str, Backbone]:
     for name, each in zoos.items():
         for backbone in _offered(each, asked_for=name == zoo):
             if backbone.name in found:
-                owners = f"{found[backbone.name].zoo!r} and {backbone.zoo!r}"
-                raise ZooError(f"{backbone.name}: is in two zoos, {owners}; rename or remove one")
+                both = f"{found[backbone.name].zoo!r} and {backbone.zoo!r}"
+                remedy = "rename one, or forget it with `automl-tl zoo remove`"
+                raise ZooError(f"{backbone.name}: is in two zoos, {both}; {remedy}")
             found[backbone.name] = backbone
     return found
 

@@ -32,7 +32,7 @@ def parse_budget(text: str | float | Budget) -> Budget:
     """
     if isinstance(text, Budget):
         return text
-    if isinstance(text, (int, float)):
+    if not isinstance(text, str):  # a number of any kind, such as NumPy's
         text = f"{text}s"
     limits = {"seconds": math.inf, "trials": math.inf, "epochs": math.inf}
     for part in text.split("+"):

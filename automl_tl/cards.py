@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ZooError
+from . import registry
+from .errors import HistoryError, ZooError
+from .facts import MOST_CROPPED, backbone_facts, backbone_of, fault_as_json, is_number, is_whole
 from .home import cache, home
 from .networks import RESERVED, Counts, count, create, family, first_line, headless
 from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone
@@ -27,41 +29,33 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_triple(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(is_number, value))
 
 
 def _is_square(value: Any) -> bool:
-    return _is_triple(value) and all(map(_is_whole, value)) and value[0] == 3 and 0 < value[1] == value[2] <= LARGEST_SIDE
+    return _is_triple(value) and all(map(is_whole, value)) and value[0] == 3 and 0 < value[1] == value[2] <= LARGEST_SIDE
 
 
 _NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "text"),
     "build": (lambda value: isinstance(value, dict) and bool(value), 'an object such as {"timm": "resnet10t", "kwargs": {}}'),
-    "num_classes": (_is_whole, "a whole number (0: no source head)"),
+    "num_classes": (is_whole, "a whole number (0: no source head)"),
     "source_dataset": (_is_text, "text"),
     "source_domain": (_is_text, "text"),
     "input_size": (_is_square, f"[3, SIDE, SIDE] with a side up to {LARGEST_SIDE}"),
     "mean": (_is_triple, "three numbers"),
     "std": (lambda value: _is_triple(value) and all(part > 0 for part in value), "three numbers above 0"),
-    "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
+    "crop_pct": (lambda value: is_number(value) and MOST_CROPPED <= value <= 1, f"a number from {MOST_CROPPED} to 1"),
     "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
 }
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "licence": (lambda value: isinstance(value, str), "text"),
     "family": (_is_text, "text"),
-    "backbone_params": (_is_whole, "a whole number"),
-    "macs": (_is_whole, "a whole number"),
-    "num_features": (_is_whole, "a whole number"),
-    "source_accuracy": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "backbone_params": (is_whole, "a whole number"),
+    "macs": (is_whole, "a whole number"),
+    "num_features": (is_whole, "a whole number"),
+    "source_accuracy": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "sha256": (lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)), "64 hexadecimal digits"),
 }
 
@@ -87,7 +81,7 @@ def read_card(path: Path, *, zoo: str) -> Backbone:
     except ZooError as error:
         raise ZooError(f"{path}: {error}") from None
     architecture = card["build"]["timm"]
-    return Backbone(
+    backbone = Backbone(
         name=card["name"],
         zoo=zoo,
         architecture=architecture,
@@ -109,6 +103,11 @@ def read_card(path: Path, *, zoo: str) -> Backbone:
         weights=str(weights),
         digest=digest,
     )
+    try:
+        backbone_of(backbone_facts(backbone))  # what the history would not take is refused here, where its file can be named
+    except (HistoryError, RecursionError) as error:
+        raise ZooError(f"{path}: {error}") from None
+    return backbone
 
 
 def check_card(card: Any, path: Path) -> None:
@@ -121,6 +120,8 @@ def check_card(card: Any, path: Path) -> None:
                 raise ZooError(f"{path}: {name}: missing; expected {wanted}")
         elif not fits(card[name]):
             raise ZooError(f"{path}: {name}: expected {wanted}, but got {json.dumps(card[name])[:80]}")
+        elif fault := fault_as_json(card[name]):
+            raise ZooError(f"{path}: {name}: JSON cannot hold it: {fault}")
     build, kwargs = card["build"], card["build"].get("kwargs", {})
     if "timm" not in build:
         raise ZooError(f'{path}: build: {json.dumps(next(iter(build)))} is not known; only "timm", with a public timm name, is')
@@ -295,7 +296,7 @@ def add_folder(folder: Path) -> Folder:
     """Remember a folder of networks, which stays where it is. Adding it again changes nothing.
 
     Raises:
-        ZooError: no card in it can be used, or a name is already taken by another folder.
+        ZooError: no card in it can be used, or a name is already taken by another folder or another zoo.
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
@@ -304,6 +305,11 @@ def add_folder(folder: Path) -> Folder:
     if not found.backbones:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items()) or "there is no card (NAME.json) in it"
         raise ZooError(f"{folder}: holds no network that can be used: {reasons}")
+    taken = _taken()
+    for name in found.names:
+        if name in taken:
+            files = f"{name}.json, {name}.safetensors and `name` in the card"
+            raise ZooError(f"{folder}: {name!r} is the name of a network of the zoo {taken[name]!r}; rename it: {files}")
     others = [other for other in folders() if other != folder]
     for other in others:
         for name in found.names:
@@ -311,6 +317,16 @@ def add_folder(folder: Path) -> Folder:
                 raise ZooError(f"{name}: is both in {folder} and in {other}, which was added before; rename or remove one")
     _remember([*others, folder])
     return found
+
+
+def _taken() -> dict[str, str]:
+    """Names of the networks that are at hand without any added folder → their zoo."""
+    taken: dict[str, str] = {}
+    for zoo in registry.zoos().values():
+        if zoo.name != "folder":
+            listed = getattr(zoo, "cached", tuple)() if getattr(zoo, "on_request", False) else zoo.list()
+            taken |= {backbone.name: zoo.name for backbone in listed}
+    return taken
 
 
 def remove_folder(folder: Path) -> None:

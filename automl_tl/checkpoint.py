@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as of_bytes
 from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
@@ -45,10 +46,25 @@ def unpack(packed: bytes) -> dict[str, Tensor]:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save` wrote, on the CPU."""
+    """What `save` wrote, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        SafetensorError: it is damaged, or something else wrote it.
+    """
+    if not path.exists():  # safetensors would not name it where programs look for the name
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     with safe_open(path, framework="pt") as file:
-        facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+        facts = _facts(file.metadata() or {})
         return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (not a dict)
+
+
+def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads(metadata["facts"])
+    except (KeyError, ValueError, RecursionError):
+        raise SafetensorError("its header has no facts, as a file of automl-tl has") from None
+    return facts
 
 
 def nested(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .errors import PLUGIN_FAULTS
 from .experience import Experience, distinct
+from .facts import is_number
 from .home import home, write_text
 from .learning import predict_by
 from .records import Backbone, Candidate
@@ -131,7 +132,7 @@ def _describe(
     features[:, 0], features[:, 1] = work, images
     settings, setting = distinct([candidate.hyperparameters for candidate in candidates])
     for column, name in ((2, "epochs"), (3, "batch_size")):
-        features[:, column] = np.array([values.get(name, np.nan) for values in settings], dtype=np.float64)[setting]
+        features[:, column] = np.array([_number(values.get(name, np.nan)) for values in settings])[setting]
     features[:, 4:8] = [numbers[candidate.backbone] for candidate in candidates]
     features[:, 8] = work / np.maximum(features[:, 5] * images, 1.0)  # which tells settings of a strategy without epochs apart
     features[:, 9] = [codes.get(candidate.strategy, np.nan) for candidate in candidates]
@@ -144,27 +145,41 @@ def _multiply_adds(
     backbones: Mapping[str, Backbone],
     strategies: Mapping[str, type[Strategy]],
 ) -> np.ndarray:
-    """`Strategy.cost` of each; the default formula where a strategy is not installed or its own fails."""
-    from .strategy import Strategy
-
+    """`Strategy.cost` of each; the usual formula where a strategy is not installed or its own fails."""
     plain = {name: defaults(strategy.space) for name, strategy in strategies.items()}
     complete: dict[tuple[str, int], dict[str, Value]] = {}  # many candidates share their hyperparameters
     work = np.empty(len(candidates))
-    failed = set()
+    failed: set[tuple[str, int]] = set()
+    named: set[str] = set()
     for row, (candidate, count) in enumerate(zip(candidates, images.astype(int).tolist(), strict=True)):
         backbone, name, values = backbones[candidate.backbone], candidate.strategy, candidate.hyperparameters
-        if name in plain and name not in failed:
-            key = (name, id(values))
+        key = (name, id(values))
+        if name in plain and key not in failed:
             if key not in complete:
                 complete[key] = {**plain[name], **values}
             try:
                 work[row] = strategies[name].cost(backbone, count, complete[key])
                 continue
-            except PLUGIN_FAULTS as error:  # it is named, and the default formula stands in
-                failed.add(name)
-                warnings.warn(f"cost of strategy {name!r} failed: {type(error).__name__}: {error}", stacklevel=2)
-        work[row] = Strategy.cost(backbone, count, values)
+            except PLUGIN_FAULTS as error:  # it is named, and the usual formula stands in for these values alone
+                failed.add(key)
+                if name not in named:
+                    warnings.warn(f"cost of strategy {name!r} failed: {type(error).__name__}: {error}", stacklevel=2)
+                named.add(name)
+        work[row] = _usual_cost(backbone, count, values)
     return np.maximum(np.nan_to_num(work), 1.0)
+
+
+def _usual_cost(backbone: Backbone, images: int, values: Mapping[str, Value]) -> float:
+    """What `Strategy.cost` says by default; of the default number of epochs where `values` has none that is a number."""
+    from .strategy import Strategy
+
+    epochs = _number(values.get("epochs", np.nan))
+    return Strategy.cost(backbone, images, {"epochs": epochs} if np.isfinite(epochs) else {})
+
+
+def _number(value: Value) -> float:
+    """NaN, which LightGBM takes for unknown, where `value` is no number that a double holds: a batch size may be "full"."""
+    return float(value) if is_number(value) else np.nan
 
 
 def _memory_formula(features: np.ndarray) -> np.ndarray:

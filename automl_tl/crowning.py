@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from . import memory, model
-from .errors import AutomlError, BudgetError
+from .errors import AutomlError, BudgetError, TrialWarning
 from .evaluation.calibration import choose_temperature
+from .home import write_text
 from .progress import Search, leader, record_trial
 from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Trial
 from .trials import judge_on_test, pixels_of, probabilities_on
@@ -20,7 +25,8 @@ RULE = (
 def crown(state: Search) -> tuple[Trial, dict[str, int]]:
     """The winner, its confidence set right on the validation images, judged on the test images, its model in `folder/model`.
 
-    With the bytes of what is remembered beside it.
+    With the bytes of what is remembered beside it. The model is whole before anything is remembered: what fails there, or on a
+    full disk, does not lose it.
     """
     while True:
         winner = _best(state)
@@ -38,9 +44,15 @@ def crown(state: Search) -> tuple[Trial, dict[str, int]]:
         "fingerprint": state.task.fingerprint,
         "images": {split: len(state.task.part(split)) for split in (TRAIN, VALIDATION, TEST)},
     }
+    folder = state.folder / "model"
+    memory.forget(folder)  # of the winner before the run went on
+    model.save(folder, trained.net, trained.backbone, trained.candidate, trained.classes, facts)
     remembered = _remember_for_later(state, winner, trained, temperature)
-    facts |= {"remembered": remembered} if remembered else {}
-    model.save(state.folder / "model", trained.net, trained.backbone, trained.candidate, trained.classes, facts)
+    if remembered:
+        _note(folder / model.CARD, remembered)
+    for kind in sorted(state.remember - remembered.keys()):
+        words = f"the winner, {winner.candidate.strategy}, {memory.LACKING[kind]}; name others with --strategy to have it"
+        warnings.warn(f"--remember {kind}: is left out, as {words}", TrialWarning, stacklevel=2)
     return winner, remembered
 
 
@@ -83,3 +95,9 @@ def _remember_for_later(state: Search, winner: Trial, trained: model.Model, temp
         most=state.exemplars,
         seed=state.seed,
     )
+
+
+def _note(card: Path, remembered: Mapping[str, int]) -> None:
+    """Add to a model's card the bytes of what lies beside it."""
+    facts = {**json.loads(card.read_text(encoding="utf-8")), "remembered": dict(remembered)}
+    write_text(card, json.dumps(facts, indent=1, ensure_ascii=False))

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +23,23 @@ from PIL import Image
 from . import registry
 from .errors import InputError
 from .home import cache
-from .images import SUFFIXES, read_image, square
+from .hookspecs import Format
+from .images import SUFFIXES, images_below, read_image, square
 from .records import TARGET, TEST, TRAIN, VALIDATION, Listing, Task
 from .threads import spread
 
-__all__ = ["SUFFIXES", "Pixels", "decode", "decode_images", "load_task", "load_unlabelled", "read_listing", "subset"]
+__all__ = [
+    "SUFFIXES",
+    "Pixels",
+    "decode",
+    "decode_images",
+    "images_below",
+    "load_task",
+    "load_unlabelled",
+    "read_listing",
+    "shown",
+    "subset",
+]
 
 UNREADABLE_SHARE = 0.05
 CACHE_BYTES = 20 * 2**30
@@ -50,8 +64,16 @@ class Seen(NamedTuple):
     error: str = ""
 
 
+def shown(name: str | Path) -> str:
+    """The name of a file, or a text with some in it, as text that can be written anywhere.
+
+    Linux allows names that are not UTF-8; their strange bytes are shown as \\xNN. The file is opened by its own name.
+    """
+    return str(name).encode("utf-8", sys.getfilesystemencodeerrors()).decode("utf-8", "backslashreplace")
+
+
 def read_listing(location: Any) -> Listing:
-    """What the first reader that knows `location` finds.
+    """What the first reader that knows `location` finds; names of files and folders in it are as `shown`.
 
     Raises:
         InputError: no reader knows it, or it is not in order.
@@ -59,14 +81,24 @@ def read_listing(location: Any) -> Listing:
     known = registry.formats()
     for reader in known.values():
         if reader.matches(location):
-            listing = reader.open(location)
+            listing = _open(reader, location)
             if not len(listing.images):
                 raise InputError(f"{listing.name}: there is no image in it")
             return listing
-    text = location if isinstance(location, (str, Path)) else f"a {type(location).__name__}"
+    text = shown(location) if isinstance(location, (str, Path)) else f"a {type(location).__name__}"
     if isinstance(location, (str, Path)) and not Path(location).exists() and not str(location).startswith("hf:"):
         raise InputError(f"{text} does not exist; known names besides paths: digits, hf:DATASET")
     raise InputError(f"{text} is not something that can be read; readers tried: {', '.join(known)}")
+
+
+def _open(reader: Format, location: Any) -> Listing:
+    """What it finds, or says is wrong. No reader has to think of names that are not UTF-8: they are `shown` here."""
+    try:
+        listing = reader.open(location)
+    except InputError as error:
+        raise InputError(shown(str(error))) from error
+    labels, where = ([shown(text) for text in texts] for texts in (listing.labels, listing.where))
+    return replace(listing, name=shown(listing.name), labels=labels, where=where)
 
 
 def load_task(
@@ -108,7 +140,7 @@ def load_task(
     splits = {split: np.searchsorted(kept, part) for split, part in splits.items()}
     positions = [readable[i] for i in kept]
     return Task(
-        name=name or listing.name,
+        name=shown(name or listing.name),
         images=[listing.images[i] for i in positions],
         labels=labels[kept],
         classes=classes,
@@ -172,11 +204,11 @@ def load_unlabelled(location: Any, *, progress: Progress | None = None) -> Task:
         InputError: no image, or too many that cannot be read.
     """
     root = Path(location)
-    found = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix.lower() in SUFFIXES]
+    found = images_below(root)
     if not found:
-        raise InputError(f"{root}: is not a folder with images")
-    where = [str(path.relative_to(root)) for path in found]
-    listing = Listing(root.resolve().name, found, [""] * len(found), where)
+        raise InputError(f"{shown(root)}: is not a folder with images")
+    where = [shown(path.relative_to(root)) for path in found]
+    listing = Listing(shown(root.resolve().name), found, [""] * len(found), where)
     seen = _read_all(listing, progress)
     readable, warnings = _readable(listing, seen)
     hashes = np.array([seen[i].hash for i in readable], dtype=np.uint64)
@@ -287,7 +319,8 @@ class _Index:
                 except OSError:
                     continue
                 self.keys[i] = f"{os.path.abspath(image)}|{state.st_size}|{state.st_mtime_ns}"
-        name = hashlib.sha256("\n".join(sorted(self.keys.values())).encode()).hexdigest()[:32]
+        whole = "\n".join(sorted(self.keys.values())).encode("utf-8", sys.getfilesystemencodeerrors())
+        name = hashlib.sha256(whole).hexdigest()[:32]
         self.path = cache() / "seen" / f"{name}.json"
         if self.keys and self.path.exists():
             kept = json.loads(self.path.read_text())
@@ -403,6 +436,11 @@ def _split(
             splits[split] = np.setdiff1d(splits[split], twins)
             alike = f"{len(twins)} {split} images are near-duplicates of {other} images, or of one group with them"
             warnings.append(f"{alike}; they were left out")
+    if not len(splits[TRAIN]) and np.any(given == TRAIN):
+        raise InputError(
+            f"{name}: no training image is left: all {np.sum(given == TRAIN)} are near-duplicates of validation or test images, "
+            "or of one group with them; give splits that share no picture, or all images as train, to hold out some of them"
+        )
     for split, share in ((TEST, test), (VALIDATION, validation)):
         if share > 0 and len(splits[TRAIN]) and not len(splits[split]):
             _check_class_sizes(name, labels[splits[TRAIN]], classes)
@@ -514,14 +552,17 @@ def _decode_into(
     progress: Progress | None,
 ) -> None:
     partial = path.with_name(f"{path.name}.partial")  # of the lock's holder; what a killed process left is overwritten
-    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
     work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
     try:
-        for i, pixels in enumerate(spread(_square, work)):
-            array[i] = pixels
-            if progress is not None and (i % 64 == 63 or i + 1 == len(work)):
-                progress(i + 1, len(work))
-        array.flush()
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
+        try:
+            for i, pixels in enumerate(spread(_square, work)):
+                array[i] = pixels
+                if progress is not None and (i % 64 == 63 or i + 1 == len(work)):
+                    progress(i + 1, len(work))
+            array.flush()
+        finally:
+            del array  # and with it the map: Windows neither moves nor deletes a file that is mapped
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -529,12 +570,18 @@ def _decode_into(
 
 def _make_room(folder: Path, needed: int) -> None:
     """Delete what was not used for longest. A file that another process has mapped lives on until that process ends."""
-    entries = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
-    total = sum(path.stat().st_size for path in entries)
-    while entries and total + needed > CACHE_BYTES:
-        oldest = entries.pop(0)
-        total -= oldest.stat().st_size
-        oldest.unlink(missing_ok=True)
+    entries: list[tuple[float, int, Path]] = []
+    for path in folder.glob("*.npy"):
+        with suppress(OSError):  # another process has made room, too
+            state = path.stat()
+            entries.append((state.st_mtime, state.st_size, path))
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total + needed <= CACHE_BYTES:
+            break
+        with suppress(OSError):  # Windows deletes no file that is mapped
+            path.unlink(missing_ok=True)
+            total -= size
     free = shutil.disk_usage(folder).free
     if needed > free:  # a full disk would kill the process, as the file is written through memory
         raise InputError(

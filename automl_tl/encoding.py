@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .experience import Rows, distinct
+from .facts import is_number
 from .record import KINDS, SHRINK
 from .records import Backbone, Profile
 
@@ -90,9 +91,7 @@ class Encoder:
         if column.form == "option":
             codes = {text: float(code) for code, text in enumerate(self.options[column.name])}
             return np.array([codes.get(value, np.nan) for value in raw])
-        if column.name in self.options:
-            raw = [None if isinstance(value, str) else value for value in raw]
-        return np.array(raw, dtype=np.float64)  # None becomes NaN
+        return np.array([value if isinstance(value, bool) or is_number(value) else np.nan for value in raw], dtype=np.float64)
 
     def _between(self, profile: Profile, backbones: Sequence[Backbone], pairs: Sequence[int]) -> np.ndarray:
         """backbones × columns: what depends on a task and a backbone. A lead is above 0 for the best alone."""

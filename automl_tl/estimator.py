@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import shutil
 import tempfile
 import weakref
@@ -21,6 +22,8 @@ from .errors import InputError
 from .home import write_text
 
 ESTIMATOR = "estimator.json"
+SEEDS = 2**31
+"""So many seeds there are, as for `--seed`."""
 
 
 class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -40,8 +43,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Also consider the networks of this zoo ("timm").
     out : path, optional
         Folder of the run; a temporary one that lives as long as the estimator if not given.
-    random_state : int
-        Decides the split, the ranking and the training.
+    random_state : int, optional
+        0 to 2³¹ - 1; decides the split, the ranking and the training. None means 0, so that the same call gives the same again.
 
     Attributes
     ----------
@@ -84,7 +87,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         remember: Sequence[str] = (),
         zoo: str | None = None,
         out: str | Path | None = None,
-        random_state: int = 0,
+        random_state: int | None = 0,
     ) -> None:
         self.budget = budget
         self.strategies = strategies
@@ -103,7 +106,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit on images (uint8 array N×H×W or N×H×W×3, or a sequence of PIL images, arrays or paths) with labels `y`."""
-        labels = _labels(y)
+        labels, seed = _labels(y), _seed(self.random_state)
         data.read_listing((X, labels))  # names an image without a label, while a label is not text yet
         classes = np.unique(labels)
         if len({str(label) for label in classes}) != len(classes):
@@ -114,7 +117,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             budget=self.budget,
             out=out,
             along=Along(self.source, self.after, self.keep, self.clients, self.skew, self.robust, self.shots),
-            seed=self.random_state,
+            seed=seed,
             zoo=self.zoo,
             strategies=self.strategies,
             backbones=self.backbones,
@@ -155,8 +158,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_ = classes
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """n×classes, in the order of `classes_`."""
+        """n×classes, in the order of `classes_`; of no images 0×classes."""
         check_is_fitted(self, "model_")
+        if not len(X):
+            return np.empty((0, len(self.classes_)), dtype=np.float32)
         b = self.model_.backbone
         where = [f"image {i}" for i in range(len(X))]
         pixels = data.decode_images(list(X), where, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
@@ -170,21 +175,22 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def save(self, folder: str | Path) -> None:
-        """Write the model (safetensors and JSON) into `folder`."""
+        """Write the model (safetensors and JSON) into `folder`, which may be that of the run, or one it was loaded from."""
         check_is_fitted(self, "model_")
         folder = Path(folder)
         m = self.model_
         model.save(folder, m.net, m.backbone, m.candidate, m.classes, m.facts)
-        for kind in self.outcome_.remembered if hasattr(self, "outcome_") and self.outcome_.folder.is_dir() else ():
-            shutil.copyfile(checkpoint.beside(self.outcome_.folder / "model", kind), checkpoint.beside(folder, kind))
-        if getattr(self, "report_", None) and Path(self.report_).exists():
-            shutil.copyfile(self.report_, folder / "report.html")
         parameters = {
             **self.get_params(),
             **dict.fromkeys(("out", "source", "after", "keep")),
             "clients": (),
         }  # places of this machine
-        write_text(folder / ESTIMATOR, json.dumps({"parameters": parameters, "classes": self.classes_.tolist()}, indent=1))
+        facts = {"parameters": parameters, "classes": self.classes_.tolist()}
+        write_text(folder / ESTIMATOR, json.dumps(facts, indent=1, default=_plain))
+        for kind in self.outcome_.remembered if hasattr(self, "outcome_") and self.outcome_.folder.is_dir() else ():
+            _copy(checkpoint.beside(self.outcome_.folder / "model", kind), checkpoint.beside(folder, kind))
+        if getattr(self, "report_", None) and Path(self.report_).exists():
+            _copy(Path(self.report_), folder / "report.html")
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -210,6 +216,31 @@ def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:
         with contextlib.suppress(ValueError):
             return np.unique(np.concatenate([classes, np.array(more).astype(classes.dtype)]))
     return np.unique([*map(str, classes), *more])
+
+
+def _seed(random_state: Any) -> int:
+    """Raises InputError: it is no seed."""
+    try:
+        seed = 0 if random_state is None else operator.index(random_state)
+    except TypeError:
+        kind = type(random_state).__name__
+        raise InputError(f"random_state is a {kind}; give a whole number, as a run that goes on has to draw the same") from None
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"random_state is {seed}; give a whole number from 0 to {SEEDS - 1}")
+    return seed
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays, which a grid of parameters may be made of, as JSON has them."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is no parameter that can be saved")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Unless they are the same file: what is saved where it came from is there."""
+    with contextlib.suppress(shutil.SameFileError):
+        shutil.copyfile(source, target)
 
 
 def _labels(y: Any) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -23,6 +22,8 @@ from .records import Backbone, Profile, Trial
 
 TASKS, BACKBONES, PROFILES, TRIALS = FILES = ("tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl")
 _PROVENANCE = ("command", "date", "hardware", "speed", "versions")
+RECORDING = ("automl-tl fit", "automl-tl history build")
+"""The commands that add trials to a history."""
 _Row = TypeVar("_Row")
 _Fact = TypeVar("_Fact")
 
@@ -99,8 +100,7 @@ def profile_row(profile: Profile, name: str) -> dict[str, Any]:
 
 def trial_row(trial: Trial, *, anonymous: bool) -> dict[str, Any]:
     """Without what tells of one machine's folders; anonymous, also without free text, which may name a file or a class."""
-    words = itertools.takewhile(re.compile(r"[a-z-]+").fullmatch, str(trial.provenance.get("command", "")).split())
-    provenance = {**trial.provenance, "command": " ".join(words)}
+    provenance = {**trial.provenance, "command": _verb(str(trial.provenance.get("command", "")))}
     error = re.sub(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:]+)+(?=[/\\])", "…", trial.error)
     curve = [vars(point) for point in trial.curve]
     if anonymous:
@@ -109,6 +109,11 @@ def trial_row(trial: Trial, *, anonymous: bool) -> dict[str, Any]:
         curve = [{**point, "note": ""} for point in curve]
     changed = {"artefact": "", "provenance": provenance, "error": error, "curve": curve, "candidate": vars(trial.candidate)}
     return {**vars(trial), **changed}
+
+
+def _verb(command: str) -> str:
+    """Of a command of ours its first words, of another program's nothing: every other word may be a name that somebody chose."""
+    return next((ours for ours in RECORDING if f"{command} ".startswith(f"{ours} ")), "")
 
 
 def kind_of_failure(trial: Trial) -> str:

@@ -51,7 +51,7 @@ def backbone_of(facts: Mapping[str, Any]) -> Backbone:
     if facts["input_size"] > LARGEST_SIDE:
         raise HistoryError(f"input_size: expected at most {LARGEST_SIDE} pixels, but got {facts['input_size']}")
     for name in ("mean", "std"):
-        if not isinstance(facts[name], (list, tuple)) or len(facts[name]) != 3 or not all(map(_is_number, facts[name])):
+        if not isinstance(facts[name], (list, tuple)) or len(facts[name]) != 3 or not all(map(is_number, facts[name])):
             raise HistoryError(f"{name}: expected three numbers, but got {facts[name]!r}")
     if min(facts["std"]) <= 0:
         raise HistoryError(f"std: expected numbers above 0, but got {facts['std']!r}")
@@ -92,8 +92,8 @@ def trial_of(facts: Mapping[str, Any]) -> Trial:
     _check_names(Candidate, candidate)
     _texts(candidate, "backbone", "strategy")
     for name, value in _object(candidate, "hyperparameters").items():
-        if not isinstance(value, (bool, int, float, str)):
-            raise HistoryError(f"hyperparameters: {name!r} is {value!r}; expected a number, a text or a truth value")
+        if not isinstance(value, (bool, str)) and not is_number(value):
+            raise HistoryError(f"hyperparameters: {name!r} is {value!r}; expected a finite number, a text or a truth value")
     for name in ("validation", "test"):
         _numbers(facts, name)
     if facts["status"] == "finished" and "accuracy" not in facts.get("validation", {}):
@@ -114,9 +114,9 @@ def trial_of(facts: Mapping[str, Any]) -> Trial:
 def _point_of(facts: Mapping[str, Any]) -> Point:
     _check_names(Point, facts)
     _amounts(facts, "epoch", "seconds", "memory_mb")
-    if facts["loss"] is not None and not _is_number(facts["loss"]):
+    if facts["loss"] is not None and not is_number(facts["loss"]):
         raise HistoryError(f"loss: expected a finite number or nothing, but got {facts['loss']!r}")
-    if not _is_number(facts["score"]):
+    if not is_number(facts["score"]):
         raise HistoryError(f"score: expected a finite number, but got {facts['score']!r}")
     _texts({"note": "", **facts}, "note")
     return Point(**facts)
@@ -133,13 +133,20 @@ def _fields_of(record: type) -> tuple[frozenset[str], frozenset[str]]:
 def _check_whole(record: type, facts: Any) -> None:
     """Names, and that all of it is JSON, also what lies deeper: that is asked once, of the outermost object."""
     _check_names(record, facts)
-    try:
-        _STRICT.encode(facts).encode()
-    except ValueError as error:  # Python reads more than JSON has: NaN, halves of a surrogate pair
-        raise HistoryError(f"a {record.__name__} that JSON cannot hold: {error}") from None
+    if fault := fault_as_json(facts):
+        raise HistoryError(f"a {record.__name__} that JSON cannot hold: {fault}")
 
 
 _STRICT = json.JSONEncoder(allow_nan=False, ensure_ascii=False, default=dict)
+
+
+def fault_as_json(value: Any) -> str:
+    """Why JSON cannot hold `value`; empty: it can. Python reads more than JSON has: NaN, halves of a surrogate pair."""
+    try:
+        _STRICT.encode(value).encode()
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return ""
 
 
 def _check_names(record: type, facts: Any) -> None:
@@ -159,21 +166,26 @@ def _texts(facts: Mapping[str, Any], *names: str) -> None:
 
 
 def _whole(facts: Mapping[str, Any], name: str) -> int:
-    value: object = facts[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+    value: Any = facts[name]
+    if not is_whole(value):
         raise HistoryError(f"{name}: expected a whole number, but got {value!r}")
-    return value
+    return int(value)
 
 
 def _amounts(facts: Mapping[str, Any], *names: str) -> None:
     """Numbers that are not below 0; a name may be missing."""
     for name in names:
         value = facts.get(name, 0.0)
-        if not _is_number(value) or value < 0:
+        if not is_number(value) or value < 0:
             raise HistoryError(f"{name}: expected a finite number, not below 0, but got {value!r}")
 
 
-def _is_number(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """A count: not below 0, and what SQLite keeps."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def is_number(value: Any) -> bool:
     """Finite, and a double: what SQLite and JSON keep."""
     if isinstance(value, int):
         return not isinstance(value, bool) and -(2**63) <= value < 2**63
@@ -189,5 +201,5 @@ def _object(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _numbers(facts: Mapping[str, Any], name: str) -> None:
     for key, value in _object(facts, name).items():
-        if not _is_number(value):
+        if not is_number(value):
             raise HistoryError(f"{name}: {key!r} is {value!r}; expected a finite number")

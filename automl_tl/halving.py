@@ -284,10 +284,10 @@ def _in_order(state: Search, believed: Sequence[Observed]) -> Iterable[tuple[flo
 
 
 def _hopeless(state: Search) -> set[str]:
-    """Strategies that only ever failed here."""
+    """Strategies that only ever failed here; what failed after a pause did, too, though its model was kept."""
     statuses: dict[str, list[str]] = defaultdict(list)
     for trial in state.trials.values():
-        statuses[trial.candidate.strategy].append(trial.status)
+        statuses[trial.candidate.strategy].append("failed" if trial.error else trial.status)
     return {name for name, found in statuses.items() if len(found) >= MOST_FAILURES and set(found) == {"failed"}}
 
 

@@ -31,7 +31,7 @@ def cache() -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a crash leaves the old one."""
+    """Write a file whole or not at all: a crash leaves the old one. Bytes of a file's name that are no text become \\xNN."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)

@@ -24,6 +24,7 @@ MOST_RESIZED = 2**24
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """What is read, whatever a file is called: Pillow knows more, and hands some of it to other programs (EPS to Ghostscript)."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+
 _METHODS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,6 +41,18 @@ _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupE
 _MANY_BITS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
+def images_below(root: Path) -> list[Path]:
+    """The files below `root` that are images by their names, sorted."""
+    return [path for path in sorted(root.rglob("*")) if is_image(path, root) and path.is_file()]
+
+
+def is_image(path: Path, root: Path) -> bool:
+    """By its name, and neither hidden nor in a folder below `root` that is hidden or somebody's own, such as __MACOSX."""
+    *folders, name = path.relative_to(root).parts
+    hidden = name.startswith(".") or any(folder.startswith((".", "__")) for folder in folders)
+    return path.suffix.lower() in SUFFIXES and not hidden
+
+
 def read_image(source: Any, *, where: str = "", least: int | None = None) -> Image.Image:
     """`source` (path, encoded bytes, PIL image, or uint8/uint16/float array H×W[×1|3|4]) as a person sees it, in RGB.
 
@@ -54,7 +67,7 @@ def read_image(source: Any, *, where: str = "", least: int | None = None) -> Ima
         with _quiet(), _opened(source, where) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
-            if least is not None and image.format == "JPEG":
+            if least is not None and image.format == "JPEG" and image is not source:  # the caller's stays as large as it is
                 image.draft("RGB", (least, least))
             return _rgb(_upright(image), where)
     except InputError:

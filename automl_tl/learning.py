@@ -313,7 +313,9 @@ def _leave_out(experience: Experience, encoder: Encoder, table: np.ndarray, seed
         inside, outside = np.flatnonzero(~out), np.flatnonzero(out)
         training = experience.take(inside)
         known, own = rows_of(training), _lessons(training)
-        record = Record.of(known, own.standing, own.task_groups, seed=seed)
+        # The whole's groups: a single source that is left would be grouped by tasks, and its trials see their own standing.
+        groups = [lessons.task_groups[task] for task in np.unique(lessons.task[inside])]
+        record = Record.of(known, own.standing, groups, seed=seed)
         seen = table.copy()
         seen[:, records] = record.standings(rows, lessons.task_groups)
         for stage in STAGES:

@@ -11,6 +11,7 @@ import copy
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     kept = _Kept(progress.epoch)
     epochs = int(option(strategy, "epochs"))
     patience, half_rate = max(4, math.ceil(PATIENCE * epochs)), round((1 + WARM_UP) / 2 * epochs)
-    last, complete = 0.0, True
+    last, complete = _last_epoch(progress.curve), True
     while progress.epoch < epochs:
         if progress.epoch >= job.stop_after or _time_is_up(job, last):
             complete = False
@@ -257,6 +258,13 @@ def _shrink(optimiser: torch.optim.Optimizer) -> None:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.sub_(parameter.clamp(-step, step))
+
+
+def _last_epoch(curve: Sequence[Point]) -> float:
+    """Seconds of the last epoch, of an earlier call, too; 0 before the first."""
+    if not curve:
+        return 0.0
+    return curve[-1].seconds - (curve[-2].seconds if len(curve) > 1 else 0.0)
 
 
 def _time_is_up(job: Job, last_epoch: float) -> bool:

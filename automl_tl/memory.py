@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import checkpoint, model
+from . import checkpoint, heads, model
 from .errors import InputError
 from .importance import fisher_diagonal
 from .inference import BATCH, prepare
@@ -24,6 +24,8 @@ from .records import EXEMPLARS, FISHER, IMPORTANCE, KEPT, KEPT_VALIDATION, TRAIN
 from .strategy import Classifier
 
 KINDS = (FISHER, IMPORTANCE, EXEMPLARS)
+LACKING = {FISHER: "counts votes, which have no gradient", IMPORTANCE: "was not trained in one descent"}
+"""Why a model has none, for a person. Exemplars can always be had."""
 MOST_EXEMPLARS = 500
 """Images in all, shared by all classes, unless asked otherwise."""
 
@@ -51,9 +53,9 @@ def remember(
     """Write what is asked for into the model's `folder`; the bytes of each. What an earlier model remembered goes on in it.
 
     `images` are all images of the task, uint8 N×size×size×3. `importance`, which only training can tell, is left out where it
-    is None.
+    is None, and fisher where the network has no gradients.
     """
-    if FISHER in kinds:
+    if FISHER in kinds and _has_gradients(net):
         own = fisher_diagonal(net, images, task.part(TRAIN), np.unique(task.labels[task.part(TRAIN)]), backbone, seed=seed)
         _write(folder, FISHER, together(own, earlier_fisher(task, images, backbone, seed=seed)), {})
     if IMPORTANCE in kinds and importance is not None:
@@ -63,6 +65,17 @@ def remember(
         tensors = {"images": torch.from_numpy(images[chosen].copy()), "labels": torch.from_numpy(task.labels[chosen])}
         _write(folder, EXEMPLARS, tensors, {"classes": list(task.classes)})
     return {kind: checkpoint.beside(folder, kind).stat().st_size for kind in KINDS if checkpoint.beside(folder, kind).exists()}
+
+
+def forget(folder: Path) -> None:
+    """Delete what lies in `folder`: it is of the model that was there before."""
+    for kind in KINDS:
+        checkpoint.beside(folder, kind).unlink(missing_ok=True)
+
+
+def _has_gradients(net: nn.Module) -> bool:
+    """Votes are counted: no weight can be moved so little that they move with it."""
+    return not any(isinstance(layer, heads.Neighbours) for layer in net.modules())
 
 
 def recall(folder: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -113,6 +126,8 @@ def earlier_fisher(task: Task, images: np.ndarray, backbone: Backbone, *, seed: 
     if not len(kept):
         return None
     earlier = model.load(Path(task.earlier))
+    if not _has_gradients(earlier.net):
+        return None
     return fisher_diagonal(earlier.net, images, kept, np.arange(len(earlier.classes)), backbone, seed=seed)
 
 
@@ -148,15 +163,24 @@ def choose_exemplars(network: nn.Module, task: Task, images: np.ndarray, backbon
         InputError: there are more classes than images are allowed.
     """
     pool = np.sort(np.concatenate([task.part(name) for name in (TRAIN, KEPT, KEPT_VALIDATION)]))
-    each = most // len(task.classes)
-    if not each:
-        raise InputError(f"{most} exemplars are too few for {len(task.classes)} classes; allow at least one for each")
+    each = each_of(most, task)
     features = unit_features(network, images, pool, backbone)
     chosen = []
     for label in range(len(task.classes)):
         members = np.flatnonzero(task.labels[pool] == label)
         chosen.append(pool[members[herd(features[members], each)]])
     return np.concatenate(chosen)
+
+
+def each_of(most: int, task: Task) -> int:
+    """How many of `most` images each class may keep.
+
+    Raises:
+        InputError: there are more classes than images are allowed.
+    """
+    if most < len(task.classes):
+        raise InputError(f"{most} exemplars are too few for {len(task.classes)} classes; allow at least one for each")
+    return most // len(task.classes)
 
 
 def herd(features: np.ndarray, count: int) -> np.ndarray:

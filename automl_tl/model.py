@@ -21,7 +21,7 @@ from .errors import HistoryError, InputError, PluginError, ZooError
 from .facts import backbone_of
 from .home import write_text
 from .inference import predict
-from .networks import create
+from .networks import create, first_line
 from .records import Backbone, Candidate
 from .strategy import Classifier
 
@@ -125,6 +125,8 @@ def load(folder: Path) -> Model:
         raise InputError(
             f"{folder} holds no trained model ({Path(error.filename).name} is missing); run `automl-tl fit` first"
         ) from None
+    except OSError as error:
+        raise InputError(f"{folder}: the model there cannot be read: {first_line(error)}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{folder / CARD} is damaged: {error}") from None
     except SafetensorError as error:

@@ -88,7 +88,7 @@ class Search:
     earlier: dict[str, Trial] = field(default_factory=dict)
     """Trials of an earlier start, until this one comes to them: it decides in the same order, so it decides the same."""
     stuck: set[str] = field(default_factory=set)
-    """Paused trials that cannot go on in the time."""
+    """Paused trials that cannot go on in the time, or at all: their last step failed, and `Trial.error` says how."""
     taken: float = 0.0
     """Seconds of the trials that went well."""
     foreseen: float = 0.0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 
 from .cost import CostModel
 from .encoding import Column, Encoder
@@ -25,7 +26,7 @@ from .space import defaults
 if TYPE_CHECKING:
     from .strategy import Strategy
 
-VERSION = 3
+VERSION = 4
 """Of the saved form and of the learning: a ranker of another version is learnt anew."""
 FEWEST_TASKS, FEWEST_TRIALS = 2, 20
 UNKNOWN_WIDER = 2.0
@@ -106,7 +107,8 @@ def ranker_for(experience: Experience, cache: Path, *, seed: int = 0) -> Ranker 
     from filelock import FileLock
 
     cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"{experience.digest[:32]}-{seed}-v{VERSION}"
+    name = xxhash.xxh128_hexdigest(experience.digest.encode())  # of all of it: that of a part begins as the whole's does
+    folder = cache / f"{name}-{seed}-v{VERSION}"
     with FileLock(cache / f"{folder.name}.lock"):
         if (folder / "ranker.json").exists():
             return Ranker.load(folder)

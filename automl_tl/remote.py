@@ -6,16 +6,19 @@ strategy. What left it is written down.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
-from . import federation, model, registry
+from . import checkpoint, federation, model, registry
 from .backbones import adopt, catalogue
 from .data import load_task
 from .errors import InputError
@@ -29,6 +32,8 @@ from .trials import job_of, judge_on_test
 
 MODEL, WORK, LEFT = "model", "work", "left.jsonl"
 NEEDED = frozenset({"clients"})
+ANSWER = "answer-{}.safetensors"
+_ANEW = "A new training needs another --out; its privacy adds up with that of the old one"
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,8 @@ def join(
 ) -> Path:
     """Take part with the images in `location` until the server at `address` is done; gives the record of what left.
 
-    `strategy` is what the owner of the images agrees to, `epsilon` the most privacy that may be spent: the server's plan is
-    refused if it is another. `public` holds the server's public images, `authority` the certificate that it must be signed by.
+    `strategy` is what the owner of the images agrees to, `epsilon` the most privacy that may be spent in `out`: the server's plan
+    is refused if it is another. `public` holds the server's public images, `authority` the certificate that it must be signed by.
 
     Raises:
         InputError: the images, the authority, or the plan is not what was agreed to.
@@ -111,7 +116,6 @@ def join(
     _federated(strategy)
     out.mkdir(parents=True, exist_ok=True)
     record = out / LEFT
-    record.unlink(missing_ok=True)
     client = _Joined(load_task(location), strategy, epsilon, None if public is None else load_task(public), out)
     flower.join(
         address,
@@ -122,31 +126,72 @@ def join(
     return record
 
 
+@dataclass(frozen=True)
+class _Agreed:
+    """What came of the server's plan."""
+
+    plan: str
+    rounds: int
+    side: Client
+
+
 class _Joined:
-    """A real client: what it is to do comes with the first round."""
+    """A real client: what it is to do comes with every round."""
 
     def __init__(self, own: Task, strategy: str, epsilon: float | None, public: Task | None, folder: Path) -> None:
         self.own, self.public, self.folder = own, public, folder
         self.strategy, self.epsilon = strategy, epsilon
-        self.side: Client | None = None
-        self.next = 0
+        self.agreed: _Agreed | None = None
 
     def answer(self, arrays: list[np.ndarray], told: Told) -> Answer:
-        if self.side is None:
-            self.side = self._agree(json.loads(str(told["plan"])))
+        if self.agreed is None or self.agreed.plan != told["plan"]:
+            self.agreed = self._agree(str(told["plan"]))
         number = int(told["round"])
-        if self.epsilon is not None and number < self.next:
-            raise InputError(f"the server asks for round {number + 1} again, which would spend privacy twice")
-        self.next = number + 1
-        return self.side.answer(arrays, told)
+        if not 0 <= number < self.agreed.rounds:
+            raise InputError(
+                f"the server asks for round {number + 1}, but its plan has {self.agreed.rounds}; "
+                "it must plan all of them from the start (--set epochs=N)"
+            )
+        if self.epsilon is None:
+            return self.agreed.side.answer(arrays, told)
+        return self._answer_once(self.agreed.side, self.epsilon, arrays, told)
 
-    def _agree(self, plan: dict[str, Any]) -> Client:
+    def _answer_once(self, side: Client, epsilon: float, arrays: list[np.ndarray], told: Told) -> Answer:
+        """One answer to a round, ever: another would have other noise, and both together would tell more than ε allows.
+
+        It is in the folder before it leaves, so that a client that was started again sends the same.
+        """
+        from filelock import FileLock
+
+        number, training = int(told["round"]), _digest([], told["plan"], self.own.fingerprint)
+        question = _digest(arrays, *sorted(told.items()))
+        with FileLock(self.folder / "answers.lock"):
+            known = _answered(self.folder, number, training, question)
+            if known is not None:
+                return known
+            answer = side.answer(arrays, told)
+            spent = answer.facts.get("epsilon", math.inf)
+            if not spent <= epsilon:
+                raise InputError(
+                    f"round {number + 1} would have spent ε = {spent:.2f}, more than --epsilon {epsilon}; nothing of it was sent"
+                )
+            tensors = {str(place): torch.from_numpy(np.array(values)) for place, values in enumerate(answer.arrays)}
+            facts = {"training": training, "question": question, "images": answer.images, "facts": answer.facts}
+            checkpoint.save(self.folder / ANSWER.format(number + 1), tensors, facts)
+        return answer
+
+    def _agree(self, text: str) -> _Agreed:
         """The side of the strategy that was agreed to, with seeds of its own: noise that the server knows would hide nothing."""
+        plan = json.loads(text)
         if plan["strategy"] != self.strategy:
             raise InputError(f"the server trains by {plan['strategy']}, but --strategy {self.strategy} was agreed to")
         chosen = _federated(self.strategy)
         values = check(chosen.space, plan["hyperparameters"])
         asked = values.get("epsilon")
+        if asked is None and self.epsilon is not None:
+            raise InputError(
+                f"--epsilon {self.epsilon}: {self.strategy} keeps no account of ε; leave it out, or agree to another --strategy"
+            )
         if asked is not None and (self.epsilon is None or float(asked) > self.epsilon):
             raise InputError(f"the server would spend ε = {asked}; agree to it with --epsilon {asked}")
         adopt([plan["backbone"]])
@@ -154,7 +199,38 @@ class _Joined:
         task = take_part(self.own, plan["classes"], self.public, [int(value, 16) for value in plan["public"]])
         candidate = Candidate(facts.name, self.strategy, values)
         job = job_of(task, candidate, facts, seed=secrets.randbits(31), folder=self.folder)
-        return cast(Federated, chosen(values, facts)).client(job)
+        return _Agreed(text, int(values["epochs"]), cast(Federated, chosen(values, facts)).client(job))
+
+
+def _answered(folder: Path, number: int, training: str, question: str) -> Answer | None:
+    """The answer to round `number` that left earlier; None where none did.
+
+    Raises:
+        InputError: it was to another question, or the answers in `folder` are of another training.
+    """
+    for path in list(folder.glob(ANSWER.format("*")))[:1]:  # all are of one training
+        if checkpoint.load(path)[1]["training"] != training:
+            raise InputError(
+                f"--out {folder} holds the answers of another training: by another plan, or of other images. {_ANEW}"
+            )
+    path = folder / ANSWER.format(number + 1)
+    if not path.exists():
+        return None
+    tensors, facts = checkpoint.load(path)
+    if facts["question"] != question:
+        raise InputError(
+            f"the server asks for round {number + 1} again, and not the same: another answer would spend privacy twice. {_ANEW}"
+        )
+    return Answer([tensors[str(place)].numpy() for place in range(len(tensors))], facts["images"], facts["facts"])
+
+
+def _digest(arrays: Sequence[np.ndarray], *said: object) -> str:
+    """sha256 of all that was sent."""
+    found = hashlib.sha256(repr(said).encode())
+    for values in arrays:
+        found.update(repr((values.dtype.str, values.shape)).encode())
+        found.update(values.tobytes())
+    return found.hexdigest()
 
 
 def _federated(name: str) -> type[Strategy]:

@@ -71,7 +71,7 @@ def put_trial(db: Database, trial: Trial) -> str:
     """Add a trial, or what more is known of one: "new", "more", "other" (another result, kept beside the first) or "".
 
     - a stopped one gives way to one that went further, failed or finished; a failed one to one that finished, but is kept;
-    - a finished one is only ever completed by its test scores;
+    - a finished one is only ever completed by its test scores, a stopped one also by the error that ended it for good;
     - another result of the same trial never replaces the first: both are kept and, if finished, learnt from.
     """
     row = db.conn.execute("SELECT * FROM trials WHERE id = ?", [trial.id]).fetchone()
@@ -80,8 +80,12 @@ def put_trial(db: Database, trial: Trial) -> str:
         return "new"
     known = trial_of_row(db, row)
     if trial.status == "stopped":
-        if known.status != "stopped" or _progress(trial) <= _progress(known):
+        if known.status != "stopped" or _progress(trial) < _progress(known):
             return ""
+        if _progress(trial) == _progress(known):
+            trial = replace(known, test=known.test or trial.test, error=known.error or trial.error)
+            if trial == known:
+                return ""
     elif known.status != "stopped" and (known.status, trial.status) != ("failed", "finished"):
         if not _same_run(known, trial):
             return _put_other(db, trial)

@@ -20,6 +20,8 @@ from .records import IMPORTANCE, VALIDATION, Outcome, Point, Ranked, Task, Trial
 from .strategy import Fitted
 from .trials import Limits, probabilities_on, run_trial
 
+FRESH = "fresh"
+"""Folder in a trial's own: a model that has yet to show that it can be kept, beside the one that was kept before."""
 FEW = 32
 """Validation images that a model which is kept must have something to say of."""
 NOTED_EVERY = 2.0
@@ -37,9 +39,11 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
         state.trials[id_] = known
         if state.trials[id_] is whole:
             del state.earlier[id_]
+            if whole.error:
+                state.stuck.add(id_)
     before = state.trials.get(id_)
     reached = epochs_of(before)
-    if before is not None and (before.status != "stopped" or reached >= epochs):
+    if before is not None and (before.status != "stopped" or before.error or reached >= epochs):
         return recalled
     if (before is None and state.trials_left() < 1) or state.time_left() <= 0 or state.epochs_left() <= 0:
         return recalled
@@ -69,10 +73,12 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
 def _as_of(trial: Trial, epochs: float) -> Trial:
     """A trial of an earlier start as it was when it had trained so far: decisions are repeated as they were made."""
     curve = tuple(point for point in trial.curve if point.epoch <= epochs)
-    if len(curve) == len(trial.curve) or not curve or trial.status == "failed":
+    if not curve or trial.status == "failed":
         return trial
+    if len(curve) == len(trial.curve):  # what failed after its pause had to be asked to go beyond it
+        return replace(trial, error="") if trial.error and epochs <= epochs_of(trial) else trial
     best = max(point.score for point in curve)
-    return replace(trial, status="stopped", curve=curve, validation={"accuracy": best, "score": best})
+    return replace(trial, status="stopped", curve=curve, validation={"accuracy": best, "score": best}, error="")
 
 
 def _best_other(state: Search, id_: str) -> tuple[float, float, float]:
@@ -113,17 +119,23 @@ def carry_out(task: Task, step: Step, *, report: Callable[[Point], bool] = lambd
 
 def _keep(task: Task, step: Step, trial: Trial, fitted: Fitted) -> Trial:
     """The trial with its model on disk, or a failed one: a strategy may leave what cannot be built again from its weights, or
-    what says nothing."""
+    what says nothing. Until that is known, what the trial had kept when it was paused stays where it is."""
     facts = {"validation": dict(trial.validation), "task": task.name, "provenance": dict(trial.provenance)}
+    fresh = step.folder / FRESH
+    shutil.rmtree(fresh, ignore_errors=True)  # of a start that was killed
     try:
-        model.save(step.folder, fitted.model, step.backbone, step.candidate, task.classes, facts)
-        kept, few = model.load(step.folder), task.part(VALIDATION)[:FEW]
+        model.save(fresh, fitted.model, step.backbone, step.candidate, task.classes, facts)
+        kept, few = model.load(fresh), task.part(VALIDATION)[:FEW]
         judge(probabilities_on(task, step.backbone, kept.net, few), task.labels[few])
     except AutomlError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
         words = f"{step.candidate.strategy}: left a model that cannot be kept: {error}"
         return replace(trial, status="failed", curve=(), validation={}, memory_mb=0.0, error=words)
     if fitted.importance is not None:
-        checkpoint.save(checkpoint.beside(step.folder, IMPORTANCE), fitted.importance, {})
+        checkpoint.save(checkpoint.beside(fresh, IMPORTANCE), fitted.importance, {})
+    for path in fresh.iterdir():
+        path.replace(step.folder / path.name)
+    fresh.rmdir()
     return replace(trial, artefact=f"trials/{trial.id}")
 
 
@@ -155,12 +167,16 @@ def settle_next(state: Search) -> None:
 
 
 def _settle(state: Search, item: Ranked, trial: Trial) -> None:
-    """What came of a step, for good."""
-    _count(state, item, trial)
-    if trial.status == "stopped" and epochs_of(trial) <= epochs_of(state.trials.get(trial.id)):  # no further epoch fits
+    """What came of a step, for good. A paused trial that fails, or has no time for another epoch, keeps the model it has."""
+    before = state.trials.get(trial.id)
+    no_further = trial.status != "finished" and epochs_of(trial) <= epochs_of(before)
+    if no_further and before is not None and before.artefact:
+        trial = replace(before, error=trial.error)
+    if no_further and trial.status == "stopped":
         state.stuck.add(trial.id)
+    _count(state, item, trial)
     record_trial(state, trial)
-    if trial.status != "stopped":
+    if trial.status != "stopped" or trial.error:
         shutil.rmtree(state.folder / "trials" / trial.id / "checkpoints", ignore_errors=True)
     _tell(state, "finished", trial)
 

@@ -103,6 +103,13 @@ def class_of_one_image(place: Place) -> list[str]:
     return fit(lay_drawn(place.root / "photos", {"a": 6, "b": 1}))
 
 
+@bad("photos: no training image is left: all 8 are near-duplicates of validation or test images, .*; give splits that share no")
+def training_images_that_are_the_test_images(place: Place) -> list[str]:
+    for split in ("train", "test"):
+        lay_drawn(place.root / "photos" / split, {"a": 4, "b": 4})
+    return fit(place.root / "photos")
+
+
 @bad("photos: no image can be held out for validation: those of each class are near-duplicates of one another")
 def images_that_are_all_alike(place: Place) -> list[str]:
     folder = good(place)
@@ -332,6 +339,11 @@ def seed_in_words(place: Place) -> list[str]:
     return fit(good(place), "--seed", "seven")
 
 
+@bad("Invalid value for '--seed': -1 is not in the range", USAGE)
+def seed_below_zero(place: Place) -> list[str]:
+    return fit(good(place), "--seed", "-1")
+
+
 @bad("No such command 'fitt'", USAGE)
 def misspelt_command(place: Place) -> list[str]:
     return ["fitt", str(good(place))]
@@ -444,6 +456,27 @@ def evaluate_of_an_unknown_class(place: Place) -> list[str]:
     return ["evaluate", str(place.model), str(lay_drawn(place.root / "photos", {"a": 2, "zebra": 2}))]
 
 
+@bad(r"model holds no trained model \(model.safetensors is missing\); run `automl-tl fit` first")
+def model_without_its_weights(place: Place) -> list[str]:
+    (place.model / "model.safetensors").unlink()
+    return ["predict", str(place.model), str(good(place))]
+
+
+@bad("model.safetensors is damaged: its header has no facts, as a file of automl-tl has; copy it anew")
+def weights_that_another_program_wrote(place: Place) -> list[str]:
+    from safetensors.torch import load, save_file
+
+    save_file(load((place.model / "model.safetensors").read_bytes()), place.model / "model.safetensors")
+    return ["predict", str(place.model), str(good(place))]
+
+
+@bad("model: the model there cannot be read: ")
+def weights_that_are_a_folder(place: Place) -> list[str]:
+    (place.model / "model.safetensors").unlink()
+    (place.model / "model.safetensors").mkdir()
+    return ["predict", str(place.model), str(good(place))]
+
+
 # History, zoo, plan, home
 
 
@@ -466,6 +499,12 @@ def history_line_that_is_not_json(place: Place) -> list[str]:
 def history_line_of_an_unknown_status(place: Place) -> list[str]:
     trial = {"id": "1", "task": "f1", "candidate": {"backbone": "b", "strategy": "s"}, "seed": 0, "status": "fine"}
     return facts(place, trials=json.dumps(trial))
+
+
+@bad(r"trials.jsonl line 1: hyperparameters: 'epochs' is 10*; expected a finite number, a text or a truth value")
+def history_line_of_endless_epochs(place: Place) -> list[str]:
+    candidate = {"backbone": "b", "strategy": "s", "hyperparameters": {"epochs": 10**400}}
+    return facts(place, trials=json.dumps({"id": "1", "task": "f1", "candidate": candidate, "seed": 0, "status": "failed"}))
 
 
 @bad("tasks.csv line 2: ")
@@ -558,6 +597,16 @@ def card_with_a_missing_field(place: Place) -> list[str]:
 @bad(r"mine: build: timm [0-9.]+ has no network 'resnet9000'")
 def card_of_an_unknown_architecture(place: Place) -> list[str]:
     return zoo_of(place, json.dumps(CARD | {"build": {"timm": "resnet9000"}}))
+
+
+@bad(r"mine: mean: expected three numbers, but got \[NaN, 0, 0\]")
+def card_of_no_numbers(place: Place) -> list[str]:
+    return zoo_of(place, json.dumps(CARD | {"mean": [float("nan"), 0, 0]}))
+
+
+@bad("zoo: was not added; added are: none")
+def zoo_that_was_never_added(place: Place) -> list[str]:
+    return ["zoo", "remove", *zoo_of(place, json.dumps(CARD))[2:]]
 
 
 @bad("mine: cannot be read as a card: ")

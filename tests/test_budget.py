@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from automl_tl.budget import Budget, parse_budget
@@ -22,6 +23,8 @@ from automl_tl.errors import InputError
         ("10m + 5 trials+60 epochs", 600, 5, 60),
         (45, 45, math.inf, math.inf),
         (2.5, 2.5, math.inf, math.inf),
+        (np.int64(60), 60, math.inf, math.inf),
+        (np.float32(2.5), 2.5, math.inf, math.inf),
     ],
 )
 def test_forms(text: str | float, seconds: float, trials: float, epochs: float) -> None:
@@ -32,6 +35,12 @@ def test_forms(text: str | float, seconds: float, trials: float, epochs: float) 
 def test_what_is_no_budget_is_said(text: str) -> None:
     with pytest.raises(InputError, match="cannot read the budget"):
         parse_budget(text)
+
+
+def test_what_is_neither_text_nor_number_is_no_budget() -> None:
+    for other in (None, True, [60]):
+        with pytest.raises(InputError, match="cannot read the budget"):
+            parse_budget(other)  # type: ignore[arg-type]
 
 
 def test_a_budget_stays_a_budget() -> None:

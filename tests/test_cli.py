@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
@@ -148,6 +150,54 @@ def test_predict_writes_a_row_an_image(command: Command, run: Path, photos: Path
     assert all(set(row) == {"path", "label", "confidence"} for row in one)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a system with names that are not UTF-8")
+def test_names_that_are_not_utf_8(command: Command, tmp_path: Path) -> None:
+    """From the images to the report and to predictions: nothing is lost for the want of a character."""
+    folder = tmp_path / os.fsdecode(b"f\xf6tos")
+    for number, (image, label) in enumerate(zip(*arrays(60, 3), strict=True)):
+        place = folder / os.fsdecode(b"\xe4%d" % label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / os.fsdecode(b"gr\xf6sse %d.png" % number))
+    only = ("--strategy", "linear-probe", "--backbone", QUICK)
+    said = command("fit", folder, "--trials", 1, "--out", tmp_path / "run", *only)
+    assert said.code == 0, said.err
+    assert f"automl-tl fit '{tmp_path}/f\\xf6tos' --trials 1" in (tmp_path / "run" / "report.html").read_text("utf-8").replace(
+        "&#39;", "'"
+    )
+    assert json.loads((tmp_path / "run" / "model" / "model.json").read_text("utf-8"))["classes"] == ["\\xe40", "\\xe41", "\\xe42"]
+    said = command("predict", tmp_path / "run", folder, "--out", tmp_path / "p.csv")
+    assert said.code == 0, said.err
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["path"].split()[0] for row in rows} == {f"\\xe4{label}/gr\\xf6sse" for label in range(3)}
+    assert sum(row["path"].startswith(f"{row['label']}/") for row in rows) > 40
+    said = command("predict", tmp_path / "run", folder / os.fsdecode(b"\xe41"))
+    assert (said.code, "gr\\xf6sse 1.png" in said.out) == (0, True), said.err
+    assert command("evaluate", tmp_path / "run", folder).code == 0
+    said = command("profile", tmp_path / os.fsdecode(b"nirgendw\xf6"))
+    assert (said.code, "nirgendw\\xf6 does not exist" in said.err) == (2, True)
+
+
+def test_predictions_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    from automl_tl.api import Predictions, write_predictions
+
+    bad = Predictions(("a.png",), ("a", "\ud800"), np.array([[0.25, 0.75]]))
+    with pytest.raises(UnicodeEncodeError):
+        write_predictions(bad, tmp_path / "p.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_that_lacks_a_character_ends_nothing(run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding="latin-1", write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "argv", ["automl-tl", "evaluate", str(run), str(photos)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert re.search(rb"0\.\d{4}\\u2013[01]\.\d{4}", written.getvalue()), "an interval, whose dash Latin-1 has not"
+
+
 def test_evaluate_uses_the_test_split(command: Command, run: Path, photos: Path) -> None:
     facts = command("evaluate", run, photos, "--json").facts
     report = json.loads((run / "model" / "model.json").read_text())
@@ -236,7 +286,7 @@ def test_history(command: Command, run: Path, tmp_path: Path) -> None:
         assert str(tmp_path.parent) not in path.read_text(), "no path of this machine leaves it"
 
 
-def test_zoo(command: Command, shared: Path) -> None:
+def test_zoo(command: Command, shared: Path, home: Path) -> None:
     assert {backbone["name"] for backbone in command("zoo", "list", "--json").facts} >= {TINY, QUICK}
     assert command("zoo", "show", TINY).facts["source_dataset"] == "tiny_imagenet"
     said = command("zoo", "add", shared / "weights")
@@ -244,6 +294,12 @@ def test_zoo(command: Command, shared: Path) -> None:
     assert "added mobilenetv2_100.in1k_224" in said.out
     assert "left out squeezenet1_1.in1k_227: " in said.err
     assert "mobilenetv2_100.in1k_224" in command("zoo", "list").out
+    assert command("zoo", "remove", shared / "weights").out.startswith("removed ")
+    assert "mobilenetv2_100.in1k_224" not in command("zoo", "list").out
+    known = home / "hub" / "nobody--nothing.json"
+    known.write_text("{}")
+    assert command("zoo", "remove", "hf-hub:nobody/nothing").out == "removed hf-hub:nobody/nothing\n"
+    assert not known.exists()
 
 
 def test_plugins(command: Command) -> None:

@@ -18,7 +18,7 @@ from automl_tl.backbones import catalogue
 from automl_tl.cost import OVERHEAD, START_SECONDS, CostModel, bf16_gain, calibrate, speed_for
 from automl_tl.records import Backbone, Candidate
 from automl_tl.space import Value, defaults
-from automl_tl.strategy import Strategy
+from automl_tl.strategy import TRAINING, Strategy
 
 
 class Broken(Strategy):
@@ -72,6 +72,37 @@ def test_a_strategy_that_is_unknown_or_fails_has_a_cost_all_the_same(world: Worl
         seconds, _ = model.predict(candidates, 100, world.backbones)
     assert np.isfinite(seconds).all()
     assert seconds[0] == seconds[1] > seconds[2]
+
+
+@pytest.mark.parametrize("odd", ["all", 10**400], ids=["text", "huge"])
+def test_epochs_that_are_no_number_cost_as_the_usual_ones(world: World, odd: Value) -> None:
+    """Whoever shared such a trial ends nobody's advice, and other settings of that strategy cost what they did."""
+    trials = world.experience.trials
+    settings = list(trials.hyperparameters)
+    settings[int(np.flatnonzero(trials.strategy == "tuning")[0])] = {"rate": 1e-3, "epochs": odd, "batch_size": odd}
+    spoilt = replace(world.experience, trials=replace(trials, hyperparameters=settings))
+    with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
+        model = CostModel.learn(spoilt, strategies=STRATEGIES, speed=SPEED)
+    five, strange = (Candidate("net03", "tuning", {"rate": 1e-3, "epochs": epochs}) for epochs in (5, odd))
+    clean, _ = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED).predict([five], 500, world.backbones)
+    with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
+        seconds, memory = model.predict([strange, five], 500, world.backbones)
+    assert np.isfinite([seconds, memory]).all()
+    assert seconds[1] == pytest.approx(clean[0], rel=0.2)
+    plain = CostModel(1e9, STRATEGIES)
+    usual = Candidate("net03", "gone", {"epochs": TRAINING["epochs"].default})
+    with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
+        found, _ = plain.predict([strange, usual, five], 500, world.backbones)
+    assert found[0] == found[1]
+    assert found[2] == plain.predict([five], 500, world.backbones)[0][0]
+
+
+def test_a_batch_size_may_be_a_text(world: World) -> None:
+    model = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED)
+    full, none = (Candidate("net03", "probe", values) for values in ({"batch_size": "full"}, {}))
+    seconds, memory = model.predict([full, none], 100, world.backbones)
+    assert seconds[0] == seconds[1] > 0
+    assert memory[0] == memory[1] > 0
 
 
 def test_learning_is_deterministic(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -10,7 +11,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from pictures import drawn, lay, lay_drawn, png, real_images
 from PIL import Image
 
 from automl_tl import data
-from automl_tl.data import decode, decode_images, load_task, near_duplicates, subset
+from automl_tl.data import decode, decode_images, load_task, load_unlabelled, near_duplicates, subset
 from automl_tl.errors import InputError
 from automl_tl.images import read_image, square
 from automl_tl.records import TEST, TRAIN, VALIDATION, Task
@@ -166,6 +169,13 @@ def test_near_duplicates_of_held_images_leave_training(shared: Path, tmp_path: P
         "2 train images",  # of validation
         "2 validation images",  # of test
     ]
+
+
+def test_a_training_split_that_is_also_the_test_split_is_named(tmp_path: Path) -> None:
+    for split in (TRAIN, TEST):
+        lay_drawn(tmp_path / "photos" / split, {"a": 6, "b": 6})
+    with pytest.raises(InputError, match=r"photos: no training image is left: all 12 are near-duplicates .* share no picture"):
+        load_task(tmp_path / "photos")
 
 
 def test_one_picture_under_two_labels_stays_on_one_side(tmp_path: Path) -> None:
@@ -324,6 +334,32 @@ def test_an_unchanged_folder_is_not_read_again(signs: Path) -> None:
     assert load_task(signs).fingerprint == first.fingerprint
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a system with names that are not UTF-8")
+def test_files_whose_names_are_not_utf_8_are_read_and_known_again(tmp_path: Path) -> None:
+    folder = lay_drawn(tmp_path / "photos", {"a": 4, "b": 4})
+    before = load_task(folder)
+    (folder / "a" / "000.png").rename(folder / "a" / os.fsdecode(b"gr\xf6sse.png"))
+    (folder / "a").rename(folder / os.fsdecode(b"\xe4"))
+    task = load_task(folder)
+    assert task.classes == ("\\xe4", "b")
+    assert "\\xe4/gr\\xf6sse.png" in task.where
+    assert sorted(task.hashes) == sorted(before.hashes)
+    told: list[tuple[int, int]] = []
+    again = load_task(folder, progress=lambda *done: told.append(done))
+    assert (again.fingerprint, told) == (task.fingerprint, []), "read once"
+    flat = load_unlabelled(folder)
+    assert set(flat.where) == set(task.where)
+
+
+def test_what_was_seen_is_kept_under_the_digest_that_it_always_was(tmp_path: Path, own_home: Path) -> None:
+    folder = lay_drawn(tmp_path / "größe", {"a": 2, "b": 2})
+    load_task(folder)
+    states = {path: path.stat() for path in folder.rglob("*.png")}
+    keys = sorted(f"{path}|{state.st_size}|{state.st_mtime_ns}" for path, state in states.items())
+    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
+    assert [path.stem for path in (own_home / "cache" / "seen").iterdir()] == [digest]
+
+
 def test_a_changed_file_is_read_again(signs: Path) -> None:
     first = load_task(signs)
     state = (signs / "3" / "004.png").stat()
@@ -474,6 +510,45 @@ def test_the_cache_is_bounded(tmp_path: Path, own_home: Path, monkeypatch: pytes
     shutil.rmtree(tmp_path / "d1")
     with pytest.raises(InputError, match=r"a/000\.png"):
         decode(tasks[1], 32)
+
+
+def test_others_may_make_room_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to nothing is listed but cannot be looked at, as a file that another process deletes meanwhile; a folder cannot be
+    deleted, as on Windows a file that is mapped."""
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    (tmp_path / "gone.npy").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "held.npy").mkdir()
+    (tmp_path / "old.npy").write_bytes(b"old")
+    data._make_room(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"gone.npy", "held.npy"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_is_moved_or_deleted_is_no_longer_mapped(interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to."""
+    task, mapped = load_task(lay_drawn(tmp_path / "d", {"a": 40, "b": 40})), list[bool]()
+
+    def watch(name: str) -> None:
+        true = getattr(Path, name)
+
+        def watched(path: Path, *arguments: Any, **options: Any) -> Any:
+            if path.suffix == ".partial":
+                mapped.append(path.name in Path("/proc/self/maps").read_text())
+            return true(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, name, watched)
+
+    def progress(done: int, total: int) -> None:
+        assert ".partial" in Path("/proc/self/maps").read_text()
+        if interrupted:
+            raise KeyboardInterrupt
+
+    watch("replace")
+    watch("unlink")
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        decode(task, 32, progress=progress)
+    assert mapped == [False] * (1 if interrupted else 2)
 
 
 def test_a_full_disk_is_noticed_before(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from small import TINY, arrays
 
 from automl_tl import TransferClassifier
 from automl_tl.errors import InputError
+from automl_tl.estimator import _seed
 
 QUICK = {"budget": "1 trials", "strategies": ["linear-probe"], "backbones": [TINY]}
 
@@ -42,6 +44,8 @@ def test_fit_predict_and_what_is_learnt(digits: tuple[np.ndarray, np.ndarray]) -
     assert classifier.score(images[150:], labels[150:]) > 0.6
     assert classifier.classes_.tolist() == list(range(10))
     assert classifier.predict(images[:3]).dtype == labels.dtype
+    assert classifier.predict_proba(images[:0]).shape == (0, 10)
+    assert (classifier.predict(images[:0]).shape, classifier.predict([]).dtype) == ((0,), labels.dtype)
     assert classifier.ranking_.items
     assert Path(classifier.report_).read_text(encoding="utf-8").startswith("<!doctype html>")
 
@@ -108,6 +112,47 @@ def test_save_and_load(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) ->
     assert loaded.classes_.tolist() == classifier.classes_.tolist()
     assert loaded.get_params()["budget"] == "1 trials"
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} <= {".json", ".safetensors", ".html"}
+
+
+def test_saved_where_it_lies_it_is_there(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    """Into the folder of its run, that of the run's model, or where it was loaded from. Numbers may be NumPy's."""
+    images, labels = digits
+    run = tmp_path / "run"
+    classifier = TransferClassifier(**QUICK, out=run, remember=["exemplars"], random_state=np.int64(3)).fit(images, labels)
+    expected = classifier.predict_proba(images[:9])
+    classifier.set_params(budget=np.int64(60), backbones=np.array([TINY]))
+    for folder in (run, run / "model"):
+        classifier.save(folder)
+        TransferClassifier.load(folder).save(folder)
+        loaded = TransferClassifier.load(folder)
+        np.testing.assert_array_equal(loaded.predict_proba(images[:9]), expected)
+        parameters = loaded.get_params()
+        assert (parameters["random_state"], parameters["budget"], parameters["backbones"]) == (3, 60, [TINY])
+        assert (folder / "exemplars.safetensors").stat().st_size > 0
+        assert (folder / "report.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("random_state", "message"),
+    [
+        (np.random.RandomState(0), "random_state is a RandomState; give a whole number"),
+        (1.0, "random_state is a float; give a whole number"),
+        ("1", "random_state is a str; give a whole number"),
+        (-1, "random_state is -1; give a whole number from 0 to 2147483647"),
+        (2**31, "random_state is 2147483648; give a whole number from 0 to 2147483647"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_seed_is_said(random_state: Any, message: str, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        TransferClassifier(**QUICK, out=tmp_path / "run", random_state=random_state).fit(*digits)
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_are_whole_numbers_of_any_kind() -> None:
+    seeds = [_seed(random_state) for random_state in (None, 3, np.int64(3), np.uint8(3), 2**31 - 1)]
+    assert seeds == [0, 3, 3, 3, 2**31 - 1]
+    assert {type(seed) for seed in seeds} == {int}
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ import automl_tl
 from automl_tl import Candidate, Classifier, model
 from automl_tl.backbones import build, catalogue
 from automl_tl.errors import AutomlError, InputError
-from automl_tl.exports import timm_folder
-from automl_tl.exports.card import plain, without_paths
+from automl_tl.exports import timm_folder, torch_program
+from automl_tl.exports.card import PLACES, SETTINGS, plain, without_paths
 from automl_tl.exports.torch_program import check_archive
 
 AGREES = 1e-5
@@ -132,13 +132,20 @@ def test_a_program_holds_nothing_that_is_unpickled_or_evaluated(exported: Callab
         return {**parts, graph: parts[graph].replace(old.encode(), new.encode())}
 
     symbol = parts[graph].decode().partition('"expr_str": "')[2].partition('"')[0]
+    foreign = (
+        "torch.hub.load",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.set_.source_Storage",
+        "torch.ops.aten.mul.out",
+    )
     hostile = {
         "use_pickle": {**parts, table: parts[table].replace(b'"use_pickle": false', b'"use_pickle": true', 1)},
         "pickled sample inputs": {**parts, f"{root}/data/sample_inputs/model.pt": b"\x80\x04."},
         "data/aotinductor": {**parts, f"{root}/data/aotinductor/model/evil.so": b"\x7fELF"},
         "data/weights/model.pt": {**parts, f"{root}/data/weights/model.pt": b"\x80\x04."},
         "guards_code": changed(graph, lambda facts: {**facts, "guards_code": ["__import__('os').system('true')"]}),
-        "torch.hub.load": replaced("torch.ops.aten.softmax.int", "torch.hub.load"),
+        **{target: replaced("torch.ops.aten.softmax.int", target) for target in foreign},
+        "torch.ops.aten.from_file": replaced('"as_int": 1}', '"as_operator": "torch.ops.aten.from_file"}'),
         "has the size": replaced(symbol, "__import__('os').getpid()"),
         "cannot be read": {},
     }
@@ -192,7 +199,7 @@ def test_the_card_says_what_matters_and_nothing_else(run: Path, photos: Path, ex
     for heading in ("Data", "Training", "Scores", "Intended use and limits", "Licence", "How to reproduce it"):
         assert f"\n## {heading}\n" in card
     assert "a\\|b &lt;i&gt;\\`0\\`" in card
-    assert f"fit {photos.name} --out" in card
+    assert "automl-tl fit PATH --out PATH\n" in card
     for private in (str(photos.parent), str(run.parent), "patient-", "/opt/bin"):
         assert private not in card
         assert private not in (exported("timm") / "config.json").read_text(encoding="utf-8")
@@ -200,9 +207,42 @@ def test_the_card_says_what_matters_and_nothing_else(run: Path, photos: Path, ex
 
 def test_words_of_others_are_made_harmless() -> None:
     assert plain("a\n# b | <script>*x*`") == "a \\# b \\| &lt;script&gt;\\*x\\*\\`"
-    assert without_paths("automl-tl fit '/srv/ann/my photos/' --out=/tmp/runs/x --budget 10m digits") == (
-        "automl-tl fit 'my photos' --out=x --budget 10m digits"
-    )
+
+
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [
+        (
+            "automl-tl fit '/srv/ann/my photos/' --out=/tmp/runs/x --budget '5 trials' --json",
+            "automl-tl fit PATH --out=PATH --budget '5 trials' --json",
+        ),
+        (
+            r"automl-tl fit 'C:\Users\ann\photos' --source 'D:\clinic b\old.csv' --robust 8/255",
+            "automl-tl fit PATH --source PATH --robust 8/255",
+        ),
+        (
+            "automl-tl fit --backbone=resnet10t_24.tiny_imagenet_64 --seed 3 patients.csv",
+            "automl-tl fit --backbone=resnet10t_24.tiny_imagenet_64 --seed 3 PATH",
+        ),
+        ("automl-tl fit --clients ward_a --clients ward_b -- -ward", "automl-tl fit --clients PATH --clients PATH PATH PATH"),
+        ("train_on_patients.py --budget 10m", ""),
+        ("automl-tl", ""),
+        ("", ""),
+    ],
+)
+def test_a_command_leaves_without_names_of_files(command: str, left: str) -> None:
+    assert without_paths(command) == left
+
+
+def test_every_option_of_fit_is_known_to_leave_or_not() -> None:
+    import typer
+
+    from automl_tl.cli import app
+
+    group: Any = typer.main.get_command(app)
+    options = {name for option in group.commands["fit"].params for name in option.opts if name.startswith("--")}
+    assert options == SETTINGS | PLACES
+    assert not SETTINGS & PLACES
 
 
 def test_what_cannot_be_used_is_said(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -237,26 +277,48 @@ ARCHITECTURES = (
 )
 
 
-@pytest.mark.parametrize(
+every_architecture = pytest.mark.parametrize(
     "architecture", [*ARCHITECTURES[:2], *(pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES[2:])]
 )
-def test_heads_of_timm_with_more_layers(architecture: str, tmp_path: Path) -> None:
-    """ConvNeXt has a norm, MobileNetV3 a convolution between pooling and classifier: they are in the headless network, too."""
 
+
+def of_timm(architecture: str) -> model.Model:
+    """As if trained: timm's network with random weights."""
     import timm
 
     torch.manual_seed(0)
     net = timm.create_model(architecture, num_classes=0).eval()
     size = net.pretrained_cfg["input_size"][1]
-    facts = replace(
-        catalogue()[TINY], name=architecture, architecture=architecture, num_features=net.num_features, input_size=size
-    )
     with torch.inference_mode():
         features = net(torch.zeros(1, 3, size, size)).shape[1]
-    ours = trained(replace(facts, num_features=features), net)
+    facts = catalogue()[TINY]
+    return trained(replace(facts, name=architecture, architecture=architecture, num_features=features, input_size=size), net)
+
+
+@every_architecture
+def test_heads_of_timm_with_more_layers(architecture: str, tmp_path: Path) -> None:
+    """ConvNeXt has a norm, MobileNetV3 a convolution between pooling and classifier: they are in the headless network, too."""
+    ours = of_timm(architecture)
+    size = ours.backbone.input_size
     assert timm_folder.write(tmp_path, ours) <= 1e-5
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     np.testing.assert_allclose(timm_folder.read(tmp_path).probabilities(images), ours.probabilities(images), atol=1e-5)
+
+
+@every_architecture
+def test_programs_of_timm_are_not_refused(architecture: str, tmp_path: Path) -> None:
+    assert torch_program.write(tmp_path, of_timm(architecture)) <= 1e-5
+
+
+def test_a_program_that_would_be_refused_is_not_written(tmp_path: Path) -> None:
+    class Strange(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.special.i0(images.mean((2, 3)))
+
+    facts = replace(catalogue()[TINY], name="strange", num_features=3)
+    with pytest.raises(InputError, match=r"strange: its network calls torch\.ops\.aten\.special_i0\.default, .* use --to onnx"):
+        torch_program.write(tmp_path, trained(facts, Strange()))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_head_that_does_not_fit_is_said(tmp_path: Path) -> None:

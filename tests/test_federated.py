@@ -98,7 +98,8 @@ def test_what_leaves_a_client(name: str, task: Task, tmp_path: Path) -> None:
         assert all(values.dtype == np.float32 for values in arrays)
         assert answer.metrics.keys() == ({"epsilon", "delta"} if name == "dp-fedavg" else {"loss"})
         assert all(isinstance(value, float) for value in answer.metrics.values())
-    assert sum(answer.num_examples for answer in seen) == 2 * len(task.part(TRAIN))
+    counted = 3 if name == "federated-distillation" else len(task.part(TRAIN))  # there each client's word counts the same
+    assert sum(answer.num_examples for answer in seen) == 2 * counted
     sent = b"".join(b"".join(answer.parameters.tensors) for answer in seen[-3:])
     assert not [name for name, form in forms_of(task, job) if form in sent]
 
@@ -340,7 +341,8 @@ def test_real_clients_over_grpc(name: str, tmp_path: Path, started: Started) -> 
     lines = [lines_of(tmp_path / f"joined {k}") for k in range(2)]
     for own in lines:
         assert [line["round"] for line in own] == [1, 2]
-        assert all(line["images"] == 36 and line["facts"].keys() == {"loss"} for line in own)
+        count = 1 if name == "federated-distillation" else 36
+        assert all(line["images"] == count and line["facts"].keys() == {"loss"} for line in own)
     listed = sum(line["bytes"] for own in lines for line in own)
     assert listed <= len(wire.said) < 1.1 * listed + 40_000, "nothing else of any size left"
     said = bytes(wire.said)
@@ -458,6 +460,7 @@ def plan(strategy: str, **values: Any) -> dict[str, Any]:
         ("federated-distillation", None, plan, "trains by fedavg, but --strategy federated-distillation was agreed to"),
         ("dp-fedavg", None, plan, "agree to it with --epsilon 3.0"),
         ("dp-fedavg", 1.0, plan, "would spend ε = 3.0"),
+        ("fedavg", 3.0, plan, "--epsilon 3.0: fedavg keeps no account of ε"),
         (
             "fedavg",
             None,
@@ -465,7 +468,7 @@ def plan(strategy: str, **values: Any) -> dict[str, Any]:
             "classes that the server has not: digit 2",
         ),
     ],
-    ids=["strategy", "no epsilon", "epsilon", "classes"],
+    ids=["strategy", "no epsilon", "epsilon", "no privacy", "classes"],
 )
 def test_what_a_client_refuses(tmp_path: Path, agreed: str, epsilon: float | None, asked: Any, words: str) -> None:
     name = "fedavg" if agreed == "federated-distillation" else agreed
@@ -473,14 +476,92 @@ def test_what_a_client_refuses(tmp_path: Path, agreed: str, epsilon: float | Non
         joined(tmp_path, agreed, epsilon).answer([], {"round": 0, "plan": json.dumps(asked(name))})
 
 
-def test_a_client_spends_privacy_once(tmp_path: Path) -> None:
-    client = joined(tmp_path, "dp-fedavg", 3.0)
-    d = catalogue()[QUICK].num_features
+def question(number: int = 0, start: float = 0.0, **values: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """What a server that trains privately asks for in a round."""
     from automl_tl.checkpoint import pack
 
+    d = catalogue()[QUICK].num_features
     projection = pack({"mean": torch.zeros(d), "directions": torch.eye(d)[:, :16].contiguous()})
-    told = {"round": 0, "plan": json.dumps(plan("dp-fedavg")), "projection": projection}
-    arrays = [np.zeros((3, 16), np.float32), np.zeros(3, np.float32)]
-    assert client.answer(arrays, told).images == 36
-    with pytest.raises(InputError, match="round 1 again, which would spend privacy twice"):
-        client.answer(arrays, told)
+    told = {"round": number, "plan": json.dumps(plan("dp-fedavg", epochs=2, **values)), "projection": projection}
+    return [np.full((3, 16), start, np.float32), np.zeros(3, np.float32)], told
+
+
+def same(one: federation.Answer, other: federation.Answer) -> bool:
+    equal = all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(one.arrays, other.arrays, strict=True))
+    return equal and (one.images, one.facts) == (other.images, other.facts)
+
+
+def test_a_client_spends_privacy_once(tmp_path: Path) -> None:
+    client = joined(tmp_path, "dp-fedavg", 3.0)
+    arrays, told = question()
+    first = client.answer(arrays, told)
+    assert first.images == 36
+    assert same(client.answer(arrays, told), first)
+    moved = {**told, "projection": told["projection"].replace(b"\x00\x00\x80?", b"\x00\x00\x00?", 1)}
+    for asked in (question(start=1.0), (arrays, moved)):
+        with pytest.raises(InputError, match=r"round 1 again, .* would spend privacy twice\. A new training needs another --out"):
+            client.answer(*asked)
+
+
+def test_a_client_that_starts_again_spends_no_more(tmp_path: Path) -> None:
+    first = joined(tmp_path, "dp-fedavg", 3.0).answer(*question())
+    again = joined(tmp_path, "dp-fedavg", 3.0)
+    assert same(again.answer(*question()), first)
+    with pytest.raises(InputError, match="round 1 again"):
+        again.answer(*question(start=1.0))
+    for values in ({"rate": 1.0}, {"epsilon": 1.0}):
+        with pytest.raises(InputError, match="holds the answers of another training"):
+            joined(tmp_path, "dp-fedavg", 3.0).answer(*question(1, **values))
+    second = again.answer(*question(1))
+    assert first.facts["epsilon"] < second.facts["epsilon"] <= 3.0
+    assert same(joined(tmp_path, "dp-fedavg", 3.0).answer(*question(1)), second)
+
+
+def test_answers_are_of_the_images_that_they_were_given_for(tmp_path: Path) -> None:
+    joined(tmp_path, "dp-fedavg", 3.0).answer(*question())
+    Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "own" / "digit 0" / "another.png")
+    with pytest.raises(InputError, match=r"another training: by another plan, or of other images\. A new training needs"):
+        joined(tmp_path, "dp-fedavg", 3.0).answer(*question(1))
+
+
+@pytest.mark.parametrize("number", [-1, 2, 499])
+@pytest.mark.parametrize(("strategy", "epsilon"), [("dp-fedavg", 3.0), ("fedavg", None)])
+def test_rounds_that_were_not_agreed_to(strategy: str, epsilon: float | None, number: int, tmp_path: Path) -> None:
+    told = {"round": number, "plan": json.dumps(plan(strategy, epochs=2))}
+    with pytest.raises(InputError, match=rf"asks for round {number + 1}, but its plan has 2; it must plan all"):
+        joined(tmp_path, strategy, epsilon).answer([], told)
+
+
+@pytest.mark.parametrize("facts", [{"epsilon": 3.5, "delta": 1e-5}, {"epsilon": math.nan}, {}], ids=["more", "nan", "untold"])
+def test_an_answer_that_spends_too_much_stays_here(facts: dict[str, float], tmp_path: Path) -> None:
+    """By a strategy of somebody who miscounts."""
+
+    class Spending:
+        def answer(self, arrays: list[np.ndarray], told: federation.Told) -> federation.Answer:
+            return federation.Answer(arrays, 36, facts)
+
+    client = joined(tmp_path, "dp-fedavg", 3.0)
+    client.agreed = replace(client._agree(question()[1]["plan"]), side=Spending())
+    with pytest.raises(InputError, match=r"would have spent ε = .*, more than --epsilon 3\.0; nothing of it was sent"):
+        client.answer(*question())
+    assert not list(tmp_path.glob("answer-*"))
+
+
+def test_a_server_that_starts_again_asks_the_same(task: Task, tmp_path: Path) -> None:
+    """Else clients that answered before it went away would refuse."""
+    asked = []
+    for folder in ("before", "after"):
+        strategy, job = prepared(task, "dp-fedavg", tmp_path / folder)
+        asked.append(strategy.centre(job).tell())
+    assert asked[0] == asked[1]
+
+
+def test_what_left_earlier_stays_written_down(tmp_path: Path) -> None:
+    from automl_tl.remote import join
+
+    (tmp_path / "left.jsonl").write_text('{"round": 1}\n', encoding="utf-8")
+    (tmp_path / "ca.pem").write_text("no certificate", encoding="utf-8")
+    own = lay(tmp_path / "own", 20)
+    with pytest.raises(InputError, match="no certificate in PEM"):
+        join("127.0.0.1:9", own, strategy="fedavg", out=tmp_path, authority=tmp_path / "ca.pem")
+    assert lines_of(tmp_path) == [{"round": 1}]

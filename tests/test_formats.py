@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ import pytest
 from pictures import drawn, lay, lay_drawn, png
 from PIL import Image
 
-from automl_tl.data import load_task, read_listing
+from automl_tl.data import load_task, load_unlabelled, read_listing
 from automl_tl.errors import InputError
-from automl_tl.images import read_image
+from automl_tl.images import images_below, read_image
 from automl_tl.records import Listing
 from automl_tl.registry import formats
+
+NOT_UTF_8 = pytest.mark.skipif(sys.platform != "linux", reason="needs a system with names that are not UTF-8")
 
 
 def by_label(listing: Listing) -> dict[str, int]:
@@ -102,7 +106,35 @@ def test_links_may_not_lead_out(tmp_path: Path) -> None:
     assert by_label(read_listing(tmp_path / "elsewhere")) == {"a": 3, "b": 2}  # the data as a whole may be linked
 
 
+@NOT_UTF_8
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """As a disk of an old Latin-1 system has them: shown as text that can be written anywhere, opened by their own names."""
+    root = lay_drawn(tmp_path / os.fsdecode(b"f\xf6tos"), {os.fsdecode(b"gr\xf6sse"): 2, "größe": 1})
+    (root / "größe" / "000.png").rename(root / "größe" / os.fsdecode(b"\xe9t\xe9.png"))
+    listing = read_listing(root)
+    assert listing.name == "f\\xf6tos"
+    assert by_label(listing) == {"gr\\xf6sse": 2, "größe": 1}
+    assert set(listing.where) == {"gr\\xf6sse/000.png", "gr\\xf6sse/001.png", "größe/\\xe9t\\xe9.png"}
+    for image in listing.images:
+        assert read_image(image).mode == "RGB"
+    for path in (root / os.fsdecode(b"gr\xf6sse")).iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"f\\xf6tos/gr\\xf6sse: is a class without an image"):
+        read_listing(root)
+
+
 # Manifest
+
+
+@NOT_UTF_8
+def test_a_manifest_whose_own_name_is_not_utf_8(pictures: Path) -> None:
+    table = pictures / os.fsdecode(b"\xfcbung.csv")
+    table.write_text(rows())
+    listing = read_listing(table)
+    assert (listing.name, listing.where[0]) == ("\\xfcbung", "\\xfcbung.csv row 2: pictures/a/000.png")
+    table.write_text("path,class\n")
+    with pytest.raises(InputError, match=r"/\\xfcbung\.csv: has no column 'label'"):
+        read_listing(table)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -325,3 +357,14 @@ def test_hugging_face_dataset_that_is_damaged(rows_of_images: Any, tmp_path: Pat
 def test_dataset_of_the_hub_needs_the_library_or_the_net() -> None:
     with pytest.raises(InputError, match=r"hf:nobody/nothing: (needs the datasets library|cannot be loaded)"):
         read_listing("hf:nobody/nothing")
+
+
+def test_what_is_hidden_is_no_image(pictures: Path) -> None:
+    """Notebooks, file managers and Macs leave copies beside the images, of which nobody thinks."""
+    root = pictures / "pictures"
+    for hidden in ("a/.ipynb_checkpoints/1.png", "a/._1.png", "__MACOSX/a/1.png", "b/.thumbnails/1.png", "b/__MACOSX/1.png"):
+        (root / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (root / hidden).write_bytes(b"no image at all")
+    assert by_label(read_listing(root)) == {"a": 4, "b": 3}
+    assert len(load_unlabelled(root).images) == 7
+    assert len(images_below(root)) == 7

@@ -13,17 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from small import QUICK, TINY, digits
 
-from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, search, steps
+from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, checkpoint, search, steps
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
 from automl_tl.crowning import RULE
 from automl_tl.errors import BudgetError
-from automl_tl.halving import _seconds_to_end
+from automl_tl.halving import _hopeless, _seconds_to_end
 from automl_tl.history import open_history
+from automl_tl.loop import CHECKPOINT
 from automl_tl.model import load
-from automl_tl.progress import UNSURE, Search
+from automl_tl.progress import UNSURE, Search, read_trial
 from automl_tl.records import TEST, Point
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
@@ -150,6 +152,16 @@ def test_what_was_paused_before_its_first_epoch_still_has_a_price() -> None:
     assert _seconds_to_end(state, item) == pytest.approx(20.0)  # type: ignore[arg-type]
 
 
+def test_a_paused_trial_that_fails_later_counts_against_its_strategy() -> None:
+    candidate = ranked("fine-tuning", QUICK, 0.9).candidate
+    failed = Trial("a", "task", candidate, 0, "failed", error="out of memory")
+    kept = replace(failed, id="b", status="stopped", validation={"accuracy": 0.5}, artefact="trials/b")
+    state = SimpleNamespace(trials={"a": failed, "b": kept})
+    assert _hopeless(state) == {"fine-tuning"}  # type: ignore[arg-type]
+    state.trials["b"] = replace(kept, error="")
+    assert _hopeless(state) == set()  # type: ignore[arg-type]
+
+
 def test_a_search_that_is_taken_up_again_trains_nothing_twice(tmp_path: Path) -> None:
     items = [ranked("linear-probe", TINY, 0.9), ranked("linear-probe", QUICK, 0.8)]
     first = run(items, tmp_path, "1 trials")
@@ -202,28 +214,94 @@ def test_a_trial_that_went_on_without_getting_better_can_still_win(tmp_path: Pat
     assert load(tmp_path / "model").candidate == finished.candidate
 
 
-def test_a_paused_trial_that_fails_later_takes_no_model_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probe that stood second is the winner then, and has its model."""
-    train, begun = steps.run_trial, set[str]()
+@pytest.mark.parametrize("how", ["raises", "leaves what cannot be kept"])
+def test_a_paused_trial_that_fails_later_keeps_its_model(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wins with it, as before; it is not tried again, and the run and the history tell its error."""
+    train, tried = steps.run_trial, list[str]()
 
     def fails_when_taken_up_again(task: Task, candidate: Candidate, *others: Any, **named: Any) -> tuple[Trial, Fitted | None]:
         trial, fitted = train(task, candidate, *others, **named)
-        if trial.id in begun:
-            return replace(trial, status="failed", validation={}, curve=(), error="out of memory"), None
-        begun.add(trial.id)
+        tried.append(candidate.strategy)
         if candidate.strategy == "linear-probe":
-            trial = replace(trial, validation={**trial.validation, "accuracy": 0.1})
+            return replace(trial, validation={**trial.validation, "accuracy": 0.1}), fitted
+        if tried.count(candidate.strategy) > 1 and how == "raises":
+            return replace(trial, status="failed", validation={}, curve=(), error="out of memory"), None
+        if tried.count(candidate.strategy) > 1 and fitted is not None:
+            torch.nn.init.constant_(next(fitted.model.parameters()), math.nan)
         return trial, fitted
 
     monkeypatch.setattr(steps, "run_trial", fails_when_taken_up_again)
-    tuned = ranked("fine-tuning", QUICK, 0.9, rate=0.005, epochs=12)
+    tuned = ranked("fine-tuning", QUICK, 0.9, rate=0.005, epochs=6)
     outcome = run([tuned, ranked("linear-probe", TINY, 0.8)], tmp_path, "2 trials")
-    assert {trial.candidate.strategy: trial.status for trial in outcome.trials} == {
-        "fine-tuning": "failed",
-        "linear-probe": "finished",
-    }
-    assert outcome.winner.candidate.strategy == "linear-probe"
-    assert load(tmp_path / "model").candidate == outcome.winner.candidate
+    words, winner = "out of memory" if how == "raises" else "left a model that cannot be kept", outcome.winner
+    assert sorted(tried) == ["fine-tuning", "fine-tuning", "linear-probe"]
+    assert (winner.candidate, winner.status, winner.curve[-1].epoch) == (tuned.candidate, "stopped", 2)
+    assert words in winner.error
+    assert winner in outcome.trials
+    assert read_trial(tmp_path / "trials" / winner.id / "trial.json") == winner
+    assert {path.name for path in (tmp_path / winner.artefact).iterdir()} == {"model.json", "model.safetensors", "trial.json"}
+    with open_history() as history:
+        told = history.trial(winner.id)
+    assert (told.status, told.error, told.test) == ("stopped", winner.error, winner.test)
+    task, kept = digits(), load(tmp_path / "model")
+    right = probabilities_on(task, kept.backbone, kept.net, task.part(TEST)).argmax(1) == task.labels[task.part(TEST)]
+    assert winner.test["accuracy"] == pytest.approx(right.mean())
+
+
+def test_a_search_that_was_killed_remembers_what_failed_after_its_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first to be taken up again fails, and another one is taken up in its place, also by a later start."""
+    items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
+    train = steps.run_trial
+
+    def tried(out: Path, *, kills: list[int]) -> tuple[list[str], Outcome]:
+        calls: list[str] = []
+
+        def fails(task: Task, candidate: Candidate, *others: Any, **named: Any) -> tuple[Trial, Fitted | None]:
+            if len(calls) in kills:
+                kills.remove(len(calls))
+                raise SystemExit
+            trial, fitted = train(task, candidate, *others, **named)
+            calls.append(trial.id)
+            if calls.count(trial.id) == 2 and len(calls) == len(set(calls)) + 1:
+                return replace(trial, status="failed", validation={}, curve=(), error="out of memory"), None
+            return trial, fitted
+
+        monkeypatch.setattr(steps, "run_trial", fails)
+        while kills:
+            with pytest.raises(SystemExit):
+                run(items, out, "3 trials + 8 epochs")
+        return calls, run(items, out, "3 trials + 8 epochs")
+
+    calls, whole = tried(tmp_path / "a", kills=[])
+    assert (len(calls), len(set(calls))) == (5, 3)
+    told = {trial.id: (trial.status, trial.curve[-1].epoch, trial.error) for trial in whole.trials}
+    assert sorted(told.values()) == [("finished", 4, ""), ("stopped", 2, ""), ("stopped", 2, "out of memory")]
+    again, resumed = tried(tmp_path / "b", kills=[2, 4])
+    assert again == calls
+    assert {trial.id: (trial.status, trial.curve[-1].epoch, trial.error) for trial in resumed.trials} == told
+    assert resumed.winner.id == whole.winner.id
+
+
+def test_a_paused_trial_whose_next_epoch_does_not_fit_stays_paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last epoch took an hour, says its checkpoint. It is taken up once, finds no time, and is the winner as it is."""
+    train, reached = steps.run_trial, list[float]()
+
+    def slow(*arguments: Any, folder: Path, **named: Any) -> tuple[Trial, Fitted | None]:
+        trial, fitted = train(*arguments, folder=folder, **named)
+        reached.append(trial.curve[-1].epoch)
+        tensors, facts = checkpoint.load(folder / CHECKPOINT)
+        facts["curve"][-1]["seconds"] += 3600
+        checkpoint.save(folder / CHECKPOINT, tensors, facts)
+        return trial, fitted
+
+    monkeypatch.setattr(steps, "run_trial", slow)
+    outcome = run([ranked("fine-tuning", QUICK, 0.9, seconds=3.0, epochs=6)], tmp_path, "120s", classes=2)
+    assert reached == [2, 2]
+    assert (outcome.winner.status, outcome.winner.curve[-1].epoch, outcome.winner.error) == ("stopped", 2, "")
+    assert outcome.winner.curve[-1].seconds < 3600
+    with open_history() as history:
+        assert history.trial(outcome.winner.id).test == outcome.winner.test
+    assert outcome.winner.test
 
 
 def test_nothing_in_time_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from automl_tl import Backbone, Candidate, Point, Profile, Task, Trial
+from automl_tl.cli import main
 from automl_tl.errors import HistoryError
-from automl_tl.exchange import FILES
+from automl_tl.exchange import FILES, RECORDING
 from automl_tl.experience import Experience
+from automl_tl.facts import trial_of
 from automl_tl.history import History, open_history
 from automl_tl.records import Grown, trial_id
 
@@ -191,6 +195,39 @@ def test_names_and_free_text_stay_here_unless_asked(history: History, tmp_path: 
     assert other.integrity() == []
 
 
+@pytest.mark.parametrize("names", [False, True], ids=["anonymous", "names"])
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [
+        ("automl-tl fit melanoma-patients --source clinic-b --budget 10m", "automl-tl fit"),
+        ("automl-tl history build melanoma-plan --workers 2", "automl-tl history build"),
+        ("automl-tl fit history build", "automl-tl fit"),
+        ("automl-tl fit", "automl-tl fit"),
+        ("automl-tl fitness melanoma", ""),
+        ("melanoma-of-clinic-b --budget 10m", ""),
+        ("python melanoma fit", ""),
+        ("", ""),
+    ],
+)
+def test_only_the_verb_of_a_command_leaves(command: str, left: str, names: bool, history: History, tmp_path: Path) -> None:
+    history.record_trial(trial(provenance={"command": command}))
+    history.export(tmp_path / "text", names=names)
+    (line,) = (tmp_path / "text" / "trials.jsonl").read_text().splitlines()
+    assert json.loads(line)["provenance"] == {"command": left}
+
+
+def test_recording_commands_are_commands() -> None:
+    """Of the command line, as it is: a verb that was renamed must be renamed there, too."""
+    import typer
+
+    from automl_tl.cli import app
+
+    for words in RECORDING:
+        command: Any = typer.main.get_command(app)
+        for word in words.split()[1:]:
+            command = command.commands[word]
+
+
 def _spoil(line: str, kind: str) -> str:
     facts = json.loads(line)
     if kind == "text":
@@ -218,6 +255,35 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(history: History, tmp_pat
     with pytest.raises(HistoryError, match=r"trials\.jsonl line 2: "):
         other.import_facts(tmp_path / "text")
     assert (other.known(), other.tasks()) == ({}, {})
+
+
+@pytest.mark.parametrize("value", [10**400, -(2**63) - 1, [1], None], ids=["huge", "low", "list", "none"])
+def test_hyperparameters_are_numbers_texts_or_truths(value: object) -> None:
+    facts = json.loads(json.dumps(asdict(trial())))
+    for fine in (True, 15, 0.001, "light"):
+        facts["candidate"]["hyperparameters"]["epochs"] = fine
+        assert trial_of(facts).candidate.hyperparameters["epochs"] == fine
+    facts["candidate"]["hyperparameters"]["epochs"] = value
+    with pytest.raises(HistoryError, match=r"hyperparameters: 'epochs' is .*; expected a finite number, a text or a truth value"):
+        trial_of(facts)
+
+
+def test_the_list_of_a_tasks_trials_is_newest_first(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two tasks may have one name."""
+    monkeypatch.setenv("AUTOML_TL_HOME", str(tmp_path))
+    history.record_task(task("photos", "a" * 16), "photos")
+    history.record_task(task("others", "c" * 16), "others")
+    made = [trial(number, fingerprint="fac"[number % 3] * 16) for number in range(9)]
+    for each in made:
+        history.record_trial(each)
+    newest = [each.id for each in reversed(made) if not each.task.startswith("c")]
+    for wanted, expected in (("photos", newest[:3]), ("a" * 16, [made[7].id, made[4].id, made[1].id])):
+        monkeypatch.setattr(sys, "argv", ["automl-tl", "history", "list", "--task", wanted, "--limit", "3", "--json"])
+        with pytest.raises(SystemExit):
+            main()
+        assert [facts["id"] for facts in json.loads(capsys.readouterr().out)] == expected
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
@@ -278,3 +344,19 @@ def test_a_paused_trial_that_fails_is_no_longer_paused(history: History) -> None
     history.record_trial(trial(0))
     history.record_trial(trial(0, status="failed"))
     assert history.trial(trial().id).status == "finished"
+
+
+def test_a_paused_winner_is_completed_by_its_test_scores(history: History) -> None:
+    """And by the error that ended it; what is known stays."""
+    paused = trial(status="stopped")
+    history.record_trial(paused)
+    history.record_trial(replace(paused, error="out of memory"))
+    history.record_trial(replace(paused, test={"accuracy": 0.61}))
+    history.record_trial(replace(paused, test={"accuracy": 0.99}, error="another"))
+    history.record_trial(paused)
+    assert history.trial(paused.id) == replace(paused, test={"accuracy": 0.61}, error="out of memory")
+    behind = replace(paused, curve=paused.curve[:1], test={"accuracy": 0.3})
+    history.record_trial(behind)
+    assert history.trial(paused.id).test == {"accuracy": 0.61}
+    history.record_trial(trial())
+    assert history.trial(paused.id) == trial()

@@ -188,6 +188,15 @@ def test_large_photograph_is_read_at_a_fraction_of_its_cost(photographs: list[Im
     assert read_image(large).size == (6000, 4000)
 
 
+def test_an_image_of_the_callers_stays_as_large_as_it_is(photographs: list[Image.Image]) -> None:
+    """A JPEG that was opened and not yet decoded would be decoded smaller, for good."""
+    stored = encoded(photographs[0].resize((400, 300)), "JPEG")
+    own = Image.open(io.BytesIO(stored))
+    assert read_image(own, least=30).size == (400, 300)
+    assert own.size == (400, 300)
+    assert read_image(stored, least=30).width < 400
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (3, 5), (1, 100_000), (100_000, 1)])
 def test_tiny_and_stretched_images(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (10, 200, 30))

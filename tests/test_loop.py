@@ -153,6 +153,18 @@ def test_no_epoch_begins_after_the_deadline(tmp_path: Path) -> None:
     assert (fitted.curve, fitted.complete) == ([], False)
 
 
+def test_taken_up_again_it_begins_no_epoch_that_would_end_too_late(tmp_path: Path) -> None:
+    """The last epoch, of an earlier call, took an hour; a minute is left."""
+    train(tmp_path, changed={"stop_after": 2})
+    tensors, facts = checkpoint.load(tmp_path / CHECKPOINT)
+    facts["curve"][1]["seconds"] = facts["curve"][0]["seconds"] + 3600
+    checkpoint.save(tmp_path / CHECKPOINT, tensors, facts)
+    late = train(tmp_path, changed={"deadline": time.monotonic() + 60})
+    assert (len(late.curve), late.complete) == (2, False)
+    in_time = train(tmp_path, changed={"deadline": time.monotonic() + 7200})
+    assert (len(in_time.curve), in_time.complete) == (3, True)
+
+
 def test_a_loss_that_is_no_number_is_named(tmp_path: Path) -> None:
     class Explodes(Plain):
         def start_epoch(self, model: Classifier, epoch: int) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from synthetic import SPEED, STRATEGIES, World, make_backbone, without
 
+from automl_tl import learning
 from automl_tl.candidates import propose
 from automl_tl.cost import CostModel
-from automl_tl.encoding import Column
+from automl_tl.encoding import Column, Encoder
 from automl_tl.experience import Experience
 from automl_tl.explain import Picture, explain
 from automl_tl.learning import _conformal
@@ -133,6 +135,34 @@ def test_a_ranker_is_learnt_once_for_a_history(world: World, tmp_path: Path) -> 
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_part_of_a_history_has_a_ranker_of_its_own(world: World, tmp_path: Path) -> None:
+    """Also where the whole's digest is as long as that of a real history."""
+    whole = replace(world.experience.take(np.arange(100)), digest="0123456789abcdef" * 2)
+    parts = [whole, whole.take(np.arange(50)), whole.take(np.arange(50, 100))]
+    rankers = [ranker_for(part, tmp_path) for part in parts]
+    assert [ranker.digest for ranker in rankers if ranker is not None] == [part.digest for part in parts]
+    again = ranker_for(parts[1], tmp_path)
+    assert again is not None
+    assert again.digest == parts[1].digest
+
+
+def test_of_two_sources_no_trial_sees_its_own_standing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the one, the trials of the other are all that is known: their record says nothing of themselves."""
+    seen: list[np.ndarray] = []
+
+    def fit(table: np.ndarray, lessons: Any, encoder: Encoder, columns: tuple[int, ...], seed: int) -> learning.Boosters:
+        seen.append(table[:, encoder.find("record")])
+        return original(table, lessons, encoder, columns, seed)
+
+    original = learning._fit
+    monkeypatch.setattr(learning, "_fit", fit)
+    experience = World(sources=2, tasks_each=3, trials=20).experience
+    learning.learn_stages(experience, seed=0)
+    assert sorted(map(len, seen)) == [60, 60, 60, 60, 120, 120]
+    for records in seen:
+        assert records.any() == (len(records) == 120), "the other source tells of it, once that is known"
+
+
 def test_a_trial_of_today_changes_the_advice_of_tomorrow(world: World, fresh: World, costs: CostModel) -> None:
     """Once tasks are known on which one network alone did well, it is advised for tasks like them."""
     profile = next(iter(fresh.profiles.values()))
@@ -221,3 +251,17 @@ def test_a_hundred_thousand_candidates(fresh: World, ranker: Ranker, costs: Cost
     ranking = rank(ranker, candidates, profile, many, costs, strategies=STRATEGIES, stage=1)
     print(f"{len(candidates)} candidates ranked in {time.perf_counter() - start:.2f} s")
     assert len(ranking.items) == len(candidates)
+
+
+@pytest.mark.parametrize("strange", ["full", 10**400, None], ids=["text", "huge", "nothing"])
+def test_what_is_no_number_where_the_history_has_numbers_is_a_gap(
+    world: World, ranker: Ranker, costs: CostModel, strange: Any
+) -> None:
+    """Somebody's plugin may offer a text beside numbers; advice on everything else goes on."""
+    profile = next(iter(world.profiles.values()))
+    candidates = [c for c in propose(world.backbones, STRATEGIES, seed=1) if c.hyperparameters][:5]
+    name = next(iter(candidates[0].hyperparameters))
+    odd = replace(candidates[0], hyperparameters={**candidates[0].hyperparameters, name: strange})
+    ranking = rank(ranker, [odd, *candidates[1:]], profile, world.backbones, costs, strategies=STRATEGIES, stage=2)
+    assert len(ranking.items) == 5
+    assert all(np.isfinite(item.score) and np.isfinite(item.seconds) for item in ranking.items)

@@ -24,7 +24,7 @@ from automl_tl.backbones import build, catalogue
 from automl_tl.data import subset
 from automl_tl.errors import InputError
 from automl_tl.exports import export_run
-from automl_tl.heads import Tasks, cool, describe, rebuild
+from automl_tl.heads import Neighbours, Tasks, cool, describe, rebuild
 from automl_tl.importance import DAMPING, PathIntegral, fisher_diagonal, parameters_of
 from automl_tl.objectives import brings, left_out, retain
 from automl_tl.records import EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, TRAIN, VALIDATION
@@ -286,6 +286,17 @@ def test_what_matters_to_several_tasks_adds_up(task: Task, tmp_path: Path, monke
     own = fisher_diagonal(net, images, train, np.unique(task.labels[train]), backbone)
     torch.testing.assert_close(both[0]["head.weight"][:3], own["head.weight"][:3] + earlier[0]["head.weight"])
     torch.testing.assert_close(both[0]["head.weight"][3:], own["head.weight"][3:])
+
+
+def test_votes_have_no_fisher_information(task: Task, tmp_path: Path) -> None:
+    backbone = smallest_backbone()
+    stored, classes = torch.zeros(3, backbone.num_features), len(task.classes)
+    head = Neighbours(stored, torch.arange(3), classes, k=1, cosine=False)
+    net, images = Classifier(build(backbone), head), pixels_of(task, backbone).array
+    assert memory.remember(tmp_path, net, task, images, backbone, kinds=(FISHER,)) == {}
+    model.save(tmp_path, net, backbone, Candidate(backbone.name, "knn"), task.classes, {})
+    assert len(task.part(KEPT))
+    assert memory.earlier_fisher(replace(task, earlier=str(tmp_path)), images, backbone) is None
 
 
 # What can be tried

@@ -15,6 +15,7 @@ from small import TINY
 
 from automl_tl import TransferClassifier, checkpoint, cli, model
 from automl_tl.along import Along, read_task
+from automl_tl.errors import TrialWarning
 from automl_tl.objectives import brings
 from automl_tl.records import SOURCE
 
@@ -83,6 +84,42 @@ def test_one_task_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {one["label"] for one in json.loads(out)} <= {f"digit {label}" for label in range(4)}
     code, out, err = typed(capsys, "fit", second, "--remember", "everything")
     assert (code, "there is no such memory; known: fisher, importance, exemplars" in err) == (2, True)
+
+
+def test_what_a_winner_by_votes_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither Fisher information nor attacks without a gradient; the model is there all the same, and it is said."""
+    images, run = lay(tmp_path / "first", range(2)), tmp_path / "run"
+    stale = checkpoint.beside(run / "model", "fisher")
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of the winner before the run went on")
+    only = ("--strategy", "knn", "--backbone", TINY, "--trials", 1, "--out", run)
+    with pytest.warns(TrialWarning) as said:
+        code, out, err = typed(capsys, "fit", images, *only, "--remember", "fisher", "--remember", "importance")
+    assert code == 0, err
+    assert [str(one.message).split(";")[0] for one in said] == [
+        "--remember fisher: is left out, as the winner, knn, counts votes, which have no gradient",
+        "--remember importance: is left out, as the winner, knn, was not trained in one descent",
+    ]
+    assert "Remembered" not in out
+    assert not stale.exists()
+    assert "remembered" not in json.loads((run / "model" / model.CARD).read_text())
+    assert model.load(run / "model").classes == ("digit 0", "digit 1")
+    code, out, err = typed(capsys, "evaluate", run, images, "--robust", "8/255")
+    assert (code, out) == (2, "")
+    assert "error: the model classifies by the votes of neighbours, which have no gradient" in err
+
+
+def test_a_winner_is_saved_before_anything_is_remembered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, run = lay(tmp_path / "first", range(2)), tmp_path / "run"
+    only = ("--strategy", "linear-probe", "--backbone", TINY, "--trials", 1, "--out", run)
+    code, _, err = typed(capsys, "fit", images, *only, "--remember", "exemplars", "--exemplars", 1)
+    assert (code, "1 exemplars are too few for 2 classes; allow at least one for each" in err) == (2, True)
+    before = json.loads((run / "model" / model.CARD).read_text())
+    assert model.load(run / "model").classes == ("digit 0", "digit 1")
+    code, _, err = typed(capsys, "fit", images, *only, "--remember", "exemplars", "--exemplars", 2)
+    assert code == 0, err
+    size = checkpoint.beside(run / "model", "exemplars").stat().st_size
+    assert json.loads((run / "model" / model.CARD).read_text()) == {**before, "remembered": {"exemplars": size}}
 
 
 @pytest.mark.slow

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pictures import real_images
+from small import QUICK
+from torch import nn
 
+from automl_tl import Classifier
+from automl_tl.backbones import catalogue
+from automl_tl.errors import InputError
+from automl_tl.evaluation.adversaries import judge_robust
 from automl_tl.evaluation.robustness import CORRUPTIONS, SEVERITIES, Robustness, corrupt, robustness
+from automl_tl.heads import Neighbours
 from automl_tl.images import read_image, square
 
 
@@ -84,6 +92,13 @@ def test_accuracy_under_corruption_by_hand() -> None:
     assert found.accuracy["brightness"] == (0.8, 0.6, 0.4, 0.4, 0.4)  # 110 + 25.5 passes 127.5; 80 with 51; 60 with 76.5
     assert found.accuracy["pixelation"] == (1.0,) * 5
     assert set(found.accuracy) == set(CORRUPTIONS)
+
+
+def test_votes_cannot_be_attacked() -> None:
+    net = Classifier(nn.Flatten(), Neighbours(torch.rand(4, 192), torch.arange(4) % 2, 2, k=1, cosine=False))
+    images, backbone = np.zeros((2, 8, 8, 3), dtype=np.uint8), catalogue()[QUICK]
+    with pytest.raises(InputError, match=r"votes of neighbours, which have no gradient.*with another --strategy"):
+        judge_robust(net, images, np.array([0, 1]), backbone, epsilon=8 / 255)
 
 
 def test_means_by_hand() -> None:

@@ -10,6 +10,7 @@ import re
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from filelock import FileLock
 from serving import FIT, TOKEN, Running, digits_zip, picture
 from small import QUICK, TINY
 from starlette.applications import Starlette
@@ -523,6 +525,47 @@ def test_what_a_killed_server_left_goes_on(tmp_path: Path) -> None:
     (event,) = events.read(tmp_path / left["running"].id)
     assert (event.kind, event.facts["state"]) == ("state", "queued")
     assert "started anew" in event.facts["note"]
+
+
+def test_a_job_that_cannot_be_written_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automl_tl.service.jobs.PAUSE_SECONDS", 0.1)
+    jobs = Jobs(tmp_path)
+    stuck, after = (jobs.submit("profile", {"seed": 0, "zoo": None}, tmp_path / "nowhere") for _ in range(2))
+    for name in (f"job.json.{os.getpid()}.partial", "worker.log"):
+        (tmp_path / stuck.id / name).mkdir()  # as on a full disk: neither can be written
+    jobs.start()
+    try:
+        wait_until(lambda: jobs.ended(after.id))
+        assert "nowhere does not exist" in jobs.get(after.id).error, "its worker has run"
+        assert jobs.get(stuck.id).state == "failed"
+        assert "could not be run: [Errno 21]" in jobs.get(stuck.id).error
+    finally:
+        jobs.stop()
+    assert Jobs(tmp_path).get(stuck.id).state == "queued", "the next start tries again"
+
+
+def test_a_worker_that_starts_while_the_server_stops_is_ended(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path)
+    job = jobs.submit("profile", {"seed": 0, "zoo": None}, tmp_path / "nowhere")
+    os.mkfifo(tmp_path / job.id / "worker.log")  # until somebody reads it, the thread waits between taking the job and its start
+    stopping = threading.Thread(target=jobs.stop, daemon=True)
+    with FileLock(tmp_path / job.id / "worker.lock"):  # what the worker would wait for, for a minute
+        jobs.start()
+        wait_until(lambda: jobs.get(job.id).state == "running")
+        stopping.start()
+        wait_until(lambda: jobs._stopping)
+        reader = os.open(tmp_path / job.id / "worker.log", os.O_RDONLY | os.O_NONBLOCK)
+        stopping.join(30)
+        os.close(reader)
+        assert not stopping.is_alive()
+    assert Jobs(tmp_path).get(job.id).state == "queued", "it goes on at the next start"
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 def test_a_worker_ends_with_its_server(tmp_path: Path) -> None:

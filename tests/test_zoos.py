@@ -193,7 +193,13 @@ def test_network_that_its_card_does_not_describe_is_not_written(tmp_path: Path) 
         ({"input_size": [3, 64, 48]}, r"input_size: expected \[3, SIDE, SIDE\]"),
         ({"mean": [0.5]}, "mean: expected three numbers"),
         ({"std": [0.5, 0.5, 0]}, "std: expected three numbers above 0"),
+        ({"mean": [float("nan"), 0, 0]}, "mean: expected three numbers"),
+        ({"std": [float("inf"), 1, 1]}, "std: expected three numbers above 0"),
+        ({"macs": 2**63}, "macs: expected a whole number"),
         ({"crop_pct": 0}, "crop_pct: expected"),
+        ({"crop_pct": 0.01}, r"crop_pct: expected a number from 0\.1 to 1"),
+        ({"licence": "\ud800"}, "licence: JSON cannot hold it"),
+        ({"build": {"timm": "resnet10t", "kwargs": {"drop_rate": float("nan")}}}, "build: JSON cannot hold it"),
         ({"interpolation": "sinc"}, "interpolation: expected one of nearest, bilinear, bicubic"),
         ({"build": {}}, "build: expected an object"),
         ({"build": {"torchvision": "resnet18"}}, 'build: "torchvision" is not known'),
@@ -274,6 +280,20 @@ def test_one_name_in_two_folders_is_an_error(network: Path, tmp_path: Path) -> N
     shutil.copy(network.with_suffix(".safetensors"), other.parent)
     with pytest.raises(ZooError, match="is in two added folders"):
         catalogue()
+
+
+def test_a_name_of_another_zoo_is_refused(network: Path, tmp_path: Path) -> None:
+    """Else every command would fail from then on; a folder that got such a name later can be forgotten."""
+    taken = next(iter(catalogue()))
+    with pytest.raises(ZooError, match=f"other: '{taken}' is the name of a network of the zoo 'embedded'; rename it"):
+        add_folder(_write(tmp_path / "other", taken).parent)
+    assert folders() == ()
+    add_folder(network.parent)
+    _write(network.parent, taken)
+    with pytest.raises(ZooError, match=r"is in two zoos, 'embedded' and 'folder'; rename one, or .*`automl-tl zoo remove`"):
+        catalogue()
+    remove_folder(network.parent)
+    assert taken in catalogue()
 
 
 def test_folders_that_cannot_be_added(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -34,6 +35,7 @@ def main() -> None:
     import os
     import warnings
 
+    _print_anything()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     if not os.environ.get("AUTOML_TL_DEBUG"):
         warnings.filterwarnings("ignore")
@@ -51,6 +53,13 @@ def main() -> None:
         if os.environ.get("AUTOML_TL_DEBUG"):
             raise
         _fail(f"internal error: {type(error).__name__}: {error} (AUTOML_TL_DEBUG=1 shows where; please report it)", 1)
+
+
+def _print_anything() -> None:
+    """What this terminal or file has no character for is escaped: a name or a dash must not end hours of work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where a program has put something else in its place
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, code: int) -> None:

@@ -61,7 +61,9 @@ def federate_join(
     epsilon: Annotated[float | None, typer.Option(help="The most privacy that may be spent on your images.")] = None,
     public: Annotated[str | None, typer.Option(help="The server's public images, where the strategy speaks about them.")] = None,
     authority: Annotated[Path | None, typer.Option(help="Certificate (PEM) that the server's must be signed by.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for left.jsonl, the record of what left.")] = Path("runs/joined"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for left.jsonl, the record of what left, and for answers that are given once.")
+    ] = Path("runs/joined"),
 ) -> None:
     """Take part with IMAGES, which do not leave. left.jsonl lists what does."""
     from automl_tl import remote

@@ -33,11 +33,10 @@ def history_list(
 
     with open_history() as history:
         tasks = history.tasks()
-        fingerprints = [key for key, facts in tasks.items() if task in (None, key, facts.name)]
-        found = history.trials(limit=limit) if task is None else [t for key in fingerprints for t in history.trials(task=key)]
+        _, found = history.find(task=task, limit=limit)
         summary = history.summary()
     if json:
-        print_json([asdict(trial) for trial in found[:limit]])
+        print_json([asdict(trial) for trial in found])
         return
     rows = [
         (
@@ -49,7 +48,7 @@ def history_list(
             f"{trial.validation['accuracy']:.3f}" if trial.validation else "",
             f"{trial.seconds:.1f}",
         )
-        for trial in found[:limit]
+        for trial in found
     ]
     print_table("", ("trial", "task", "backbone", "strategy", "status", "accuracy", "seconds"), rows)
     print(", ".join(f"{name}: {count}" for name, count in summary.items() if not isinstance(count, dict)))

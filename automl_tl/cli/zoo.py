@@ -112,6 +112,19 @@ def zoo_add(
         print(f"left out {name}: {reason}", file=sys.stderr)
 
 
+@group.command("remove")
+def zoo_remove(
+    what: Annotated[str, typer.Argument(help="A folder, or hf-hub:OWNER/NAME[@REVISION], as it was added.")],
+) -> None:
+    """Forget a folder of networks, or one network of the hub; no file of theirs is touched."""
+    from automl_tl.backbones import remove
+    from automl_tl.cards import remove_folder
+
+    if not remove(what):
+        remove_folder(Path(what))
+    print(f"removed {what}")
+
+
 @group.command("pretrain")
 def zoo_pretrain(
     recipe: Annotated[Path, typer.Argument(help="A recipe (JSON).")],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from automl_tl.attacks import held
 from automl_tl.device import device
 from automl_tl.errors import InputError
+from automl_tl.heads import Neighbours
 from automl_tl.records import Backbone
 
 if TYPE_CHECKING:
@@ -59,8 +60,13 @@ def judge_robust(
     which needs no gradient and so shows where gradients are hidden. An image counts as right only if it stands all of them.
 
     Raises:
-        InputError: foolbox is not installed.
+        InputError: foolbox is not installed, or the model counts votes.
     """
+    if any(isinstance(layer, Neighbours) for layer in model.modules()):
+        raise InputError(
+            "the model classifies by the votes of neighbours, which have no gradient for an attack to follow; "
+            "judge one that ends in a linear layer: run `automl-tl fit` with another --strategy"
+        )
     foolbox = _library()
     chosen = np.linspace(0, len(labels) - 1, min(most, len(labels))).astype(int)
     preprocessing = {"mean": list(backbone.mean), "std": list(backbone.std), "axis": -3}

@@ -1,8 +1,12 @@
-"""The model card: what a stranger must know before using the model. No path of this machine and no file name is in it."""
+"""The model card: what a stranger must know before using the model.
+
+No path of this machine and no name of a file is in it, but the task's name, which is that of its folder or manifest.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -24,6 +28,16 @@ HUB_LICENCES = frozenset(
     ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "gpl-3.0")
 )
 """Names that the hub's front matter takes as they are; others are given as `license_name`."""
+
+SETTINGS = frozenset(
+    (
+        *("--budget", "--trials", "--skew", "--robust", "--shots", "--zoo", "--strategy", "--backbone", "--tracker"),
+        *("--remember", "--exemplars", "--seed"),
+    )
+)
+"""Options of `fit` with a number or the name of something installed."""
+PLACES = frozenset(("--out", "--source", "--after", "--keep", "--clients", "--ray", "--json"))
+"""Its other options: of places, or without a value."""
 
 
 def write_card(run: Path, trained: Model, *, repository: str | None = None) -> str:
@@ -55,10 +69,23 @@ def plain(text: object) -> str:
 
 
 def without_paths(command: str) -> str:
-    """A command line with only the last part of every path: the rest says where somebody's files lie."""
-    return shlex.join(
-        "=".join(part.rstrip("/").rpartition("/")[2] for part in word.split("=")) for word in shlex.split(command, posix=True)
-    )
+    """A `fit` as somebody else could type it: PATH for every word that may say where files lie or what they are called.
+
+    Nothing of another program's command, whose words nobody here understands.
+    """
+    words = shlex.split(command)
+    if words[:2] != ["automl-tl", "fit"]:
+        return ""
+    shown = words[:2]
+    for before, word in itertools.pairwise(words[1:]):
+        option, equals, _ = word.partition("=")
+        if option in PLACES and equals:
+            shown.append(f"{option}=PATH")
+        elif option in SETTINGS | PLACES or before in SETTINGS:
+            shown.append(word)
+        else:
+            shown.append("PATH")
+    return shlex.join(shown)
 
 
 def _front(trained: Model) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from automl_tl import registry
+from automl_tl import data, registry
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
 from automl_tl.facts import profile_of
@@ -151,7 +151,7 @@ def shown(here: Server, job: Job) -> dict[str, Any]:
     """A job as clients see it."""
     facts = {name: getattr(job, name) for name in ("id", "kind", "state", "request", "created", "started", "ended", "error")}
     model = (here.jobs.folder / job.id / "run" / "model" / "model.json").exists()
-    more = {"name": FilePath(job.location).stem, "before": here.jobs.place(job), "model": model}
+    more = {"name": data.shown(FilePath(job.location).stem), "before": here.jobs.place(job), "model": model}
     return {**facts, **more, "report": _report(here, job.id).exists()}
 
 

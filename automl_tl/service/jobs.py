@@ -33,6 +33,8 @@ ENDED = ("finished", "cancelled", "failed")
 MOST_WAITING = 1000
 GRACE_SECONDS = 120.0
 """For a cancelled job to end by itself: a fit still judges its best model and writes the report."""
+PAUSE_SECONDS = 10.0
+"""After a job that could not be run: on a full disk all that wait would fail before anybody can make room."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Jobs:
             if job.state == "queued":
                 return self._put(replace(job, state="cancelled", ended=time.time()))
             if job.state == "running":
-                job = self._put(replace(job, state="cancelling"))
+                job = self._keep(replace(job, state="cancelling"))
                 if self._worker is not None:
                     self._worker.send_signal(signal.SIGINT)
                     threading.Thread(target=self._end_after_grace, args=[self._worker], daemon=True).start()
@@ -202,7 +204,8 @@ class Jobs:
                 log.error("job %s could not be run", job.id, exc_info=error)
                 with self._changed:
                     self._worker = None
-                    self._put(replace(self.get(job.id), state="failed", ended=time.time(), error=f"could not be run: {error}"))
+                    self._keep(replace(self.get(job.id), state="failed", ended=time.time(), error=f"could not be run: {error}"))
+                    self._changed.wait_for(lambda: self._stopping, PAUSE_SECONDS)
 
     def _next(self) -> Job | None:
         """The next job, marked as running; None when the server stops."""
@@ -210,7 +213,7 @@ class Jobs:
             while not self._stopping:
                 waiting = sorted((job for job in self._jobs.values() if job.state in WAITING), key=_order)
                 if waiting:
-                    return self._put(replace(waiting[0], state="running", started=time.time()))
+                    return self._keep(replace(waiting[0], state="running", started=time.time()))
                 self._changed.wait()
             return None
 
@@ -222,7 +225,9 @@ class Jobs:
             with self._changed:
                 worker = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
                 self._worker = worker
-                if self.get(job.id).state == "cancelling":  # between its start and now
+                if self._stopping:  # since the job was taken: stop() found no worker to end, and waits for this thread
+                    worker.kill()
+                elif self.get(job.id).state == "cancelling":  # between its start and now
                     worker.send_signal(signal.SIGINT)
         code = worker.wait()
         assert worker.stdin is not None
@@ -235,7 +240,7 @@ class Jobs:
             if self._stopping:
                 return  # it stays "running" on disk, and goes on at the next start
             state, error = _verdict(self.folder / job.id, code, self.get(job.id).state == "cancelling")
-            self._put(replace(self.get(job.id), state=state, ended=time.time(), error=error))
+            self._keep(replace(self.get(job.id), state=state, ended=time.time(), error=error))
 
     def _end_after_grace(self, worker: subprocess.Popen[bytes]) -> None:
         try:
@@ -250,6 +255,19 @@ class Jobs:
             append(self.folder / job.id, "state", {"state": job.state, "error": job.error, "note": note})
             self._jobs[job.id] = job
         return job
+
+    def _keep(self, job: Job) -> Job:
+        """`_put`, or in memory alone where nothing can be written: the thread that runs the jobs must not end of it.
+
+        What is on disk is then older, and what the next start goes on from.
+        """
+        try:
+            return self._put(job)
+        except OSError as error:
+            log.error("job %s is %s, but that could not be written", job.id, job.state, exc_info=error)
+            with self._changed:
+                self._jobs[job.id] = job
+            return job
 
 
 def _order(job: Job) -> tuple[float, str]:

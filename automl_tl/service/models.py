@@ -32,7 +32,7 @@ class Models:
     def folder(self, id: str) -> Path:
         """Raises Refused (404) where there is none (yet)."""
         folder = self.jobs.path(id) / "run" / "model"
-        if not (folder / model.CARD).exists():
+        if not all((folder / name).exists() for name in (model.CARD, model.WEIGHTS)):
             raise Refused(404, f"job {id!r} has no model, or none yet; GET /api/models names those there are")
         return folder
 

@@ -37,6 +37,7 @@ class HuggingFace:
         images: list[Any] = []
         labels: list[str] = []
         splits: list[str] = []
+        where: list[str] = []
         for name, part in parts.items():
             split = SPLITS.get(name)
             if split is None:
@@ -46,7 +47,7 @@ class HuggingFace:
             images += [one and (one["bytes"] or one["path"]) for one in _encoded(part, image)]
             labels += [_class(value, names) for value in part[label]]
             splits += [split] * len(part)
-        where = [f"{split} row {i}" for i, split in enumerate(splits)]
+            where += [f"{split} row {row}" for row in range(len(part))]
         given = splits if set(splits) != {"train"} else None
         return Listing(str(location).removeprefix(PREFIX).split("/")[-1], images, labels, where, given)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
-from automl_tl.images import SUFFIXES
+from automl_tl.images import is_image
 
 SPLITS = {
     "train": "train",
@@ -86,7 +86,7 @@ def _images(folder: Path, root: Path) -> list[Path]:
     """Files below `folder` that look like images; links that lead out of the data are refused."""
     found = []
     for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+        if not is_image(path, folder):
             continue
         _check_inside(path, root)
         if path.is_file():
