@@ -41,7 +41,7 @@ def compare(
     latency: dict[str, float] = {}
     for name in dict.fromkeys(trial.candidate.backbone for trial in trials if trial.validation):
         try:
-            latency[name] = time_passes(build(backbones[name]).eval(), backbones[name].input_size, 1, seconds=TIMED).seconds
+            latency[name] = time_passes(build(backbones[name]), backbones[name].input_size, 1, seconds=TIMED).seconds
         except ZooError:
             continue
     kept = [trial for trial in trials if trial.validation and trial.candidate.backbone in latency]

@@ -69,7 +69,10 @@ def shown(name: str | Path) -> str:
 
     Linux allows names that are not UTF-8; their strange bytes are shown as \\xNN. The file is opened by its own name.
     """
-    return str(name).encode("utf-8", sys.getfilesystemencodeerrors()).decode("utf-8", "backslashreplace")
+    try:
+        return str(name).encode("utf-8", sys.getfilesystemencodeerrors()).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which is no file's name
+        return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_listing(location: Any) -> Listing:

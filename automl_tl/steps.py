@@ -133,7 +133,7 @@ def _keep(task: Task, step: Step, trial: Trial, fitted: Fitted) -> Trial:
         return replace(trial, status="failed", curve=(), validation={}, memory_mb=0.0, error=words)
     if fitted.importance is not None:
         checkpoint.save(checkpoint.beside(fresh, IMPORTANCE), fitted.importance, {})
-    for path in fresh.iterdir():
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == model.WEIGHTS):  # what says how good it is, first
         path.replace(step.folder / path.name)
     fresh.rmdir()
     return replace(trial, artefact=f"trials/{trial.id}")

@@ -8,6 +8,7 @@ the embedded ones, all of them, and these with those of ../shared/weights, on 1,
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -53,10 +54,11 @@ def _by_networks(folder: Path, figures: dict[str, float]) -> list[tuple[str, ...
     rows = []
     embedded = [name for name, backbone in catalogue().items() if backbone.zoo == "embedded"]
     few = [word for name in embedded[:FEW] for word in ("--backbone", name)]
-    for count, options, added in ((FEW, few, False), (len(embedded) + len(list((SHARED / "weights").glob("*.json"))), [], True)):
+    for options, added in ((few, False), ([], True)):
         with tempfile.TemporaryDirectory(dir=folder) as home:
             if added:
                 _seconds(home, "zoo", "add", str(SHARED / "weights"))
+            count = _networks(home) if added else FEW
             cold, *warm = [_seconds(home, "recommend", str(folder / "advice_1000"), "--json", *options) for _ in range(4)]
         figures[f"recommend_cold_seconds_{count}_networks"] = cold
         figures[f"recommend_warm_seconds_{count}_networks"] = float(np.median(warm))
@@ -88,6 +90,12 @@ def _altered(image: Image.Image, version: int) -> Image.Image:
     inverted, turned = divmod(version, len(Image.Transpose) + 1)
     image = image.transpose(Image.Transpose(turned - 1)) if turned else image
     return ImageOps.invert(image) if inverted else image
+
+
+def _networks(home: str) -> int:
+    line = [sys.executable, "-m", "automl_tl.cli", "zoo", "list", "--json"]
+    done = subprocess.run(line, env={**os.environ, "AUTOML_TL_HOME": home}, capture_output=True, text=True, check=True)
+    return len(json.loads(done.stdout))
 
 
 def _seconds(home: str, *words: str) -> float:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from automl_tl import Backbone, Candidate, Fitted, Task, load_task
 from automl_tl.backbones import build, catalogue
-from automl_tl.device import channels_last
+from automl_tl.device import autocast, channels_last, precision
 from automl_tl.home import cache
 from automl_tl.inference import predict, prepare
 from automl_tl.profiling import task_features
@@ -82,7 +82,8 @@ def _plain(task: Task, backbone: Backbone, goal: float, rate: float) -> tuple[nn
 
     @torch.inference_mode()
     def features(index: np.ndarray) -> Tensor:
-        return net(prepare(array[index], backbone))
+        with autocast(precision(net)):  # as ours
+            return net(prepare(array[index], backbone)).float()
 
     return _head(task, backbone, goal, rate, lambda index: features(index).clone())[:2]
 

@@ -14,7 +14,10 @@ against two:
 - *hindsight*: that largest test accuracy. The row "all of them" says what even trying everything loses to luck.
 
 Best of three: what a search begins with three trials (`surrogate`: each is chosen as if those before came out as expected), or
-the first three of another way's order; validation scores choose one of them.
+the first three of another way's order that differ in network or strategy; validation scores choose one of them.
+
+A simpler way knows which settings did well, too: among candidates that it holds for equal it takes those whose settings beat the
+most on average, as far as they were tried elsewhere.
 """
 
 from __future__ import annotations
@@ -203,42 +206,66 @@ def _simpler_ways(result: Result, left: LeftOut) -> None:
     for _ in range(20):
         result.add("random", rng.permutation(len(left.candidates)).tolist(), scores)
     result.add("all of them", np.argsort(-scores.validation, kind="stable").tolist(), scores)
-    pairs, strategies = _standings(left.known)
-    chance = rng.random(len(left.candidates))  # among candidates that such a way holds for equal
+    pairs, strategies, settings = _standings(left.known)
+    chance = rng.random(len(left.candidates))  # among candidates of which nothing more is known
 
-    def by(merit: Callable[[Candidate], float]) -> list[int]:
+    def standing(candidate: Candidate) -> float:
+        return settings.get(candidate.id, pairs.get((candidate.backbone, candidate.strategy), -1.0))
+
+    known_best = -np.array([standing(candidate) for candidate in left.candidates])
+
+    def add(way: str, order: np.ndarray) -> None:
+        result.add(way, order.tolist(), scores, _different(order, left.candidates))
+
+    def by(merit: Callable[[Candidate], float]) -> np.ndarray:
         values = [merit(candidate) for candidate in left.candidates]
-        return np.lexsort((chance, -np.array(values))).tolist()
+        return np.lexsort((chance, known_best, -np.array(values)))
 
-    result.add("best on average", by(lambda c: pairs.get((c.backbone, c.strategy), -1.0)), scores)
+    add("best on average", by(standing))
     wins, nearest = _wins(left.known), _nearest(left)
-    result.add("most often best", by(lambda c: wins.get((c.backbone, c.strategy), 0)), scores)
-    result.add("nearest task by profile", by(lambda c: nearest.get((c.backbone, c.strategy), -1.0)), scores)
+    add("most often best", by(lambda c: wins.get((c.backbone, c.strategy), 0)))
+    add("nearest task by profile", by(lambda c: nearest.get((c.backbone, c.strategy), -1.0)))
 
-    def by_network(merit: Callable[[str], float]) -> list[int]:
+    def by_network(merit: Callable[[str], float]) -> np.ndarray:
         """By the network, and then by how the strategy stood."""
         values = [(merit(c.backbone), strategies.get(c.strategy, -1.0)) for c in left.candidates]
-        return np.lexsort((chance, *(-np.array(values)).T[::-1])).tolist()
+        return np.lexsort((chance, known_best, *(-np.array(values)).T[::-1]))
 
-    result.add("biggest network", by_network(lambda name: float(backbones[name].params)), scores)
+    add("biggest network", by_network(lambda name: float(backbones[name].params)))
     for metric in sorted({name for found in left.profile.transferability.values() for name in found}):
         looked = {name: found[metric] for name, found in left.profile.transferability.items() if metric in found}
         order = by_network(lambda name, seen=looked: seen.get(name, -np.inf))  # type: ignore[misc]
-        result.add(f"{metric} + best strategy", order, scores)
+        add(f"{metric} + best strategy", order)
 
 
-def _standings(known: Experience) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-    """Mean share of a task's trials beaten, of each backbone × strategy and of each strategy; shrunk by two average trials."""
+def _different(order: np.ndarray, candidates: Sequence[Candidate]) -> list[int]:
+    """The first three of different network or strategy."""
+    chosen: dict[tuple[str, str], int] = {}
+    for place in order.tolist():
+        chosen.setdefault((candidates[place].backbone, candidates[place].strategy), place)
+    return list(chosen.values())[:3]
+
+
+def _standings(known: Experience) -> tuple[dict[tuple[str, str], float], dict[str, float], dict[str, float]]:
+    """Mean share of a task's trials beaten, of each backbone × strategy, of each strategy, and of each candidate (by its id).
+
+    The first two are shrunk by two average trials, the last by two of its backbone × strategy.
+    """
     trials = known.trials
     pairs: dict[tuple[str, str], list[float]] = {}
     strategies: dict[str, list[float]] = {}
+    settings: dict[str, tuple[tuple[str, str], list[float]]] = {}
     for task in set(trials.task):
         rows = np.flatnonzero(trials.task == task)
         standing = trials.score[rows].argsort().argsort() / max(len(rows) - 1, 1)
         for row, value in zip(rows, standing, strict=True):
             pairs.setdefault((trials.backbone[row], trials.strategy[row]), [0.5, 0.5]).append(float(value))
             strategies.setdefault(trials.strategy[row], [0.5, 0.5]).append(float(value))
-    return {k: float(np.mean(v)) for k, v in pairs.items()}, {k: float(np.mean(v)) for k, v in strategies.items()}
+            pair = (trials.backbone[row], trials.strategy[row])
+            settings.setdefault(Candidate(*pair, trials.hyperparameters[row]).id, (pair, []))[1].append(float(value))
+    means = {pair: float(np.mean(values)) for pair, values in pairs.items()}
+    own = {id_: float(np.mean([means[pair], means[pair], *values])) for id_, (pair, values) in settings.items()}
+    return means, {name: float(np.mean(values)) for name, values in strategies.items()}, own
 
 
 def _wins(known: Experience) -> Counter[tuple[str, str]]:

@@ -91,7 +91,7 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
             ),
             *(
                 figure
-                for count in ("3", "24")
+                for count in ("3", "14")
                 for figure in (
                     (
                         f"recommend_cold_seconds_{count}_networks",

@@ -14,6 +14,7 @@ from torch import nn
 from automl_tl import Candidate
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode, load_task
+from automl_tl.device import channels_last
 from automl_tl.fetching import fetched
 from automl_tl.inference import laid_out, prepare
 from automl_tl.norms import norm_statistics, norms_of
@@ -89,8 +90,8 @@ def test_moving_norms_adopt_the_task_before_the_head_is_fitted(tmp_path: Path) -
         part = task.part(TRAIN)[:: len(task.part(TRAIN)) // 64][:64]
         images = laid_out(next(fetched(job.pixels.array, [part])), backbone)
         with torch.no_grad():
-            logits = head(net.train()(images))
-        return float(nn.functional.cross_entropy(logits, torch.from_numpy(task.labels[part])))
+            logits = channels_last(head)(channels_last(net).train()(images))
+        return float(nn.functional.cross_entropy(logits, torch.from_numpy(task.labels[part]).to(logits.device)))
 
     still_job, still_head = begin(job, norms="still")
     assert still_job is job

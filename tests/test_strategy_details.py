@@ -22,14 +22,15 @@ from torch import nn
 from automl_tl import Batch, Candidate, Classifier, Fitted, Job, Task
 from automl_tl.adapters import Grown
 from automl_tl.backbones import build, catalogue
+from automl_tl.device import channels_last, device
 from automl_tl.errors import TrialError
 from automl_tl.inference import prepare
 from automl_tl.norms import norms_of, unmoved
-from automl_tl.records import TARGET, TRAIN, VALIDATION
+from automl_tl.records import TRAIN, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.testing import task_for
-from automl_tl.trials import job_of, pixels_of, run_trial
+from automl_tl.trials import job_of, run_trial
 
 
 def job_for(task: Task, folder: Path, strategy: str = "fine-tuning") -> Job:
@@ -38,23 +39,6 @@ def job_for(task: Task, folder: Path, strategy: str = "fine-tuning") -> Job:
 
 
 # Domain adaptation
-
-
-def test_moving_norms_begin_at_the_statistics_of_both_domains_and_the_head_fits_them(tmp_path: Path) -> None:
-    """As `see_both` normalises them in training: the first loss of a batch of both is that of a classifier, not of noise."""
-    task = task_for(frozenset({"target"}))
-    job = job_for(task, tmp_path)
-    images = pixels_of(task, catalogue()[QUICK]).array
-    losses = {}
-    for norms in ("moving", "still"):
-        begun, head = _adapting.start(job, norms)
-        model = Classifier(begun.build_backbone(), head)
-        chosen = np.concatenate([task.part(TRAIN)[:32], task.part(TARGET)[:32]])
-        model.train()  # as training with moving norms begins
-        with torch.no_grad():
-            logits = model(prepare(images[chosen], catalogue()[QUICK]))[:32]
-        losses[norms] = float(nn.functional.cross_entropy(logits, torch.from_numpy(task.labels[chosen[:32]])))
-    assert losses["moving"] < 1.0 < losses["still"], losses
 
 
 def test_shrinking_all_features_does_not_change_the_distance_of_covariances() -> None:
@@ -93,9 +77,10 @@ def test_trades_moves_the_norms_once_by_clean_images_and_once_by_changed_ones(
         def plain(model: Classifier, batch: Batch) -> torch.Tensor:
             return nn.functional.cross_entropy(model(batch.images).float(), batch.labels)
 
-        model = Classifier(build(catalogue()[QUICK]), nn.Linear(catalogue()[QUICK].num_features, len(task.classes))).train()
+        head = nn.Linear(catalogue()[QUICK].num_features, len(task.classes))
+        model = channels_last(Classifier(build(catalogue()[QUICK]), head)).train()
         chosen = task.part(TRAIN)[:16]
-        batch = Batch(prepare(job.pixels.array[chosen], job.backbone), torch.from_numpy(task.labels[chosen]))
+        batch = Batch(prepare(job.pixels.array[chosen], job.backbone), torch.from_numpy(task.labels[chosen]).to(device()))
         norm = norms_of(model)[0]
         entered: list[torch.Tensor] = []
         norm.register_forward_pre_hook(lambda layer, inputs: entered.append(inputs[0]) if layer.training else None)
@@ -126,7 +111,7 @@ def test_pairs_beside_kernels_that_pad_by_the_size_of_what_comes_in() -> None:
     with torch.no_grad():
         both = grown(images)
     torch.testing.assert_close(both[:, : before.shape[1]], before)
-    torch.testing.assert_close(both[:, before.shape[1] :], before), "a new pair adds nothing yet"
+    torch.testing.assert_close(both[:, before.shape[1] :], before)  # a new pair adds nothing yet
 
 
 def test_attention_that_computes_with_its_weights_itself_can_grow() -> None:

@@ -94,7 +94,9 @@ def inference_cost(net: nn.Module, size: int, *, batches: tuple[int, ...] = BATC
 
 
 def time_passes(net: nn.Module, size: int, batch: int, *, seconds: float = 0.3) -> Speed:
-    """Time of a forward pass, in evaluation mode and single precision; one pass to warm up is not counted."""
+    """Time of a forward pass, in evaluation mode and single precision, on the device of this process; one pass to warm up is not
+    counted."""
+    net = channels_last(net.eval())
     images = _images(batch, size)
     taken: list[float] = []
     _finished(net, images)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from automl_tl import registry
+from automl_tl.device import channels_last
 from automl_tl.errors import InputError
 from automl_tl.inference import prepare
 from automl_tl.records import Backbone, Features
@@ -38,7 +39,7 @@ def features_of(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone:
     Scaled so that a row has a mean square of 1 on average: distances of two networks can be compared, as shrinking the features
     shrinks no gap.
     """
-    net.eval()
+    net = channels_last(net.eval())
     parts = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
     values = np.concatenate([net(prepare(images[part], backbone)).float().cpu().numpy() for part in parts])
     return Features(values / max(float(np.sqrt((values.astype(np.float64) ** 2).mean())), 1e-12))

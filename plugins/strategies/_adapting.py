@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automl_tl import Backbone, Batch, Classifier, Job
-from automl_tl.records import TARGET, TRAIN
+from automl_tl import Backbone, Batch, Classifier
 from automl_tl.space import Choice, Float, Int, Space, Value
 
 from ._layers import still_norms
-from ._probe import begin
 
 SPACE: Space = {
     "rate": Float(3e-4, 1e-2, 2e-3, log=True),
@@ -27,11 +25,6 @@ SPACE: Space = {
     "augmentation": Choice(("none", "light", "medium", "strong"), "light"),
     "flip": Choice((False, True), False),
 }
-
-
-def start(job: Job, norms: str) -> tuple[Job, nn.Linear]:
-    """The job and the probed head; moving norms begin at the statistics of both domains, which is what `see_both` shows them."""
-    return begin(job, norms=norms, seen=(TRAIN, TARGET))
 
 
 class Both(NamedTuple):

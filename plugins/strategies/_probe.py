@@ -54,20 +54,19 @@ def probe_job(job: Job, *, path: tuple[float, ...] = PATH) -> Probe:
     return fit_probe(features[train], labels[train], features[validation], labels[validation], len(job.task.classes), path=path)
 
 
-def begin(job: Job, *, norms: str, seen: tuple[str, ...] = (TRAIN,)) -> tuple[Job, nn.Linear]:
+def begin(job: Job, *, norms: str) -> tuple[Job, nn.Linear]:
     """The job and the head that training all layers begins with: that of `probe_job`.
 
     Where `norms` are moving they normalise by each batch of the task, and no longer as they did when that head was fitted: its
     loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So they adopt the statistics of the
-    images of the splits that batches are `seen` of first, and the head is fitted on what the backbone gives then.
+    training images first, and the head is fitted on what the backbone gives then.
     """
     net = job.build_backbone() if norms == "moving" else None
     if net is None or not norms_of(net):
         return job, probe_job(job).head()
     channels_last(net)
     images, labels = job.pixels.array, job.task.labels
-    index = np.concatenate([job.task.part(split) for split in seen])
-    adopt_statistics(net, images, index, job.backbone, seed=job.seed)
+    adopt_statistics(net, images, job.task.part(TRAIN), job.backbone, seed=job.seed)
 
     @torch.inference_mode()
     def run(batch: Tensor) -> tuple[Tensor]:

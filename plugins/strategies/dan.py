@@ -11,6 +11,7 @@ from automl_tl.space import Float, Value
 
 from . import _adapting
 from ._losses import mmd
+from ._probe import probe_job
 
 
 class DAN(Strategy):
@@ -28,7 +29,7 @@ class DAN(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        job, self.probed = _adapting.start(job, self.hp.norms)
+        self.probed = probe_job(job).head()
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

@@ -14,6 +14,7 @@ from automl_tl.space import Float, Int, Value
 
 from . import _adapting
 from ._losses import adversary_strength, reverse_gradient
+from ._probe import probe_job
 
 
 class DANN(Strategy):
@@ -36,7 +37,7 @@ class DANN(Strategy):
     step = 0
 
     def run(self, job: Job) -> Fitted:
-        job, self.probed = _adapting.start(job, self.hp.norms)
+        self.probed = probe_job(job).head()
         self.steps = max(1, len(job.task.part(TRAIN)) // self.hp.batch_size) * self.hp.epochs
         fitted = loop.fit(self, job)
         del fitted.model.adversary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,18 +12,20 @@ from typing import TYPE_CHECKING
 from automl_tl import Point, Task, Trial, hookimpl
 from automl_tl.extras import require
 
-from ._trials import facts_of, title_of
+from ._trials import facts_of, step_of, title_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STATUS = {"finished": "FINISHED", "stopped": "SCHEDULED", "failed": "FAILED"}
 TRIAL, SEARCH = "automl_tl.trial", "automl_tl.search"
+EPOCH, SCORE, LOSS = "epoch", "validation_score", "training_loss"
 
 
 class MLflow:
     """An experiment a task (or what `MLFLOW_EXPERIMENT_NAME` says), a run a trial: its learning curve, parameters and final
-    validation scores. A trial that is paused and goes on, also in another start of the same search, goes on in its run.
+    validation scores. A trial that is paused and goes on, also in another start of the same search, goes on in its run, which
+    says what it was told: an epoch is told once. Steps are whole numbers; `epoch` has the epoch of each.
 
     It speaks through a client of its own, so a run that the caller has begun with MLflow is left alone.
     """
@@ -46,11 +49,13 @@ class MLflow:
             self.experiment: str = known.experiment_id if known is not None else self.client.create_experiment(name)
         self.search = str(folder.absolute())
         self.runs: dict[str, str] = {}
-        self.told: dict[str, float] = {}
+        self.told: dict[str, dict[float, int]] = {}  # by trial: the step of each epoch
 
     def started(self, trial: Trial) -> None:
         with _quiet():
             self.runs[trial.id] = run = self._run(trial)
+            if trial.id not in self.told:
+                self.told[trial.id] = self._told(run)
             self.client.update_run(run, status="RUNNING")
 
     def _run(self, trial: Trial) -> str:
@@ -67,19 +72,30 @@ class MLflow:
             self.client.log_param(created, name, value)
         return created
 
+    def _told(self, run: str) -> dict[float, int]:
+        """Epochs that a run has from earlier starts, with their steps; runs of older versions have only whole ones."""
+        epochs = {one.step: one.value for one in self.client.get_metric_history(run, EPOCH)}
+        steps = {one.step for one in self.client.get_metric_history(run, SCORE)}
+        return {epochs.get(step, float(step)): step for step in sorted(steps)}
+
     def epoch(self, trial: Trial, point: Point) -> None:
-        run, step = self.runs[trial.id], round(point.epoch)
+        """A point is told once: what was killed trains its last epoch again."""
+        told = self.told[trial.id]
+        if point.epoch in told:
+            return
+        step, now = step_of(point.epoch, told), int(time.time() * 1000)
+        values = {EPOCH: float(point.epoch), SCORE: point.score, LOSS: point.loss}
         with _quiet():
-            self.client.log_metric(run, "validation_score", point.score, step=step)
-            if point.loss is not None:
-                self.client.log_metric(run, "training_loss", point.loss, step=step)
-        self.told[trial.id] = point.epoch
+            from mlflow.entities import Metric
+
+            metrics = [Metric(name, value, now, step) for name, value in values.items() if value is not None]
+            self.client.log_batch(self.runs[trial.id], metrics=metrics)  # all or none, as the next start asks for them
+        told[point.epoch] = step
 
     def finished(self, trial: Trial) -> None:
         run = self.runs[trial.id]
-        for point in trial.curve:
-            if point.epoch > self.told.get(trial.id, -1.0):
-                self.epoch(trial, point)
+        for point in trial.curve:  # some points are in no report, such as that of a head alone
+            self.epoch(trial, point)
         with _quiet():
             for name, value in trial.validation.items():
                 self.client.log_metric(run, f"final_{name}", value)

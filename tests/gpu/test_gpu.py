@@ -9,7 +9,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from automl_tl import Batch, Candidate, Strategy, checkpoint, load_task, loop
+from automl_tl import Batch, Candidate, Strategy, Task, checkpoint, fit, load_task, loop
+from automl_tl.along import Along
 from automl_tl.backbones import build, catalogue
 from automl_tl.batches import batches
 from automl_tl.data import decode
@@ -27,9 +28,14 @@ pytestmark = [
 BACKBONE = "resnet10t_40.tiny_imagenet_64"
 
 
-def task():  # type: ignore[no-untyped-def]
+def pictures(first: int = 0) -> tuple[list[np.ndarray], list[int]]:
     digits = load_digits()
-    return load_task(([np.uint8(image * 15) for image in digits.images[:600]], digits.target[:600].tolist()), test=0.2)
+    chosen = slice(first, first + 600)
+    return [np.uint8(image * 15) for image in digits.images[chosen]], digits.target[chosen].tolist()
+
+
+def task() -> Task:
+    return load_task(pictures(), test=0.2)
 
 
 def test_training_takes_the_device_and_its_precision(tmp_path: Path) -> None:
@@ -106,3 +112,12 @@ def test_images_reach_the_device_and_results_come_back_in_order() -> None:
     found = in_batches(images, index, 7, lambda batch: (batch.float().mean((1, 2, 3)), batch[:, 0, 0, 0]))
     assert torch.cat([means for means, _ in found]).tolist() == index.tolist()
     assert torch.cat([firsts for _, firsts in found]).tolist() == index.tolist()
+
+
+@pytest.mark.parametrize("source", [False, True], ids=["alone", "with a source"])
+def test_a_fit_ends_with_its_report(tmp_path: Path, source: bool) -> None:
+    """What comes after the training - comparing, drawing, describing - finds its networks on the device, too."""
+    along = Along(source=pictures(600)) if source else None
+    chosen = {"backbones": [BACKBONE], "strategies": ["fine-tuning"]}
+    outcome = fit(pictures(), budget="1 trials + 4 epochs", out=tmp_path / "run", along=along, **chosen)  # type: ignore[arg-type]
+    assert (outcome.folder / "report.html").exists()
