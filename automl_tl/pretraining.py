@@ -1,12 +1,14 @@
 """Train a backbone from scratch on a source dataset: how the networks of the embedded zoo came to be.
 
 A recipe (JSON: architecture, source, method, rates, epochs, seed) and a folder of images become a folder with a card and a
-safetensors file, in the form that `automl-tl zoo add` reads. Training goes on from its last finished epoch. With the method
-"supervised" a network learns the labels of its source; the other methods are those of `pretexts`, which see no label.
+safetensors file, in the form that `automl-tl zoo add` reads. Training goes on from its last finished epoch, as long as neither
+the recipe nor the images have changed. With the method "supervised" a network learns the labels of its source; the other methods
+are those of `pretexts`, which see no label.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -79,22 +81,38 @@ def pretrain_recipe(path: Path, data: Path | None, out: Path, *, say: Callable[[
     `data` is not needed where the recipe says where its images come from.
 
     Raises:
-        InputError: no recipe, or no images to train and judge the network on.
+        InputError: no recipe, no images to train and judge the network on, or fewer of them than a batch holds.
     """
     recipe = read_recipe(path)
     source = data or recipe.location
     if not source:
         raise InputError(f"{path.name} is trained on the images of {recipe.source_dataset}; say where they are with --data")
     task = load_task(source, name=recipe.source_dataset, validation=0.0)
+    if recipe.batch_size > (images := len(task.part(TRAIN))):  # only whole batches are trained on, so that there would be none
+        raise InputError(
+            f"{path.name}: batch_size {recipe.batch_size} is more than the {images} training images of {source}; "
+            "lower it or name more images"
+        )
     pixels = decode(task, recipe.input_size, interpolation="bicubic", crop_pct=1.0)
     parts = [(pixels.array[task.part(split)], task.labels[task.part(split)]) for split in (TRAIN, TEST)]
     if not len(parts[1][1]):
         raise InputError(f"{source} has no test images; a card needs a measured accuracy")
-    checkpoint = home() / "pretraining" / f"{recipe.name}.pt"
+    checkpoint = _checkpoint(recipe, task.fingerprint)
     checkpoint.parent.mkdir(exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     net, facts = pretrain(recipe, parts[0], parts[1], checkpoint=checkpoint, say=say)
-    return write_network(out, recipe.name, net, card(recipe, facts))
+    written = write_network(out, recipe.name, net, card(recipe, facts))
+    checkpoint.unlink(missing_ok=True)  # only now: until the network is on disk, it is all that is left of the training
+    return written
+
+
+def _checkpoint(recipe: Recipe, fingerprint: str) -> Path:
+    """Where training is kept between two calls: a place of its own for each recipe, to the last number, and each task.
+
+    Else an edited recipe or other images would go on with the old network, and its card would claim the new.
+    """
+    text = json.dumps([asdict(recipe), fingerprint], sort_keys=True)
+    return home() / "pretraining" / f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
 
 
 def card(recipe: Recipe, facts: dict[str, Any]) -> dict[str, Any]:

@@ -76,12 +76,13 @@ def study_data(
     an interrupted one stopped; `out` gets study.json and study.html.
 
     Raises:
-        InputError: the images, or `out` holds another study.
+        InputError: the images; all shares come to one number of training images; or `out` holds another study.
         TrialError: a run failed.
     """
     out = Path(out)
     told = None if progress is None else lambda done, total: progress("reading images", done, total)
     task = data.load_task(location, seed=seed, test=HELD_OUT, progress=told)
+    _check_shares(task, shares)
     candidates, facts = _plan(task, out, strategy, backbone, epochs, seed, progress)
     wanted = [(share, number, kind) for share in sorted(shares) for number in range(seeds) for kind in candidates]
     runs = _runs_of(out)
@@ -100,6 +101,19 @@ def study_data(
 
     report_study(study, out, rows=means_of(study), words=saving_in_words(study))
     return study
+
+
+def _check_shares(task: Task, shares: Sequence[float]) -> None:
+    """Before anything is trained, as no curve goes through a single number of images. Raises InputError."""
+    classes = np.bincount(task.labels[task.part(TRAIN)])
+    counts = {sum(_taken(share, int(members)) for members in classes[classes > 0]) for share in shares}
+    if len(counts) < 2:
+        named = ", ".join(f"{share:.3g}" for share in shares) or "none"
+        found = "".join(f": all come to {count} training images" for count in counts)
+        raise InputError(
+            f"shares of {task.name} ({named}){found}; a learning curve takes two different numbers of training images at least, "
+            "so name other shares or add images"
+        )
 
 
 def _plan(
@@ -166,8 +180,13 @@ def share_of(task: Task, share: float, *, seed: int) -> Task:
         order = np.random.default_rng([seed, len(split)]).permutation(part)
         for label in np.unique(task.labels[part]):
             members = order[task.labels[order] == label]
-            kept.append(members[: max(1, math.ceil(share * len(members) - 1e-9))])
+            kept.append(members[: _taken(share, len(members))])
     return data.subset(task, np.sort(np.concatenate(kept)), name=f"{task.name}, {share:.0%}")
+
+
+def _taken(share: float, members: int) -> int:
+    """How many images of a class with so many are in a share."""
+    return min(max(1, math.ceil(share * members - 1e-9)), members)
 
 
 def _judge(task: Task, candidates: dict[str, Candidate], runs: list[Run], seed: int) -> Study:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from automl_tl.evaluation.efficiency import PowerLaw, data_saving, fit_curve, fit_power_law
+from automl_tl.evaluation.efficiency import Curve, PowerLaw, data_saving, fit_curve, fit_power_law
 
 IMAGES = [100, 200, 400, 800, 1600]
 
@@ -81,3 +81,11 @@ def test_what_no_law_can_be_fitted_to(images: list[int], found: list[float]) -> 
 def test_a_law_that_never_gets_there_saves_nothing() -> None:
     flat = PowerLaw(0.5, 0.0, 1.0)
     assert flat.images(0.1) == float("inf")
+
+
+def test_a_law_that_is_nearly_flat_takes_more_images_than_a_float_holds() -> None:
+    """5 to the power of 100 000."""
+    flat, steep = PowerLaw(0.5, 1e-5, 1.0), PowerLaw(4.0, 0.5, 1.0)
+    assert flat.images(0.1) == float("inf")
+    saved = data_saving(Curve(flat, (flat,) * 10), Curve(steep, (steep,) * 10), fewest=100, images=1600)
+    assert (saved.factor, saved.low, saved.high, saved.measured) == (0, 0, 0, False)

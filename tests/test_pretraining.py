@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -86,6 +87,34 @@ def test_interrupted_and_gone_on_is_the_same_network(tmp_path: Path) -> None:
     assert accuracy == [value for key, value in again.items() if "accuracy" in key]
 
 
+def test_an_edited_recipe_and_other_images_begin_anew(data: Path, tmp_path: Path, own_home: Path) -> None:
+    """An interrupted training is gone on with by its own recipe on its own images alone, and then leaves no checkpoint."""
+    other = shutil.copytree(data, tmp_path / "other")
+    next(other.glob("train/*/*.png")).unlink()
+    path = tmp_path / "recipe.json"
+
+    def begin(epochs: int, images: Path) -> str:
+        """What is said of the first epoch, which is the last."""
+
+        def interrupt(text: str) -> None:
+            raise KeyboardInterrupt(text)
+
+        path.write_text(json.dumps(asdict(replace(SMALL, epochs=epochs))))
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            pretrain_recipe(path, images, tmp_path / "out", say=interrupt)
+        return str(stopped.value)
+
+    assert "epoch 1/2" in begin(2, data)
+    assert "epoch 1/3" in begin(3, data)
+    assert "epoch 1/2" in begin(2, other)
+    path.write_text(json.dumps(asdict(replace(SMALL, epochs=2))))
+    said: list[str] = []
+    assert len(list((own_home / "pretraining").iterdir())) == 3
+    pretrain_recipe(path, data, tmp_path / "out", say=said.append)
+    assert ["epoch 2/2" in text for text in said] == [True]
+    assert len(list((own_home / "pretraining").iterdir())) == 2
+
+
 @pytest.mark.parametrize("method", sorted(PRETEXTS))
 def test_a_network_that_saw_no_label(method: str, data: Path, tmp_path: Path) -> None:
     """It has no source head; its accuracy is that of its nearest neighbours, well above chance, and its card says so."""
@@ -140,3 +169,10 @@ def test_a_recipe_that_is_none_and_a_source_without_test_images(data: Path, tmp_
     recipe.write_text(json.dumps(asdict(replace(SMALL, method="telepathy"))))
     with pytest.raises(InputError, match="'telepathy' is none of supervised, barlow-twins, vicreg"):
         read_recipe(recipe)
+
+
+def test_a_batch_larger_than_the_images_is_refused(data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(asdict(replace(SMALL, batch_size=321))))
+    with pytest.raises(InputError, match=r"recipe\.json: batch_size 321 is more than the 320 training images of .*; lower it"):
+        pretrain_recipe(recipe, data, tmp_path / "out", say=lambda text: None)

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import test_page
 from filelock import FileLock
 from serving import FIT, TOKEN, Running, digits_zip, picture
 from small import QUICK, TINY
@@ -39,6 +40,7 @@ from automl_tl.service.settings import Settings
 from automl_tl.service.shapes import PROFILE, TASK, TRIAL
 
 ROOT = Path(__file__).resolve().parents[1]
+browser, watched = test_page.browser, test_page.watched
 
 
 @pytest.fixture(scope="module")
@@ -685,6 +687,118 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, Any], named: st
 def test_two_servers_do_not_share_a_state(server: Running, home: Path) -> None:
     with pytest.raises(AssertionError, match="another server works there"):
         Running(server.state, home)
+
+
+# The page, where it needs a fit or an answer that comes late
+
+
+def open_job(watched: test_page.Watched, id: str) -> Any:
+    """The page once it shows all of a job."""
+    watched.page.goto(f"{watched.url}/#token={TOKEN}&job={id}")
+    watched.page.get_by_text("is recommended: it classifies").wait_for()
+    return watched.page
+
+
+def held(page: Any, ending: str, action: Callable[[], Any]) -> Any:
+    """What the action asks of the server, kept from it until it is let go."""
+    routes: list[Any] = []
+    page.route(lambda url: url.endswith(ending), lambda route: route.fallback() if routes else routes.append(route))
+    action()
+    wait_until(lambda: bool(page.wait_for_timeout(20) or routes))
+    return routes[0]
+
+
+def let_go(page: Any, *routes: Any) -> None:
+    for route in routes:
+        with page.expect_event("requestfinished", lambda request, route=route: request == route.request):
+            route.continue_()
+    page.wait_for_timeout(500)  # for what the page makes of the answers
+
+
+def show(page: Any, kind: str, id: str) -> None:
+    page.get_by_role("button", name=f"Show {kind} {id}").click()
+    page.wait_for_url(f"**/#job={id}")
+
+
+def test_the_links_of_a_report_lead_to_its_parts(watched: test_page.Watched, fitted: tuple[str, Any]) -> None:
+    from playwright.sync_api import expect
+
+    page = open_job(watched, fitted[0])
+    page.get_by_role("button", name="Read the report").click()
+    report = page.frame_locator("#report")
+    for name, part in (("again", "#reproduce"), ("trials", "#trials")):
+        expect(report.locator(part).get_by_role("heading").first).not_to_be_in_viewport(timeout=60_000)
+        report.get_by_role("navigation").get_by_role("link", name=name, exact=True).click(timeout=60_000)
+        expect(report.locator(part).get_by_role("heading").first).to_be_in_viewport(timeout=60_000)
+        assert report.get_by_role("heading", level=1).count() == 1, "the report is still there"
+        report.get_by_role("heading", level=1).scroll_into_view_if_needed()
+    assert page.url.endswith(f"#job={fitted[0]}"), "only the frame moved"
+
+
+def test_a_late_answer_is_not_shown_below_another_job(
+    watched: test_page.Watched, server: Running, fitted: tuple[str, Any], dataset: str, tmp_path: Path
+) -> None:
+    other = server.ended(server.submit(kind="profile", images={"dataset": dataset}))["id"]
+    (tmp_path / "two.png").write_bytes(picture(2))
+    page = open_job(watched, fitted[0])
+    report = held(page, f"{fitted[0]}/report", page.get_by_role("button", name="Read the report").click)
+    predictions = held(page, f"{fitted[0]}/predictions", lambda: page.set_input_files("#pictures", tmp_path / "two.png"))
+    model = held(page, f"{fitted[0]}/archive", page.get_by_role("button", name="Download the model").click)
+    show(page, "profile", other)
+    with page.expect_download() as download:
+        let_go(page, report, predictions, model)
+    assert download.value.suggested_filename == f"model-{fitted[0]}.zip"
+    assert page.locator("#predictions li").count() == 0
+    assert page.locator("#report").get_attribute("hidden") is not None
+    assert page.locator("#read").get_attribute("aria-expanded") == "false"
+    show(page, "fit", fitted[0])
+    page.set_input_files("#pictures", tmp_path / "two.png")
+    page.locator("#predictions li strong").wait_for()
+
+
+def test_what_was_asked_for_last_is_shown(
+    watched: test_page.Watched, server: Running, fitted: tuple[str, Any], dataset: str
+) -> None:
+    other = server.ended(server.submit(kind="profile", images={"dataset": dataset}))["id"]
+    page = open_job(watched, fitted[0])
+    late = held(page, f"/api/jobs/{other}", page.get_by_role("button", name=f"Show profile {other}").click)
+    page.get_by_role("button", name=f"Show fit {fitted[0]}").click()
+    page.locator("#outcome").wait_for()
+    let_go(page, late)
+    assert page.url.endswith(f"#job={fitted[0]}")
+    assert page.locator("#job-title").inner_text().startswith("Training")
+    late = held(page, "search=omniglot&limit=15&offset=0", lambda: page.get_by_role("searchbox").fill("omniglot"))
+    page.get_by_role("searchbox").fill("nothing-like-this")
+    page.get_by_text("No trial matches.").wait_for()
+    let_go(page, late)
+    assert page.locator("#history-table tbody tr").count() == 0
+
+
+def test_the_focus_outlives_what_is_drawn_anew(
+    watched: test_page.Watched, server: Running, fitted: tuple[str, Any], dataset: str
+) -> None:
+    """A new state draws the table of jobs anew, under the hands of who goes through it by keyboard."""
+    other = server.ended(server.submit(kind="profile", images={"dataset": dataset}))["id"]
+    page = open_job(watched, fitted[0])
+    focused = "document.activeElement.getAttribute('aria-label') || document.activeElement.id"
+
+    def by_keyboard() -> None:
+        page.get_by_role("button", name=f"Show profile {other}").focus()
+        page.keyboard.press("Enter")
+
+    states = held(page, f"{other}/events", by_keyboard)
+    assert page.evaluate(focused) == "job-title"
+    page.get_by_role("button", name=f"Show fit {fitted[0]}").focus()
+    page.evaluate("window.before = document.activeElement")
+    let_go(page, states)
+    page.wait_for_function("!before.isConnected")
+    assert page.evaluate(focused) == f"Show fit {fitted[0]}"
+    states = held(page, f"{other}/events", by_keyboard)
+    page.get_by_role("button", name=f"Show fit {fitted[0]}").focus()
+    page.route(lambda url: url.endswith("/api/jobs?limit=10"), lambda route: route.fulfill(json={"items": [], "total": 0}))
+    let_go(page, states)
+    page.get_by_text("None yet.").wait_for()
+    assert page.evaluate("document.activeElement.id") == "job-table", "no longer among the newest: near to where it was"
 
 
 # What takes longer

@@ -98,6 +98,21 @@ def test_a_study_of_no_transfer_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ([1.0], r"\(1\): all come to \d+ training images; a learning curve takes two different numbers"),
+        ([0.01, 0.02], r"\(0.01, 0.02\): all come to 10 training images; a learning curve takes two different numbers"),
+        ([], r"\(none\); a learning curve takes two different numbers"),
+    ],
+)
+def test_shares_without_a_curve_are_refused_before_training(shares: list[float], message: str, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    with pytest.raises(InputError, match=message):
+        study_data(arrays(150), out=out, seeds=1, shares=shares, strategy="linear-probe", backbone=QUICK, epochs=5)
+    assert not out.exists()
+
+
 def test_the_page_says_what_the_records_say(made: Made) -> None:
     html = (made.out / "study.html").read_text(encoding="utf-8")
     assert "<script" not in html

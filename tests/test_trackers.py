@@ -52,12 +52,43 @@ def tell_of(tracker: Any, task: Task, folder: Path) -> None:
     tracker.finished(replace(broken, status="failed", error="broken: it broke"))
 
 
+HEAD, HALF = Point(0, 0.0, None, 0.5, note="head alone"), Point(2.5, 2.5, None, 0.75)
+ONCE = [(0, 0.5), (1, 0.6), (2, 0.7), (3, 0.75), (4, 0.8)]
+"""Steps and scores of `tell_again`; epoch 2.5 has step 3, so epoch 3 has the next."""
+
+
+def tell_again(tracker: Any, task: Task, folder: Path) -> None:
+    """A trial with points that it does not report, which a second start has no time for and a third one goes on with."""
+    scores = {"accuracy": 0.75, "log_loss": 0.5}
+    paused = replace(trial(task), status="stopped", curve=(HEAD, *CURVE[:2]), validation=scores, seconds=2.0)
+    tracker.opened(task, math.inf, folder)
+    tracker.started(trial(task))
+    for point in CURVE[:2]:
+        tracker.epoch(trial(task), point)
+    tracker.finished(paused)
+    tracker.opened(task, math.inf, folder)
+    tracker.started(trial(task))
+    tracker.finished(paused)
+    tracker.opened(task, math.inf, folder)
+    tracker.started(trial(task))
+    tracker.epoch(trial(task), CURVE[1])  # as after a kill, when an epoch is trained again
+    tracker.finished(replace(paused, curve=(HEAD, *CURVE[:2], HALF), seconds=2.5))
+    tracker.started(trial(task))
+    tracker.epoch(trial(task), CURVE[2])
+    tracker.finished(replace(paused, status="finished", curve=(HEAD, *CURVE), seconds=3.0))
+
+
 def events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(folder))
     found.Reload()
     return found
+
+
+def scalars(found: Any, tag: str) -> list[tuple[int, float]]:
+    """Steps and values, by step: event files of one second are read in any order."""
+    return sorted((event.step, event.value) for event in found.Scalars(tag))
 
 
 def test_tensorboard_has_curves_hyperparameters_and_scores(task: Task, tmp_path: Path) -> None:
@@ -69,10 +100,9 @@ def test_tensorboard_has_curves_hyperparameters_and_scores(task: Task, tmp_path:
         next((tmp_path / "tensorboard").glob(f"{name} on {QUICK} *")) for name in ("fine-tuning", "linear-probe", "broken")
     )
     found = events(tuned)
-    curve = [(event.step, event.value) for event in found.Scalars("validation/score")]
-    np.testing.assert_allclose(curve, [(1, 0.6), (2, 0.7), (3, 0.8)], rtol=1e-6)
-    assert [event.value for event in found.Scalars("training/loss")] == pytest.approx([1, 1 / 2, 1 / 3])
-    assert found.Scalars("final/accuracy")[-1].value == pytest.approx(0.8)
+    np.testing.assert_allclose(scalars(found, "validation/score"), [(1, 0.6), (2, 0.7), (3, 0.8)], rtol=1e-6)
+    np.testing.assert_allclose(scalars(found, "training/loss"), [(1, 1), (2, 1 / 2), (3, 1 / 3)], rtol=1e-6)
+    assert scalars(found, "final/accuracy")[-1] == (3, pytest.approx(0.8))
     content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     kept = HParamsPluginData.FromString(content).session_start_info.hparams
     assert kept["rate"].number_value == 0.002
@@ -82,6 +112,38 @@ def test_tensorboard_has_curves_hyperparameters_and_scores(task: Task, tmp_path:
     assert [event.step for event in events(probe).Scalars("validation/score")] == [1]
     assert "final/accuracy" not in events(broken).Tags()["scalars"]
     assert b"it broke" in events(broken).Tensors("trial/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_tensorboard_has_each_point_once(task: Task, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs pip install 'automl_tl[tensorboard]'")
+    tracker: Any = registry.trackers()["tensorboard"]
+    tell_again(tracker, task, tmp_path)
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    found = events(folder)
+    np.testing.assert_allclose(scalars(found, "validation/score"), ONCE, rtol=1e-6)
+    assert [step for step, _ in scalars(found, "seconds")] == [0, 1, 2, 3, 4]
+    assert [step for step, _ in scalars(found, "training/loss")] == [1, 2, 4]
+    (folder / "told.json").write_text("{")
+    tracker.opened(task, math.inf, tmp_path)
+    with pytest.raises(PluginError, match=r"told\.json: is damaged: .*; delete it"):
+        tracker.started(trial(task))
+
+
+def test_mlflow_has_each_point_once(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker: Any = registry.trackers()["mlflow"]
+    try:
+        tracker.check()
+    except PluginError as error:
+        pytest.skip(str(error))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tell_again(tracker, task, tmp_path)
+    client = tracker.client
+    (run,) = client.search_runs([client.get_experiment_by_name(f"automl_tl {task.name}").experiment_id])
+    curve = client.get_metric_history(run.info.run_id, "validation_score")
+    np.testing.assert_allclose(sorted((one.step, one.value) for one in curve), ONCE)
+    epochs = client.get_metric_history(run.info.run_id, "epoch")
+    assert sorted((one.step, one.value) for one in epochs) == [(0, 0), (1, 1), (2, 2), (3, 2.5), (4, 3)]
+    assert sorted(one.step for one in client.get_metric_history(run.info.run_id, "training_loss")) == [1, 2, 4]
 
 
 @pytest.mark.parametrize("environment", [{}, {"MLFLOW_EXPERIMENT_NAME": "mine"}])

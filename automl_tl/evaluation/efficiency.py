@@ -24,8 +24,13 @@ class PowerLaw:
         return np.asarray(self.scale * np.asarray(images, dtype=np.float64) ** -self.exponent)
 
     def images(self, error: float) -> float:
-        """How many it takes to get down to `error`; infinite where more data does not help."""
-        return float((self.scale / error) ** (1 / self.exponent)) if self.exponent > 0 else float("inf")
+        """How many it takes to get down to `error`; infinite where more data does not help, or takes more than a float holds."""
+        if self.exponent <= 0:
+            return float("inf")
+        try:
+            return float((self.scale / error) ** (1 / self.exponent))
+        except OverflowError:  # the curve is nearly flat; a few of a thousand drawn laws may be
+            return float("inf")
 
 
 @dataclass(frozen=True)

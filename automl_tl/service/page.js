@@ -63,6 +63,14 @@ const trying = (action) => async (...given) => {
   }
 };
 
+const turns = {};
+
+/** What is asked for again may be answered in another order: tells whether this is still the last time that it was asked for. */
+function turn(what) {
+  const mine = turns[what] = (turns[what] || 0) + 1;
+  return () => turns[what] === mine;
+}
+
 // The server
 
 async function call(path, options = {}) {
@@ -198,8 +206,10 @@ async function begin(kind) {
 // One job
 
 async function showJob(id) {
-  if (watched) watched.abort.abort();
+  const last = turn("job");
   const facts = await ask(`/api/jobs/${id}`);
+  if (!last()) return;
+  if (watched) watched.abort.abort();
   const job = { id, kind: facts.kind, abort: new AbortController(), place: 0, trials: new Map(), winner: null, state: facts.state };
   watched = job;
   history.replaceState(null, "", `#job=${id}`);
@@ -208,6 +218,7 @@ async function showJob(id) {
   $("read").setAttribute("aria-expanded", "false");
   $("job-title").textContent = `${{ fit: "Training", recommend: "Advice", profile: "Profile" }[facts.kind]} · ${facts.name}`;
   $("job").hidden = false;
+  $("job-title").focus({ preventScroll: true }); // what was pressed may be hidden now
   showState(job, facts.state, facts.error);
   $("job").scrollIntoView();
   await watch(job, (event, told) => { if (watched === job) hear(job, event, told); });
@@ -356,19 +367,28 @@ function save(blob, name) {
 }
 
 async function readReport() {
+  const job = watched;
   const frame = $("report");
   const open = frame.hidden;
-  if (open) frame.srcdoc = await (await call(`/api/jobs/${watched.id}/report`)).text();
+  if (open) {
+    const text = await (await call(`/api/jobs/${job.id}/report`)).text();
+    if (watched !== job) return;
+    // in a frame without an address, #trials alone would be a part of this page; base-uri forbids a <base>
+    frame.srcdoc = text.replace(/(<a\b[^>]*\shref=")#/g, "$1about:srcdoc#");
+  }
   frame.hidden = !open;
   $("read").setAttribute("aria-expanded", String(open));
 }
 
 async function predict(files) {
+  const job = watched;
   const chosen = [...files];
+  $("pictures").value = ""; // the same may be chosen again
   if (!chosen.length) return;
   const form = new FormData();
   for (const file of chosen) form.append("images", file);
-  const told = await ask(`/api/models/${watched.id}/predictions`, { method: "POST", body: form });
+  const told = await ask(`/api/models/${job.id}/predictions`, { method: "POST", body: form });
+  if (watched !== job) return;
   $("predictions").replaceChildren(...told.predictions.map((one, number) => {
     const order = one.probabilities.map((share, i) => [share, told.classes[i]]).sort((a, b) => b[0] - a[0]).slice(0, 3);
     const bars = order.flatMap(([share, name]) => {
@@ -380,30 +400,46 @@ async function predict(files) {
     shown.addEventListener("load", () => URL.revokeObjectURL(shown.src), { once: true });
     return element("li", {}, shown, element("div", {}, element("strong", {}, one.label), ...bars));
   }));
-  $("pictures").value = "";
+}
+
+async function download() {
+  const { id } = watched;
+  save(await (await call(`/api/models/${id}/archive`)).blob(), `model-${id}.zip`);
+}
+
+async function resume() {
+  const job = watched;
+  await ask(`/api/jobs/${job.id}/resume`, { method: "POST" });
+  if (watched === job) await showJob(job.id);
 }
 
 // All jobs, and the history
 
 async function showJobs() {
+  const last = turn("jobs");
   const { items, total } = await ask("/api/jobs?limit=10");
+  if (!last()) return;
   const rows = items.map((job) => ({
     cells: [new Date(1000 * job.created).toLocaleString(), job.kind, job.name, job.before ? `${job.state}, ${job.before} before it` : job.state,
-      element("button", { class: "plain", type: "button", "aria-label": `Show ${job.kind} ${job.id}`, onclick: trying(() => showJob(job.id)) }, "Show")],
+      element("button", { class: "plain", type: "button", "aria-label": `Show ${job.kind} ${job.id}`, "data-job": job.id, onclick: trying(() => showJob(job.id)) }, "Show")],
   }));
+  const held = $("job-table").contains(document.activeElement) ? document.activeElement.dataset.job : undefined;
   $("job-table").replaceChildren(rows.length ? table(total > items.length ? `The newest ${items.length} of ${total}` : "Newest first", [["asked for", ""], ["what", ""], ["images", ""], ["state", ""], ["", ""]], rows)
     : element("p", { class: "note" }, "None yet."));
+  if (held) ($("job-table").querySelector(`[data-job="${held}"]`) || $("job-table")).focus({ preventScroll: true });
 }
 
 let offset = 0;
 let names = null;
 
 async function showHistory() {
+  const last = turn("history");
   const query = new URLSearchParams({ search: $("words").value, limit: PAGE, offset });
   const found = await ask(`/api/history/trials?${query}`);
   if (!names || found.items.some((trial) => !names.has(trial.task))) {
     names = new Map((await ask("/api/history/tasks")).items.map((task) => [task.fingerprint, task.name]));
   }
+  if (!last()) return;
   const rows = found.items.map((trial) => ({
     cells: [names.get(trial.task) || trial.task, trial.candidate.backbone, trial.candidate.strategy, trial.error || trial.status,
       scoreOf(trial.validation) === undefined ? "" : percent(scoreOf(trial.validation)), seconds(trial.seconds)],
@@ -431,9 +467,9 @@ document.addEventListener("DOMContentLoaded", trying(async () => {
   $("ask").addEventListener("submit", trying(async (event) => { event.preventDefault(); await begin("fit"); }));
   $("advise").addEventListener("click", trying(() => begin("recommend")));
   $("cancel").addEventListener("click", trying(() => ask(`/api/jobs/${watched.id}/cancel`, { method: "POST" })));
-  $("resume").addEventListener("click", trying(async () => { await ask(`/api/jobs/${watched.id}/resume`, { method: "POST" }); await showJob(watched.id); }));
+  $("resume").addEventListener("click", trying(resume));
   $("read").addEventListener("click", trying(readReport));
-  $("download").addEventListener("click", trying(async () => save(await (await call(`/api/models/${watched.id}/archive`)).blob(), `model-${watched.id}.zip`)));
+  $("download").addEventListener("click", trying(download));
   $("pictures").addEventListener("change", trying(() => predict($("pictures").files)));
   droppable($("pictures-drop"), trying(predict));
   let typed = 0;

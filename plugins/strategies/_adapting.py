@@ -58,8 +58,9 @@ def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list
 
 
 def to_unit(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both over the root of the source's mean square, with its gradient: shrinking all features gains nothing."""
-    scale = source.square().mean().clamp(min=1e-12).sqrt()
+    """Both over the root of the source's mean square, taken as a constant: a unit, so that a weight means the same for every
+    backbone. As with the paper's own distance, small features are near to each other."""
+    scale = source.detach().square().mean().sqrt().clamp(min=1e-6)
     return source / scale, target / scale
 
 
