@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from small import TINY
 
 from automl_tl import TransferClassifier, checkpoint, cli, model
 from automl_tl.along import Along, read_task
-from automl_tl.errors import TrialWarning
+from automl_tl.errors import InputError, TrialWarning
 from automl_tl.objectives import brings
 from automl_tl.records import SOURCE
 
@@ -109,11 +110,22 @@ def test_what_a_winner_by_votes_cannot(tmp_path: Path, capsys: pytest.CaptureFix
     assert "error: the model classifies by the votes of neighbours, which have no gradient" in err
 
 
-def test_a_winner_is_saved_before_anything_is_remembered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_winner_is_saved_before_anything_is_remembered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, run = lay(tmp_path / "first", range(2)), tmp_path / "run"
     only = ("--strategy", "linear-probe", "--backbone", TINY, "--trials", 1, "--out", run)
     code, _, err = typed(capsys, "fit", images, *only, "--remember", "exemplars", "--exemplars", 1)
     assert (code, "1 exemplars are too few for 2 classes; allow at least one for each" in err) == (2, True)
+    assert not run.exists(), "it is said before anything is trained"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise InputError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("automl_tl.memory.choose_exemplars", full)
+        code, _, err = typed(capsys, "fit", images, *only, "--remember", "exemplars", "--exemplars", 2)
+    assert (code, "no room" in err) == (2, True)
     before = json.loads((run / "model" / model.CARD).read_text())
     assert model.load(run / "model").classes == ("digit 0", "digit 1")
     code, _, err = typed(capsys, "fit", images, *only, "--remember", "exemplars", "--exemplars", 2)

@@ -240,7 +240,7 @@ def test_the_dry_run_says_exactly_what_leaves_and_asks_nobody(ann: Person) -> No
     for line in ann.hub.commits[-1]["trials.jsonl"].decode().splitlines():
         facts = json.loads(line)
         assert {facts["id"], facts["task"], facts["status"], facts["candidate"]["strategy"]} <= texts
-        assert {value for value in facts["provenance"].values() if isinstance(value, str)} <= texts
+        assert {value for value in facts["provenance"].values() if value and isinstance(value, str)} <= texts
     named = json.loads(ann.command("push", REPOSITORY, "--dry-run", "--json", "--names"))
     assert "ann's wards" in named["texts"]["tasks.name"]
     assert "ann's wards" not in texts
