@@ -35,27 +35,37 @@ def extract(
     index: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Features:
-    """Features (and, where there is a source head, its probabilities) of the images at `index`, or of all, in that order.
+    """Features (and, where there is a source head, its probabilities) of the images at `index`, in that order.
 
-    `build(head)` gives the network, headless or with its source head. `values` has a row for each image asked for.
+    `build(head)` gives the network, headless or with its source head. Without `index` there is a row for each image of the task,
+    those of test images not a number: nobody may learn from them, so they are not computed.
 
     Raises:
         ZooError: the network gives numbers that are not finite.
     """
-    index = np.arange(len(task.labels)) if index is None else index
-    path = cached_at("features", task, backbone, index)
+    asked = task.before_test() if index is None else index
+    path = cached_at("features", task, backbone, asked)
     if path.exists():
         tensors, _ = checkpoint.load(path)
     else:
-        tensors = _forward(backbone, pixels, build, index, progress)
+        tensors = _forward(backbone, pixels, build, asked, progress)
         path.parent.mkdir(exist_ok=True)
         checkpoint.save(path, tensors, {"backbone": backbone.name, "task": task.name})
-    probabilities = tensors.get("probabilities")
-    return Features(
-        tensors["values"].numpy(),
-        task.labels[index],
-        None if probabilities is None else probabilities.float().numpy(),
-    )
+    values, probabilities = tensors["values"].numpy(), tensors.get("probabilities")
+    said = None if probabilities is None else probabilities.float().numpy()
+    if index is not None:
+        return Features(values, task.labels[index], said)
+    images = len(task.labels)
+    return Features(_spread(values, asked, images), task.labels, None if said is None else _spread(said, asked, images))
+
+
+def _spread(rows: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows, those at `places` given, the others not a number."""
+    if len(places) == count:
+        return rows
+    whole = np.full((count, rows.shape[1]), np.nan, dtype=rows.dtype)
+    whole[places] = rows
+    return whole
 
 
 def cached_at(kind: str, task: Task, backbone: Backbone, index: np.ndarray) -> Path:

@@ -85,7 +85,7 @@ def look_through(
 def task_features(
     task: Task, backbone: Backbone, *, index: np.ndarray | None = None, progress: Progress | None = None
 ) -> Features:
-    """Frozen features of the images at `index`, or of every image of the task; cached."""
+    """Frozen features of the images at `index`; cached. Without it as `features.extract` gives those of the whole task."""
     size = backbone.input_size
     decoding = None if progress is None else lambda done, total: progress(f"decoding to {size} px", done, total)
     told = None if progress is None else lambda done, total: progress(f"features of {backbone.name}", done, total)
@@ -94,8 +94,8 @@ def task_features(
 
 
 def look_features(task: Task, backbone: Backbone, sample: np.ndarray, progress: Progress | None = None) -> Features:
-    """Features of the images at `sample`; of a small task, those of all images are computed, and kept, at once."""
-    if len(task.labels) > WHOLE:
+    """Features of the images at `sample`; of a small task, those of all but test images are computed, and kept, at once."""
+    if len(task.before_test()) > WHOLE:
         return task_features(task, backbone, index=sample, progress=progress)
     seen = task_features(task, backbone, progress=progress)
     probabilities = None if seen.probabilities is None else seen.probabilities[sample]

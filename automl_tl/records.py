@@ -83,6 +83,13 @@ class Task:
         """Positions of the images of `split`; none where the task has no such split."""
         return self.splits.get(split, np.empty(0, dtype=np.int64))
 
+    def before_test(self) -> np.ndarray:
+        """Positions of all images but those of the last evaluation."""
+        others = np.ones(len(self.labels), dtype=bool)
+        for split in (TEST, KEPT_TEST):
+            others[self.part(split)] = False
+        return np.flatnonzero(others)
+
 
 @dataclass(frozen=True)
 class Backbone:

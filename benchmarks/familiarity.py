@@ -74,17 +74,21 @@ def unpacked_source(name: str, folder: Path) -> Path:
 def measure(backbone: Backbone, encoder: Backbone, tasks: dict[str, Task], source: Task, statistics: Features) -> Row:
     """One network."""
     metric = registry.metrics("distance")["frechet"]
-    own_source = source_statistics(task_features(source, backbone).values)
+    own_source = source_statistics(whole_features(source, backbone).values)
     encoded, own, ways = [], [], {way: [] for way in WAYS}
     for task in tasks.values():
         pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
         norms = norm_statistics(task, backbone, pixels, partial(build, backbone), index=task.part("train"))
         assert norms is not None
-        encoded.append(metric.score(task_features(task, encoder), statistics))
-        own.append(metric.score(task_features(task, backbone), own_source))
+        encoded.append(metric.score(whole_features(task, encoder), statistics))
+        own.append(metric.score(whole_features(task, backbone), own_source))
         for way, function in WAYS.items():
             ways[way].append(function(norms))
     return Row(np.array(encoded), np.array(own), {way: np.array(values) for way, values in ways.items()})
+
+
+def whole_features(task: Task, backbone: Backbone) -> Features:
+    return task_features(task, backbone, index=np.arange(len(task.labels)))
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:

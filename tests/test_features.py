@@ -78,6 +78,27 @@ def test_features_are_those_of_plain_timm(task: Task, name: str) -> None:
     np.testing.assert_allclose(found.probabilities[chosen], logits.softmax(1).numpy(), rtol=0.05, atol=2e-3)  # kept in fp16
 
 
+def test_test_images_never_pass_the_network(task: Task) -> None:
+    """Nobody may learn from them before the last evaluation, so nobody pays for their features."""
+    task, backbone = load_task((task.images, task.labels), test=0.2), catalogue()[FP32]
+    passed: list[int] = []
+
+    def make(head: bool) -> nn.Module:
+        net = build(backbone, head=head)
+        net.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+        return net
+
+    pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    found = extract(task, backbone, pixels, make)
+    test = task.part("test")
+    assert len(test) == 8
+    assert sum(passed) == 32
+    for rows in (found.values, found.probabilities):
+        assert rows is not None
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(rows).any(1)), test)
+        assert np.isnan(rows[test]).all()
+
+
 def test_features_of_a_real_network_without_a_head(shared: Path, task: Task) -> None:
     add_folder(shared / "weights")
     backbone = catalogue()["mobilenetv2_050.mlkit_224"]
