@@ -47,7 +47,7 @@ PATIENCE = 0.25
 peak. While it is high, a score may lie below that of the head which training began with, and still end far above it."""
 WARM_UP = 0.1
 CLIP = 1.0
-SAVING = 0.1
+SAVING = 0.03
 """Share of the time that checkpoints may take: on a GPU an epoch can be shorter than writing down what it gave."""
 
 
