@@ -86,7 +86,7 @@ class Job:
     """Decoded images of the whole task at the backbone's input size."""
     build_backbone: Callable[[], nn.Module]
     features: Callable[[], Features]
-    """Frozen features of the images of the task, in task order, computed once and cached. Rows of test images are not a number."""
+    """Frozen features of the task's images, in task order, computed once and cached; rows of test images are not a number."""
     folder: Path
     """The trial's own folder: checkpoints while it runs, the model when it is done."""
     report: Callable[[Point], bool]

@@ -1,9 +1,9 @@
 """The linear probe against a plain loop that trains a new head on the frozen network, to the same validation accuracy.
 
-Ours: features of training and validation images, once, and the whole path of penalties, nothing cached before. The peer: each step passes its batch
-through the frozen network (no gradients, no augmentation) and trains the head with Adam; it stops after the first epoch whose
-validation accuracy is ours, or after `MOST` epochs. Its rate is the one of `RATES` that gets there in fewest epochs, found
-beforehand at no cost to it.
+Ours: features of training and validation images, once, and the whole path of penalties, nothing cached before. The peer: each
+step passes its batch through the frozen network (no gradients, no augmentation) and trains the head with Adam; it stops after the
+first epoch whose validation accuracy is ours, or after `MOST` epochs. Its rate is the one of `RATES` that gets there in fewest
+epochs, found beforehand at no cost to it.
 """
 
 from __future__ import annotations
