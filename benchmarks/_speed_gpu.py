@@ -3,14 +3,15 @@
 ResNet-50 and ViT-S at 224 px with random weights, bf16, channels last, compiled or not, on decoded images of caltech101.
 `loop.train_epoch` (share), and `loop.fit` with its validation and checkpoints (fit_share), against steps of the same network,
 optimiser and batches, and passes over as many validation images, on noise that lies on the device; feature extraction
-likewise. Without a GPU there is nothing to measure, and the part says so.
+likewise. Epoch by epoch in turns: what a host makes of the same step differs by a tenth from one half minute to the next.
+Without a GPU there is nothing to measure, and the part says so.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 import timm
 import torch
 from _report import unpacked
+from _turns import in_turns, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,8 +32,10 @@ from automl_tl.trials import job_of, pixels_of
 
 NETWORKS = {"resnet50": 2048, "vit_small_patch16_224": 384}
 BATCH, EPOCHS, PASSES, LOOKED = 128, 12, 6, 4096
-Step = Callable[[int], object]
-"""Of so many images."""
+FITTED = 40
+"""Epochs of a whole training, which holds the checkpoints that a longer one has."""
+Pass = Callable[[int], None]
+"""Over so many images, to its end."""
 Evidence = tuple[list[tuple[str, ...]], dict[str, float]]
 """Rows of the table, and figures."""
 
@@ -54,29 +58,33 @@ def evidence(folder: Path, *, quick: bool) -> Evidence:
 
 def _plain(task: Task, name: str, width: int) -> Evidence:
     backbone, net = _facts(name, width), _net(name)
+    memory = _memory(task, backbone, net)
     train, validation = (len(task.part(split)) for split in (TRAIN, VALIDATION))
-    torch.cuda.reset_peak_memory_stats()
-    ours = train / _epoch(task, backbone, net)
-    whole = train / _fit(task, backbone, net)
-    memory = torch.cuda.max_memory_allocated() / 2**20
-    bare = train / _seconds_of(_training_step(net, width, len(task.classes)), train)
-    ideal = train / (train / bare + _look(net, validation))
-    rows = [_row(f"training {name}", ours, bare), _row("... with validation and checkpoints", whole, ideal)]
-    return rows, {
-        f"gpu_{name}_images_a_second": ours,
-        f"gpu_{name}_share": ours / bare,
-        f"gpu_{name}_fit_share": whole / ideal,
-        f"gpu_{name}_mb": memory,
-    }
+    steps, look = _training(net, width, len(task.classes)), _looking_at(net)
+
+    def bare() -> None:
+        steps(train)
+        look(validation)
+
+    rows, figures = _epochs(task, backbone, net, f"gpu_{name}", f"training {name}")
+    row, whole = _told("... with validation and checkpoints", f"gpu_{name}_fit", train, *_fit(task, backbone, net, bare))
+    return [*rows, row], {**figures, f"gpu_{name}_fit_share": whole[f"gpu_{name}_fit_share"], f"gpu_{name}_mb": memory}
 
 
 def _looking(task: Task, name: str, width: int) -> Evidence:
-    net = _net(name)
-    ours, bare = _extraction(task, _facts(name, width), net), LOOKED / _look(net, LOOKED)
-    return [_row(f"features of {name}", ours, bare)], {
-        f"gpu_{name}_features_images_a_second": ours,
-        f"gpu_{name}_features_share": ours / bare,
-    }
+    """Seconds that an image takes: `features.extract` between its first batches and its last, four times over all images of the
+    task, and the passes alone."""
+    net, backbone = _net(name), _facts(name, width)
+    look, index = _looking_at(net), np.tile(np.arange(len(task.labels)), 4)
+    ours: list[float] = []
+    bare: list[float] = []
+    for turn in range(PASSES):
+        ours.append(_extraction(task, backbone, net, np.roll(index, turn)))  # another order each time, as features are kept
+        start = time.perf_counter()
+        look(LOOKED)
+        bare.append((time.perf_counter() - start) / LOOKED)
+    row, figures = _told(f"features of {name}", f"gpu_{name}_features", 1, ours[1:], bare[1:])
+    return [row], figures
 
 
 def _compiled(task: Task, name: str, width: int) -> Evidence:
@@ -84,16 +92,17 @@ def _compiled(task: Task, name: str, width: int) -> Evidence:
     whole = len(task.part(TRAIN)) // BATCH * BATCH
     task = replace(task, splits={**task.splits, TRAIN: task.part(TRAIN)[:whole]})
     net: nn.Module = torch.compile(_net(name))  # type: ignore[assignment]
-    ours = whole / _epoch(task, _facts(name, width), net)
-    bare = whole / _seconds_of(_training_step(net, width, len(task.classes)), whole)
-    return [_row(f"training {name}, compiled", ours, bare)], {
-        f"gpu_{name}_compiled_images_a_second": ours,
-        f"gpu_{name}_compiled_share": ours / bare,
-    }
+    return _epochs(task, _facts(name, width), net, f"gpu_{name}_compiled", f"training {name}, compiled")
 
 
-def _row(what: str, ours: float, bare: float) -> tuple[str, ...]:
-    return f"{what}, images a second", f"{ours:.0f}", f"{bare:.0f}", f"{ours / bare:.3f}"
+def _told(
+    what: str, name: str, images: int, ours: Sequence[float], bare: Sequence[float]
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    figures = ratio(f"{name}_share", ours, bare)
+    rate = images / float(np.median(ours))
+    spread = f"{figures[f'{name}_share']:.3f} ({figures[f'{name}_share_q1']:.3f}–{figures[f'{name}_share_q3']:.3f})"
+    row = (f"{what}, images a second", f"{rate:.0f}", f"{images / float(np.median(bare)):.0f}", spread)
+    return row, {f"{name}_images_a_second": rate, **figures}
 
 
 def _facts(name: str, width: int) -> Backbone:
@@ -104,32 +113,48 @@ def _net(name: str) -> nn.Module:
     return timm.create_model(name, num_classes=0)
 
 
-def _epoch(task: Task, backbone: Backbone, net: nn.Module) -> float:
-    """Seconds of an epoch of training alone: the median."""
-    taken = []
+def _epochs(task: Task, backbone: Backbone, net: nn.Module, name: str, what: str) -> Evidence:
+    """Epochs of training alone, without the first."""
+    steps, images = _training(net, backbone.num_features, len(task.classes)), len(task.part(TRAIN))
     with tempfile.TemporaryDirectory() as scratch:
         strategy, job = _work(task, backbone, net, Path(scratch), lambda point: False)
         parts = loop.assemble(strategy, job)
-        for epoch in range(EPOCHS):
-            start = time.perf_counter()
-            loop.train_epoch(strategy, parts, job, epoch, EPOCHS)
+
+        def epoch() -> None:
+            loop.train_epoch(strategy, parts, job, 0, EPOCHS)
             torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
+
+        seconds, _ = in_turns({"ours": epoch, "bare": lambda: steps(images)}, EPOCHS)
+    row, figures = _told(what, name, images, seconds["ours"][1:], seconds["bare"][1:])
+    return [row], figures
 
 
-def _fit(task: Task, backbone: Backbone, net: nn.Module) -> float:
-    """Seconds of an epoch with its validation and its share of the checkpoints: the mean."""
-    ends: list[float] = []
+def _memory(task: Task, backbone: Backbone, net: nn.Module) -> float:
+    """MB of the device that an epoch takes, before anything else lies there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return loop.fit(*_work(task, backbone, net, Path(scratch), lambda point: True)).curve[0].memory_mb
+
+
+def _fit(task: Task, backbone: Backbone, net: nn.Module, bare: Callable[[], None]) -> tuple[list[float], list[float]]:
+    """Seconds of each epoch of `loop.fit`, with its validation and the checkpoint before it, and of `bare` after it. The first
+    waits for what is done once."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    began = time.perf_counter()
 
     def report(point: Point) -> bool:
+        nonlocal began
         torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-        return len(ends) > EPOCHS
+        ended = time.perf_counter()
+        ours.append(ended - began)
+        bare()
+        began = time.perf_counter()
+        theirs.append(began - ended)
+        return len(ours) > FITTED
 
     with tempfile.TemporaryDirectory() as scratch:
         loop.fit(*_work(task, backbone, net, Path(scratch), report))
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+    return ours[1:], theirs[1:]
 
 
 def _work(task: Task, backbone: Backbone, net: nn.Module, folder: Path, report: Callable[[Point], bool]) -> tuple[Strategy, Job]:
@@ -140,59 +165,55 @@ def _work(task: Task, backbone: Backbone, net: nn.Module, folder: Path, report: 
     return Strategy(hyperparameters, backbone), job
 
 
-def _training_step(net: nn.Module, width: int, classes: int) -> Step:
+def _training(net: nn.Module, width: int, classes: int) -> Pass:
+    """Steps over noise, the last batch smaller as in an epoch."""
     model = channels_last(Classifier(net, nn.Linear(width, classes)))
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
     images, labels, dtype = _noise(), torch.randint(classes, (BATCH,), device=device()), precision(model)
-    model.train()
 
-    def step(count: int) -> None:
+    def steps(count: int) -> None:
+        model.train()
+        for start in range(0, count, BATCH):
+            size = min(BATCH, count - start)
+            with autocast(dtype):
+                loss = F.cross_entropy(model(images[:size]).float(), labels[:size])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        torch.cuda.synchronize()
+
+    return steps
+
+
+def _looking_at(net: nn.Module) -> Pass:
+    model, noise = channels_last(net), _noise()
+    dtype = precision(model)
+
+    @torch.inference_mode()
+    def look(count: int) -> None:
+        model.eval()
         with autocast(dtype):
-            loss = F.cross_entropy(model(images[:count]).float(), labels[:count])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+            for start in range(0, count, BATCH):
+                model(noise[: min(BATCH, count - start)])
+        torch.cuda.synchronize()
 
-    return step
-
-
-def _look(net: nn.Module, images: int) -> float:
-    """Seconds of a pass over so many images."""
-    model, noise = channels_last(net).eval(), _noise()
-    with torch.inference_mode(), autocast(precision(model)):
-        return _seconds_of(lambda count: model(noise[:count]), images)
+    return look
 
 
 def _noise() -> Tensor:
     return torch.randn(BATCH, 3, 224, 224, device=device()).contiguous(memory_format=torch.channels_last)
 
 
-def _extraction(task: Task, backbone: Backbone, net: nn.Module) -> float:
-    """Images a second of `features.extract` between its first batches and its last, four times over all images of the task: the
-    median, without the first as that of its peer."""
-    index = np.tile(np.arange(len(task.labels)), 4)
-    rates = []
-    for turn in range(PASSES):
-        seen: list[tuple[float, int]] = []
-
-        def progress(done: int, of: int, seen: list[tuple[float, int]] = seen) -> None:
-            seen.append((time.perf_counter(), done))
-
-        order = np.roll(index, turn)  # another one each time, as features are kept
-        extract(task, backbone, pixels_of(task, backbone), lambda head: net, index=order, progress=progress)
-        (start, before), (end, after) = seen[10], seen[-1]
-        rates.append((after - before) / (end - start))
-    return float(np.median(rates[1:]))
-
-
-def _seconds_of(step: Step, images: int) -> float:
-    """Of steps over so many images, the last batch smaller as in an epoch: the median of `EPOCHS`."""
-    counts = [min(BATCH, images - start) for start in range(0, images, BATCH)]
-    taken = []
-    for _ in range(EPOCHS):
-        start = time.perf_counter()
-        for count in counts:
-            step(count)
-        torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
+def _extraction(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> float:
+    """Seconds that an image takes, once the first ten batches are done."""
+    seen: list[tuple[float, int]] = []
+    extract(
+        task,
+        backbone,
+        pixels_of(task, backbone),
+        lambda head: net,
+        index=index,
+        progress=lambda done, of: seen.append((time.perf_counter(), done)),
+    )
+    (start, before), (end, after) = seen[10], seen[-1]
+    return (end - start) / (after - before)
