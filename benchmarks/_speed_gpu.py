@@ -68,7 +68,7 @@ def _plain(task: Task, name: str, width: int) -> Evidence:
 
     rows, figures = _epochs(task, backbone, net, f"gpu_{name}", f"training {name}")
     row, whole = _told("... with validation and checkpoints", f"gpu_{name}_fit", train, *_fit(task, backbone, net, bare))
-    return [*rows, row], {**figures, f"gpu_{name}_fit_share": whole[f"gpu_{name}_fit_share"], f"gpu_{name}_mb": memory}
+    return [*rows, row], {**figures, **whole, f"gpu_{name}_mb": memory}
 
 
 def _looking(task: Task, name: str, width: int) -> Evidence:
