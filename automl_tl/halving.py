@@ -4,8 +4,9 @@
 2. *A bracket*: the most promising candidates train for a third of their epochs, as in successive halving (Jamieson and
    Talwalkar, 2016).
 3. *The rest*: what to do with the seconds that are left is planned, with what is alike counted together, and the first step of
-   the plan is taken; then the next plan is made. A step takes a paused trial to the end, or a new one to a third. As in
-   freeze-thaw optimisation (Swersky et al., 2014), a paused trial is judged by what it may become (see `growth`).
+   the plan is taken; then the next plan is made. A step takes a paused trial to the end, a new one to a third, or the best so
+   far through another cycle (see `restarts`). As in freeze-thaw optimisation (Swersky et al., 2014), a paused trial is judged by
+   what it may become (see `growth`).
 
 What is promising is told by the ranking, corrected by what the trials so far showed (see `surrogate`).
 
@@ -34,8 +35,9 @@ from .growth import Growths
 from .history import History
 from .hookspecs import Tracker
 from .planning import plan_within
-from .progress import Search, leader, note_spent, recall_spent, recall_trials
+from .progress import Search, cycles_of, leader, note_spent, recall_spent, recall_trials
 from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, Ranked, Ranking, Task, Trial
+from .restarts import GAIN, next_cycle
 from .steps import advance, carry_out, settle_next
 from .surrogate import Observed, Surrogate
 from .workers import Workers
@@ -196,7 +198,7 @@ def _next(state: Search) -> Ranked | None:
     """A paused candidate to be taken further, or a new one to be begun; what an earlier start did comes first.
 
     A paused one whose end is out of reach may still go as far as the time does, as it has a model already; it promises the less
-    then, the less of its way it can go.
+    then, the less of its way it can go. The best so far may go through another cycle if there is time for all of it.
     """
     observed = _observed(state)
     promise = state.surrogate.improvement(observed)
@@ -215,13 +217,18 @@ def _next(state: Search) -> Ranked | None:
     floor = LEAST_PRICE * state.budget.seconds
     costs = {place: min(prices[place], left) + floor for place in fitting}
     shortlist = list(dict.fromkeys([*_best(worth), *_best({place: worth[place] / costs[place] for place in fitting})]))
-    if not shortlist:
-        return None
     rng = np.random.default_rng((state.seed, len(state.trials)))
-    gains = np.maximum(state.surrogate.draw(observed, shortlist, DRAWN, rng) - state.surrogate.goal(observed), 0)
-    gains *= [way[place] for place in shortlist]
-    plan = plan_within(gains, np.array([costs[place] for place in shortlist]), left + floor)
-    return items[shortlist[plan[0]]] if plan else _paused_leader(state, begun)
+    chosen, gains = [items[place] for place in shortlist], np.zeros((DRAWN, 0))
+    if shortlist:
+        gains = state.surrogate.draw(observed, shortlist, DRAWN, rng) - state.surrogate.goal(observed)
+        gains *= [way[place] for place in shortlist]
+    dues = [costs[place] for place in shortlist]
+    again = next_cycle(state)
+    if again is not None and again[1] <= left:
+        chosen, dues = [*chosen, again[0]], [*dues, again[1] + floor]
+        gains = np.column_stack([gains, rng.normal(GAIN.mean, GAIN.spread, DRAWN)])
+    plan = plan_within(np.maximum(gains, 0), np.array(dues), left + floor)
+    return chosen[plan[0]] if plan else _paused_leader(state, begun)
 
 
 def _paused_leader(state: Search, paused: Iterable[int]) -> Ranked | None:
@@ -320,6 +327,8 @@ def _grown(trial: Trial) -> Grown | None:
 
 
 def _rung(candidate: Candidate) -> float:
-    """A third of the epochs; strategies without epochs have no rungs."""
+    """A third of the epochs; strategies without epochs have no rungs, and neither has another cycle."""
+    if cycles_of(candidate) > 1:
+        return math.inf
     epochs = candidate.hyperparameters.get("epochs")
     return math.ceil(float(epochs) / ETA) if isinstance(epochs, (int, float)) else math.inf

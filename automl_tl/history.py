@@ -48,6 +48,9 @@ BUSY_SECONDS = 60.0
 CACHE_KB = 65_536
 """Of pages that a connection may keep: an index of a million trials fits."""
 
+ONE_CYCLE = """instr(t.hyperparameters, '"cycles"') = 0"""
+"""Of trials as they are begun (see `restarts`)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -175,11 +178,12 @@ class History:
     def table(self, *, objective: str = "accuracy") -> Table:
         """The finished trials of tasks with this objective as columns, in the order of their ids.
 
-        Two histories of the same facts give the same table. A trial with several results has a row for each.
+        Two histories of the same facts give the same table. A trial with several results has a row for each; one of several
+        cycles has none, as its first one has a trial of its own.
         """
         task_facts = "t.task, k.source_dataset, t.backbone, t.strategy, t.hyperparameters"
         measured = "accuracy, {0}.seconds, {0}.memory_mb, k.train, {0}.speed, t.id, {0}.hash"
-        joined = "JOIN tasks k ON k.fingerprint = t.task WHERE k.objective = :objective AND"
+        joined = f"JOIN tasks k ON k.fingerprint = t.task WHERE k.objective = :objective AND {ONE_CYCLE} AND"
         cursor = self.db.execute(
             f"SELECT {task_facts}, t.{measured.format('t')} FROM trials t {joined} t.status = 'finished' UNION ALL"
             f" SELECT {task_facts}, o.{measured.format('o')} FROM other_results o JOIN trials t ON t.id = o.trial"
@@ -216,6 +220,7 @@ class History:
             " FROM (SELECT t.id, t.strategy, t.hyperparameters, json_extract(t.hyperparameters, '$.epochs') AS epochs"
             " FROM trials t"
             " JOIN tasks k ON k.fingerprint = t.task WHERE t.status = 'finished' AND t.task <> ? AND k.objective = ?"
+            f" AND {ONE_CYCLE}"
             " ORDER BY t.number DESC LIMIT ?) t JOIN points p ON p.trial = t.id WHERE t.epochs IS NOT NULL GROUP BY t.id",
             [share, without, objective, most],
         )

@@ -97,6 +97,10 @@ class PathIntegral:
         """The model as it is now is the best so far."""
         self.marked = {name: value.clone() for name, value in self.gained.items()}
 
+    def back(self) -> None:
+        """The best is back in the model, and the descent goes on from there."""
+        self.gained = {name: value.clone() for name, value in self.marked.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """For a checkpoint."""
         return {**prefixed(self.gained, "gained"), **prefixed(self.marked, "marked")}

@@ -63,6 +63,9 @@ class _Progress:
     curve: list[Point] = field(default_factory=list)
     scaler: dict[str, float] = field(default_factory=dict)
     """Of fp16 gradients, where they are used."""
+    cycle: int = 1
+    began: int = 0
+    """Epochs before this cycle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,9 @@ class Parts:
 def fit(strategy: Strategy, job: Job) -> Fitted:
     """Train `strategy` on `job` to the best epoch by validation score (ties: lower validation loss).
 
+    With `cycles`, the schedule begins anew after its last epoch, each time from the best weights so far: warm restarts
+    (Loshchilov and Hutter, 2017), which find what a longer training would, in steps that can be stopped after.
+
     Goes on from the checkpoint in `job.folder` if there is one, and leaves one if it stops before its last epoch.
 
     Raises:
@@ -99,16 +105,16 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     if path.exists():
         progress, best = _restore(path, parts, job)
     kept = _Kept(progress.epoch)
-    epochs = int(option(strategy, "epochs"))
+    epochs, cycles = int(option(strategy, "epochs")), int(option(strategy, "cycles"))
     patience, half_rate = max(4, math.ceil(PATIENCE * epochs)), round((1 + WARM_UP) / 2 * epochs)
     last, complete = _last_epoch(progress.curve), True
-    while progress.epoch < epochs:
+    while progress.cycle <= cycles:
         if progress.epoch >= job.stop_after or _time_is_up(job, last):
             complete = False
             kept.save(path, parts, best, progress, job, now=True)
             break
         start = time.perf_counter()
-        loss = train_epoch(strategy, parts, job, progress.epoch, epochs)
+        loss = train_epoch(strategy, parts, job, progress.epoch, epochs, began=progress.began)
         progress.scaler = parts.scaler.state_dict()
         memory = memory_mb()
         validated = validate(parts.judged, job.pixels.array, job.task, job.backbone, dtype=parts.dtype)
@@ -124,12 +130,14 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         point = Point(progress.epoch, progress.seconds, loss, score, memory)
         progress.curve.append(point)
         stop = job.report(point)
-        if progress.epoch - max(progress.best_epoch, half_rate) >= patience:
-            break
-        if progress.epoch < epochs:
-            kept.save(path, parts, best, progress, job, now=stop)
+        over = progress.epoch - progress.began == epochs
+        if over or progress.epoch - max(progress.best_epoch, progress.began + half_rate) >= patience:
+            if progress.cycle == cycles:
+                break
+            _restart(parts, best, progress, job)
+        kept.save(path, parts, best, progress, job, now=stop)
         if stop:
-            complete = progress.epoch == epochs
+            complete = False
             break
     parts.model.load_state_dict(best)
     if job.path is not None:
@@ -147,8 +155,8 @@ def assemble(strategy: Strategy, job: Job) -> Parts:
     return Parts(model, average, _optimiser(strategy, model), scaler, dtype)
 
 
-def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: int) -> float:
-    """One pass over the training images; the mean loss."""
+def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: int, *, began: int = 0) -> float:
+    """One pass over the training images; the mean loss. The schedule is `epochs` long, from the epoch where it `began`."""
     model, optimiser, scaler = parts.model, parts.optimiser, parts.scaler
     torch.manual_seed(job.seed * 1_000_003 + epoch)
     model.train()
@@ -157,7 +165,7 @@ def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: 
     total = torch.zeros((), device=device())
     steps = steps_of(strategy, job)
     for step, batch in enumerate(ahead(batches(strategy, job, epoch), Batch.tensors)):
-        factor = schedule((epoch + step / steps) / epochs)
+        factor = schedule((epoch - began + step / steps) / epochs)
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * factor
         loss = _backward(strategy, parts, job, batch)
@@ -229,6 +237,17 @@ def schedule(done: float) -> float:
     if done < WARM_UP:
         return max(done / WARM_UP, 0.01)
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
+def _restart(parts: Parts, best: dict[str, Tensor], progress: _Progress, job: Job) -> None:
+    """The next cycle, from the best weights; the optimiser forgets the steps that led elsewhere."""
+    progress.cycle, progress.began = progress.cycle + 1, progress.epoch
+    parts.model.load_state_dict(best)
+    if parts.average is not None:
+        parts.average.load_state_dict(best)
+    parts.optimiser.state.clear()
+    if job.path is not None:
+        job.path.back()
 
 
 def _optimiser(strategy: Strategy, model: Classifier) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .budget import Budget
@@ -106,9 +106,14 @@ class Search:
 
     def epochs_left(self) -> float:
         """What trains now counts as trained, so that two workers never share the last epochs."""
-        trained = {**self.trials, **self.earlier}.values()
+        trained = {**self.trials, **self.earlier}
         promised = sum(one.epochs for one in self.training.values())
-        return self.budget.epochs - promised - sum(map(epochs_of, trained))
+        counted = (trial for trial in trained.values() if self._again(trial) not in trained)
+        return self.budget.epochs - promised - sum(map(epochs_of, counted))
+
+    def _again(self, trial: Trial) -> str:
+        """Of the trial that goes on where `trial` ended, and has its epochs, too."""
+        return trial_id(self.task.fingerprint, another_cycle(trial.candidate), self.seed)
 
     def trials_left(self) -> float:
         """What trains now counts, too; what was paused is one trial, however often it goes on."""
@@ -121,6 +126,15 @@ class Search:
     def expected_seconds(self, item: Ranked) -> float:
         """The prediction, corrected by how wrong it has been here so far; long trials tell more of that than short ones."""
         return item.seconds * (self.taken + UNSURE) / (self.foreseen + UNSURE)
+
+
+def cycles_of(candidate: Candidate) -> int:
+    return int(candidate.hyperparameters.get("cycles", 1))
+
+
+def another_cycle(candidate: Candidate) -> Candidate:
+    """The same, and then once more from the best weights so far."""
+    return replace(candidate, hyperparameters={**candidate.hyperparameters, "cycles": cycles_of(candidate) + 1})
 
 
 def epochs_of(trial: Trial | None) -> float:

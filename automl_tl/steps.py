@@ -15,8 +15,9 @@ from typing import Any
 from . import checkpoint, guard, model, processes, registry
 from .errors import PLUGIN_FAULTS, AutomlError, InputError, WorkerLost
 from .evaluation.classification import judge
-from .progress import Search, Step, Training, epochs_of, note_spent, record_trial, standing
+from .progress import Search, Step, Training, cycles_of, epochs_of, note_spent, record_trial, standing
 from .records import IMPORTANCE, VALIDATION, Outcome, Point, Ranked, Task, Trial, trial_id
+from .restarts import sweep, take_over
 from .strategy import Fitted
 from .trials import Limits, probabilities_on, run_trial
 
@@ -50,6 +51,7 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
     candidate, limit = item.candidate, min(epochs, reached + state.epochs_left())
     backbone, folder = state.backbones[candidate.backbone], state.folder / "trials" / id_
     left, bar = state.time_left(), _best_other(state, id_)
+    take_over(state, candidate)
     silence, trace = guard.silence(state.expected_seconds(item), left), IMPORTANCE in state.remember
     step = Step(candidate, backbone, state.seed, folder, limit, time.time() + left, silence, bar, state.command, trace)
     if state.workers is None:
@@ -176,13 +178,15 @@ def _settle(state: Search, item: Ranked, trial: Trial) -> None:
         state.stuck.add(trial.id)
     _count(state, item, trial)
     record_trial(state, trial)
-    if trial.status != "stopped" or trial.error:
-        shutil.rmtree(state.folder / "trials" / trial.id / "checkpoints", ignore_errors=True)
+    sweep(state)
     _tell(state, "finished", trial)
 
 
 def _count(state: Search, item: Ranked, trial: Trial) -> None:
-    """How long a trial took until now, against what was predicted; once, however often it was paused."""
+    """How long a trial took until now, against what was predicted; once, however often it was paused. Not of another cycle, whose
+    seconds were no prediction."""
+    if cycles_of(trial.candidate) > 1:
+        return
     before = state.trials.get(trial.id)
     for sign, one in ((-1, before), (1, trial)):
         if one is not None and one.status in ("finished", "stopped"):

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from .importance import PathIntegral
 
 # The hyperparameters that the training loop itself understands. A strategy lists in its `space` those that it lets vary;
-# the loop uses the default of the others.
+# the loop uses the default of the others. `cycles`, of `epochs` each, a search adds by itself (see `restarts`).
 TRAINING: dict[str, Float | Int | Choice] = {
     "rate": Float(1e-5, 1e-1, 1e-3, log=True),
     "backbone_rate": Float(0.01, 1.0, 0.1, log=True),
     "epochs": Int(1, 100, 15),
+    "cycles": Int(1, 100, 1),
     "batch_size": Choice((16, 32, 64, 128), 32),
     "optimiser": Choice(("adamw", "sgd"), "adamw"),
     "weight_decay": Float(1e-6, 0.3, 0.02, log=True),

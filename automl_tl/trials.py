@@ -42,7 +42,7 @@ from .records import (
     trial_id,
 )
 from .space import check
-from .strategy import Fitted, Job
+from .strategy import TRAINING, Fitted, Job
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def _job(
 ) -> Job:
     """Raises InputError: there is no such strategy, or it knows no such hyperparameter."""
     strategy = registry.lookup("strategy", candidate.strategy, registry.strategies())
-    candidate = replace(candidate, hyperparameters=check(strategy.space, candidate.hyperparameters))
+    restarted = {"cycles": TRAINING["cycles"]} if "cycles" in candidate.hyperparameters else {}
+    space = {**strategy.space, **restarted}
+    candidate = replace(candidate, hyperparameters=check(space, candidate.hyperparameters))
     return job_of(task, candidate, backbone, seed=seed, folder=folder, limits=limits, report=report)
 
 

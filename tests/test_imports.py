@@ -48,6 +48,7 @@ LAYERS = (
     {"explain", "trials", "surrogate"},
     {"growth"},
     {"progress"},
+    {"restarts"},
     {"steps", "crowning"},
     {"ranker", "halving", "campaign", "comparison", "unfreezing", "remote"},
     {"adviser", "report"},

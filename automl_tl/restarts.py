@@ -1,0 +1,72 @@
+"""Another cycle for the best so far: what a search may do that no ranking has in it.
+
+A number of epochs is chosen before anybody has seen a learning curve. Where time is left, the best trial may go on from its best
+weights, its schedule begun anew (see `loop.fit`), as a trial of its own that has one cycle more. It takes over the checkpoint, so
+that only the new cycle is trained.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from .loop import CHECKPOINT
+from .progress import Search, another_cycle, cycles_of, leader
+from .records import Candidate, Ranked, Trial, trial_id
+from .surrogate import Growth
+
+GAIN = Growth(mean=0.0, spread=0.5)
+"""Logits that another cycle is expected to add to the validation score."""
+
+
+def next_cycle(state: Search) -> tuple[Ranked, float] | None:
+    """Of the trial that would win now, if it has ended and can go on; with the seconds that the cycle takes."""
+    first = leader(state)
+    if first is None or first.status != "finished" or not first.curve:
+        return None
+    again = another_cycle(first.candidate)
+    id_ = _id(state, again)
+    if id_ in state.trials or id_ in state.training or id_ in state.stuck or state.trials_left() < 1:
+        return None
+    known = id_ in state.earlier
+    if not known and not any((_checkpoints(state, one) / CHECKPOINT).exists() for one in (first.candidate, again)):
+        return None
+    last, epochs = first.curve[-1], float(first.candidate.hyperparameters["epochs"])
+    seconds = last.seconds / last.epoch * epochs
+    score = float(first.score or 0.0)
+    item = Ranked(again, score, score, score, last.seconds + seconds, first.memory_mb, ("goes on where the best trial ended",))
+    return item, 0.0 if known else seconds
+
+
+def take_over(state: Search, candidate: Candidate) -> None:
+    """Move the checkpoint that `candidate` goes on from into its folder, if there is one."""
+    if cycles_of(candidate) == 1:
+        return
+    values = {**candidate.hyperparameters, "cycles": cycles_of(candidate) - 1}
+    if values["cycles"] == 1:
+        del values["cycles"]
+    before, own = _checkpoints(state, replace(candidate, hyperparameters=values)), _checkpoints(state, candidate)
+    if before.exists() and not own.exists():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        before.rename(own)
+
+
+def sweep(state: Search) -> None:
+    """Remove the checkpoints that nothing can go on from."""
+    first = leader(state)
+    for trial in state.trials.values():
+        if _over(trial) and (first is None or trial.id != first.id):
+            shutil.rmtree(_checkpoints(state, trial.candidate), ignore_errors=True)
+
+
+def _over(trial: Trial) -> bool:
+    return trial.status != "stopped" or bool(trial.error)
+
+
+def _checkpoints(state: Search, candidate: Candidate) -> Path:
+    return state.folder / "trials" / _id(state, candidate) / "checkpoints"
+
+
+def _id(state: Search, candidate: Candidate) -> str:
+    return trial_id(state.task.fingerprint, candidate, state.seed)
