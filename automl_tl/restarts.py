@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .loop import CHECKPOINT
 from .progress import Search, another_cycle, cycles_of, leader
-from .records import Candidate, Ranked, Trial, trial_id
+from .records import Candidate, Ranked, trial_id
 from .surrogate import Growth
 
 GAIN = Growth(mean=0.0, spread=0.5)
@@ -56,12 +56,10 @@ def sweep(state: Search) -> None:
     """Remove the checkpoints that nothing can go on from."""
     first = leader(state)
     for trial in state.trials.values():
-        if _over(trial) and (first is None or trial.id != first.id):
+        paused = trial.status == "stopped" and not trial.error
+        best = first is not None and trial.id == first.id and trial.status == "finished"
+        if not paused and not best:
             shutil.rmtree(_checkpoints(state, trial.candidate), ignore_errors=True)
-
-
-def _over(trial: Trial) -> bool:
-    return trial.status != "stopped" or bool(trial.error)
 
 
 def _checkpoints(state: Search, candidate: Candidate) -> Path:
