@@ -90,7 +90,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     With `cycles`, the schedule begins anew after its last epoch, each time from the best weights so far: warm restarts
     (Loshchilov and Hutter, 2017), which find what a longer training would, in steps that can be stopped after.
 
-    Goes on from the checkpoint in `job.folder` if there is one, and leaves one if it stops before its last epoch.
+    Goes on from the checkpoint in `job.folder` if there is one, and leaves one: another cycle can go on from its end.
 
     Raises:
         TrialError: the loss is no longer a number.
@@ -107,10 +107,9 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     kept = _Kept(progress.epoch)
     epochs, cycles = int(option(strategy, "epochs")), int(option(strategy, "cycles"))
     patience, half_rate = max(4, math.ceil(PATIENCE * epochs)), round((1 + WARM_UP) / 2 * epochs)
-    last, complete = _last_epoch(progress.curve), True
+    last, complete = _last_epoch(progress.curve), progress.cycle > cycles
     while progress.cycle <= cycles:
         if progress.epoch >= job.stop_after or _time_is_up(job, last):
-            complete = False
             kept.save(path, parts, best, progress, job, now=True)
             break
         start = time.perf_counter()
@@ -132,12 +131,10 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         stop = job.report(point)
         over = progress.epoch - progress.began == epochs
         if over or progress.epoch - max(progress.best_epoch, progress.began + half_rate) >= patience:
-            if progress.cycle == cycles:
-                break
             _restart(parts, best, progress, job)
-        kept.save(path, parts, best, progress, job, now=stop)
+        complete = progress.cycle > cycles
+        kept.save(path, parts, best, progress, job, now=stop or complete)
         if stop:
-            complete = False
             break
     parts.model.load_state_dict(best)
     if job.path is not None:

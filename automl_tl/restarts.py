@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .loop import CHECKPOINT
-from .progress import Search, another_cycle, cycles_of, leader
+from .progress import Search, another_cycle, cycles_of, epochs_of, leader
 from .records import Candidate, Ranked, trial_id
 from .surrogate import Growth
 
@@ -43,13 +43,15 @@ def take_over(state: Search, candidate: Candidate) -> None:
     """Move the checkpoint that `candidate` goes on from into its folder, if there is one."""
     if cycles_of(candidate) == 1:
         return
-    values = {**candidate.hyperparameters, "cycles": cycles_of(candidate) - 1}
-    if values["cycles"] == 1:
-        del values["cycles"]
-    before, own = _checkpoints(state, replace(candidate, hyperparameters=values)), _checkpoints(state, candidate)
+    before, own = _checkpoints(state, _one_cycle_less(candidate)), _checkpoints(state, candidate)
     if before.exists() and not own.exists():
         own.parent.mkdir(parents=True, exist_ok=True)
         before.rename(own)
+
+
+def shared_epochs(state: Search, candidate: Candidate) -> float:
+    """That the trial which `candidate` goes on from has trained."""
+    return epochs_of(state.trials.get(_id(state, _one_cycle_less(candidate)))) if cycles_of(candidate) > 1 else 0.0
 
 
 def sweep(state: Search) -> None:
@@ -60,6 +62,13 @@ def sweep(state: Search) -> None:
         best = first is not None and trial.id == first.id and trial.status == "finished"
         if not paused and not best:
             shutil.rmtree(_checkpoints(state, trial.candidate), ignore_errors=True)
+
+
+def _one_cycle_less(candidate: Candidate) -> Candidate:
+    values = {**candidate.hyperparameters, "cycles": cycles_of(candidate) - 1}
+    if values["cycles"] == 1:
+        del values["cycles"]
+    return replace(candidate, hyperparameters=values)
 
 
 def _checkpoints(state: Search, candidate: Candidate) -> Path:

@@ -17,7 +17,7 @@ from .errors import PLUGIN_FAULTS, AutomlError, InputError, WorkerLost
 from .evaluation.classification import judge
 from .progress import Search, Step, Training, cycles_of, epochs_of, note_spent, record_trial, standing
 from .records import IMPORTANCE, VALIDATION, Outcome, Point, Ranked, Task, Trial, trial_id
-from .restarts import sweep, take_over
+from .restarts import shared_epochs, sweep, take_over
 from .strategy import Fitted
 from .trials import Limits, probabilities_on, run_trial
 
@@ -48,7 +48,9 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
         return recalled
     if (before is None and state.trials_left() < 1) or state.time_left() <= 0 or state.epochs_left() <= 0:
         return recalled
-    candidate, limit = item.candidate, min(epochs, reached + state.epochs_left())
+    candidate = item.candidate
+    reached = max(reached, shared_epochs(state, candidate))
+    limit = min(epochs, reached + state.epochs_left())
     backbone, folder = state.backbones[candidate.backbone], state.folder / "trials" / id_
     left, bar = state.time_left(), _best_other(state, id_)
     take_over(state, candidate)
@@ -65,7 +67,7 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
 
         _settle(state, item, carry_out(state.task, step, report=report))
         return True
-    most = min(limit, float(candidate.hyperparameters.get("epochs", 1))) - reached
+    most = min(limit, cycles_of(candidate) * float(candidate.hyperparameters.get("epochs", 1))) - reached
     state.training[id_] = Training(item, step, most, state.workers.submit(state.carry_out, step))
     while len(state.training) >= state.workers.size:
         settle_next(state)

@@ -25,11 +25,11 @@ from automl_tl.halving import _hopeless, _seconds_to_end
 from automl_tl.history import open_history
 from automl_tl.loop import CHECKPOINT
 from automl_tl.model import load
-from automl_tl.progress import UNSURE, Search, read_trial
+from automl_tl.progress import UNSURE, Search, cycles_of, read_trial
 from automl_tl.records import TEST, Point
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
-from automl_tl.trials import probabilities_on
+from automl_tl.trials import Limits, probabilities_on
 from automl_tl.workers import Workers
 
 
@@ -112,6 +112,36 @@ def test_a_paused_leader_goes_to_its_end_though_nothing_promises_more(tmp_path: 
     assert max(point.score for point in outcome.winner.curve[:2]) == 1.0
     begun = next(trial for trial in outcome.trials if trial.candidate == items[0].candidate)
     assert (begun.status, begun.curve[-1].epoch) == ("finished", 6)
+
+
+def test_the_best_goes_through_more_cycles_while_there_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes on from the checkpoint of the one before, and its epochs count once; killed in the middle of one, the search
+    goes on there."""
+    train, began = steps.run_trial, list[tuple[int, float]]()
+
+    def watched(task: Task, candidate: Candidate, *others: Any, folder: Path, **named: Any) -> tuple[Trial, Fitted | None]:
+        path = folder / CHECKPOINT
+        began.append((cycles_of(candidate), checkpoint.load(path)[1]["epoch"] if path.exists() else 0))
+        if kills and began[-1] == kills[-1]:
+            kills.pop()
+            train(task, candidate, *others, folder=folder, **{**named, "limits": Limits(stop_after=8)})
+            raise SystemExit
+        return train(task, candidate, *others, folder=folder, **named)
+
+    monkeypatch.setattr(steps, "run_trial", watched)
+    items = [ranked("fine-tuning", QUICK, 0.6, seconds=3.0, epochs=6), ranked("linear-probe", TINY, 0.5, seconds=0.1)]
+    kills = [(2, 6)]
+    with pytest.raises(SystemExit):
+        run(items, tmp_path, "120s + 11 epochs")
+    outcome = run(items, tmp_path, "120s + 11 epochs")
+    assert began[-2:] == [(2, 6), (2, 8)]
+    once, twice = (trial for trial in outcome.trials if trial.candidate.strategy == "fine-tuning")
+    assert [point.score for point in twice.curve[:6]] == [point.score for point in once.curve]
+    assert (once.status, len(once.curve)) == ("finished", 6)
+    assert (twice.status, len(twice.curve)) == ("stopped", 10), "and the probe is the eleventh"
+    assert twice.validation["accuracy"] >= once.validation["accuracy"]
+    assert [path.parent.name for path in (tmp_path / "trials").glob("*/checkpoints")] == [twice.id]
+    assert load(tmp_path / "model").candidate == outcome.winner.candidate
 
 
 @pytest.mark.parametrize("budget", ["5 epochs", "1 trials", "4 epochs + 2 trials"])

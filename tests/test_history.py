@@ -66,6 +66,18 @@ def test_the_history_knows_where_a_trial_was_at_a_third(history: History) -> Non
     assert history.growths(1 / 3, without=long.task) == {}
 
 
+def test_nothing_is_learnt_from_another_cycle(history: History) -> None:
+    """It is kept, but its seconds and its score are no candidate's of a ranking."""
+    values = {"rate": 0.002, "epochs": 2}
+    once = replace(trial(), candidate=Candidate("net", "fine-tuning", values))
+    twice = replace(trial(1), candidate=Candidate("net", "fine-tuning", {**values, "cycles": 2}))
+    for each in (once, twice):
+        history.record_trial(each)
+    assert history.known() == {once.id: "finished", twice.id: "finished"}
+    assert history.table().hyperparameters == [values]
+    assert [grown.hyperparameters for grown in history.growths(1 / 3)["fine-tuning"]] == [values]
+
+
 def test_what_goes_in_comes_out(history: History) -> None:
     history.record_profile(profile())
     history.record_trial(trial())

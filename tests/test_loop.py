@@ -21,6 +21,7 @@ from automl_tl.augment import Augmentation, augment
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode
 from automl_tl.errors import TrialError
+from automl_tl.importance import PathIntegral
 from automl_tl.loop import AUGMENTATIONS, CHECKPOINT, batches, schedule
 from automl_tl.profiling import task_features
 from automl_tl.space import defaults
@@ -97,6 +98,65 @@ def test_stopped_and_taken_up_again_is_bit_for_bit_the_same(tmp_path: Path, opti
     resumed = train(tmp_path / "b", epochs=4, optimiser=optimiser)
     np.testing.assert_array_equal(resumed.probabilities, whole.probabilities)
     assert [point.score for point in resumed.curve] == [point.score for point in whole.curve]
+
+
+def test_another_cycle_goes_on_from_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its schedule begins anew; from the checkpoint that one cycle leaves, it is bit for bit what both in one go are."""
+    begun: list[dict[str, Tensor]] = []
+    places: list[float] = []
+
+    class Watched(Plain):
+        def start_epoch(self, model: Classifier, epoch: int) -> None:
+            begun.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    def watched(done: float) -> float:
+        places.append(done)
+        return schedule(done)
+
+    once = train(tmp_path / "a", epochs=3)
+    monkeypatch.setattr(loop, "schedule", watched)
+    whole = train(tmp_path / "b", Watched, epochs=3, cycles=2)
+    assert [point.epoch for point in whole.curve] == [1, 2, 3, 4, 5, 6]
+    assert [point.score for point in whole.curve[:3]] == [point.score for point in once.curve]
+    assert places[: len(places) // 2] == places[len(places) // 2 :]
+    for name, value in once.model.state_dict().items():
+        assert torch.equal(begun[3][name], value), name
+    assert begun[3].keys() == once.model.state_dict().keys()
+    _, facts = checkpoint.load(tmp_path / "a" / CHECKPOINT)
+    assert (facts["epoch"], facts["cycle"]) == (3, 2)
+    resumed = train(tmp_path / "a", epochs=3, cycles=2)
+    np.testing.assert_array_equal(resumed.probabilities, whole.probabilities)
+    assert [point.score for point in resumed.curve] == [point.score for point in whole.curve]
+
+
+def test_another_cycle_stops_early_by_its_own_epochs(tmp_path: Path) -> None:
+    """No epoch beats the first: of 20, the first cycle takes 16, and the second as many, as its rate falls like the first's."""
+
+    class Still(Plain):
+        def loss(self, model: Classifier, batch: Batch) -> Tensor:
+            return super().loss(model, batch) * 0
+
+    fitted = train(tmp_path, Still, epochs=20, rate=1e-5, weight_decay=1e-6, cycles=2)
+    assert (len(fitted.curve), fitted.complete) == (32, True)
+
+
+def test_a_cycle_that_led_nowhere_moved_no_weight_that_mattered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the second cycle is never better, the importance of the weights is that of the first alone."""
+    validate, told = loop.validate, list[int]()
+
+    def never_better(*arguments: Any, **named: Any) -> Any:
+        told.append(len(told))
+        found = validate(*arguments, **named)
+        return found if len(told) <= 3 else replace(found, score=0.0)
+
+    once, twice = PathIntegral(), PathIntegral()
+    train(tmp_path / "a", changed={"path": once})
+    monkeypatch.setattr(loop, "validate", never_better)
+    train(tmp_path / "b", cycles=2, changed={"path": twice})
+    assert len(told) == 6
+    for name, value in once.marked.items():
+        torch.testing.assert_close(twice.marked[name], value)
+        torch.testing.assert_close(twice.reached[name], once.reached[name])
 
 
 def test_what_is_remembered_is_laid_out_like_the_weights() -> None:
