@@ -37,7 +37,7 @@ from .hookspecs import Tracker
 from .planning import plan_within
 from .progress import Search, cycles_of, leader, note_spent, recall_spent, recall_trials
 from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, Ranked, Ranking, Task, Trial
-from .restarts import GAIN, next_cycle
+from .restarts import next_cycle
 from .steps import advance, carry_out, settle_next
 from .surrogate import Observed, Surrogate
 from .workers import Workers
@@ -224,9 +224,9 @@ def _next(state: Search) -> Ranked | None:
         gains *= [way[place] for place in shortlist]
     dues = [costs[place] for place in shortlist]
     again = next_cycle(state)
-    if again is not None and again[1] <= left:
-        chosen, dues = [*chosen, again[0]], [*dues, again[1] + floor]
-        gains = np.column_stack([gains, rng.normal(GAIN.mean, GAIN.spread, DRAWN)])
+    if again is not None and again.seconds <= left:
+        chosen, dues = [*chosen, again.item], [*dues, again.seconds + floor]
+        gains = np.column_stack([gains, rng.normal(0.0, again.spread, DRAWN)])
     plan = plan_within(np.maximum(gains, 0), np.array(dues), left + floor)
     return chosen[plan[0]] if plan else _paused_leader(state, begun)
 

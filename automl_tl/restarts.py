@@ -8,20 +8,32 @@ that only the new cycle is trained.
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .loop import CHECKPOINT
 from .progress import Search, another_cycle, cycles_of, epochs_of, leader
 from .records import Candidate, Ranked, trial_id
-from .surrogate import Growth
+from .strategy import TRAINING
 
-GAIN = Growth(mean=0.0, spread=0.5)
-"""Logits that another cycle is expected to add to the validation score."""
+SPREAD = 0.5
+"""Logits of the validation score that a second cycle gains or loses; a third half of that, and so on. What it loses is not kept."""
 
 
-def next_cycle(state: Search) -> tuple[Ranked, float] | None:
-    """Of the trial that would win now, if it has ended and can go on; with the seconds that the cycle takes."""
+@dataclass(frozen=True)
+class Again:
+    """Another cycle that there may be."""
+
+    item: Ranked
+    """Its seconds count from the first epoch on, as those of a trial do."""
+    seconds: float
+    """Of the cycle alone."""
+    spread: float
+    """Logits."""
+
+
+def next_cycle(state: Search) -> Again | None:
+    """Of the trial that would win now, if it has ended and can go on."""
     first = leader(state)
     if first is None or first.status != "finished" or not first.curve:
         return None
@@ -32,11 +44,11 @@ def next_cycle(state: Search) -> tuple[Ranked, float] | None:
     known = id_ in state.earlier
     if not known and not any((_checkpoints(state, one) / CHECKPOINT).exists() for one in (first.candidate, again)):
         return None
-    last, epochs = first.curve[-1], float(first.candidate.hyperparameters["epochs"])
+    last, epochs = first.curve[-1], float(first.candidate.hyperparameters.get("epochs", TRAINING["epochs"].default))
     seconds = last.seconds / last.epoch * epochs
     score = float(first.score or 0.0)
     item = Ranked(again, score, score, score, last.seconds + seconds, first.memory_mb, ("goes on where the best trial ended",))
-    return item, 0.0 if known else seconds
+    return Again(item, 0.0 if known else seconds, SPREAD / cycles_of(first.candidate))
 
 
 def take_over(state: Search, candidate: Candidate) -> None:
