@@ -17,7 +17,7 @@ from .records import Candidate, Ranked, trial_id
 from .strategy import TRAINING
 
 SPREAD = 0.5
-"""Logits of the validation score that a second cycle gains or loses; a third half of that, and so on. What it loses is not kept."""
+"""Logits of the validation score that a second cycle gains or loses, a third half of that. What loses is not kept."""
 
 
 @dataclass(frozen=True)
