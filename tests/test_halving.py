@@ -26,8 +26,9 @@ from automl_tl.history import open_history
 from automl_tl.loop import CHECKPOINT
 from automl_tl.model import load
 from automl_tl.progress import UNSURE, Search, cycles_of, read_trial
-from automl_tl.records import TEST, Point
+from automl_tl.records import TEST, Point, trial_id
 from automl_tl.registry import strategies
+from automl_tl.restarts import next_cycle
 from automl_tl.space import defaults
 from automl_tl.trials import Limits, probabilities_on
 from automl_tl.workers import Workers
@@ -333,6 +334,31 @@ def test_a_paused_trial_whose_next_epoch_does_not_fit_stays_paused(tmp_path: Pat
     with open_history() as history:
         assert history.trial(outcome.winner.id).test == outcome.winner.test
     assert outcome.winner.test
+
+
+def test_another_cycle_is_of_what_ended_and_left_a_checkpoint(tmp_path: Path) -> None:
+    """A strategy whose space has no epochs trains the loop's fifteen. A third cycle promises half as much as the second."""
+    candidate = Candidate(QUICK, "plain", {"rate": 0.01})
+    curve = tuple(Point(epoch, 2.0 * epoch, 1.0, 0.5) for epoch in range(1, 13))  # it stopped early
+    scores = {"accuracy": 0.5, "log_loss": 1.0}
+    ended = Trial("", "f", candidate, 0, "finished", curve, scores, {}, 24.0, artefact="trials/x")
+    state = SimpleNamespace(
+        trials={}, earlier={}, training={}, stuck=set(), folder=tmp_path, task=SimpleNamespace(fingerprint="f")
+    )
+    state.seed, state.trials_left = 0, lambda: math.inf
+    for cycles, spread in ((1, 0.5), (2, 0.25)):
+        leading = replace(ended, id=trial_id("f", candidate, 0), candidate=candidate)
+        state.trials = {leading.id: leading}
+        assert next_cycle(state) is None  # type: ignore[arg-type]
+        path = tmp_path / "trials" / leading.id / "checkpoints" / CHECKPOINT
+        path.parent.mkdir(parents=True)
+        path.touch()
+        again = next_cycle(state)  # type: ignore[arg-type]
+        assert again is not None
+        candidate = Candidate(QUICK, "plain", {"rate": 0.01, "cycles": cycles + 1})
+        assert (again.item.candidate, again.seconds, again.item.seconds, again.spread) == (candidate, 30.0, 54.0, spread)
+        state.trials = {leading.id: replace(leading, status="stopped")}
+        assert next_cycle(state) is None  # type: ignore[arg-type]
 
 
 def test_nothing_in_time_is_an_error_that_says_so(tmp_path: Path) -> None:
