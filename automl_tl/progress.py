@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -106,14 +106,9 @@ class Search:
 
     def epochs_left(self) -> float:
         """What trains now counts as trained, so that two workers never share the last epochs."""
-        trained = {**self.trials, **self.earlier}
+        trained = once_each({**self.trials, **self.earlier}.values())
         promised = sum(one.epochs for one in self.training.values())
-        counted = (trial for trial in trained.values() if self._again(trial) not in trained)
-        return self.budget.epochs - promised - sum(map(epochs_of, counted))
-
-    def _again(self, trial: Trial) -> str:
-        """Of the trial that goes on where `trial` ended, and has its epochs, too."""
-        return trial_id(self.task.fingerprint, another_cycle(trial.candidate), self.seed)
+        return self.budget.epochs - promised - sum(map(epochs_of, trained))
 
     def trials_left(self) -> float:
         """What trains now counts, too; what was paused is one trial, however often it goes on."""
@@ -135,6 +130,12 @@ def cycles_of(candidate: Candidate) -> int:
 def another_cycle(candidate: Candidate) -> Candidate:
     """The same, and then once more from the best weights so far."""
     return replace(candidate, hyperparameters={**candidate.hyperparameters, "cycles": cycles_of(candidate) + 1})
+
+
+def once_each(trials: Iterable[Trial]) -> list[Trial]:
+    """Of the trials of a search those whose epochs and seconds no other one has, too, as it goes on where they ended."""
+    known = {trial.candidate.id: trial for trial in trials}
+    return [trial for trial in known.values() if another_cycle(trial.candidate).id not in known]
 
 
 def epochs_of(trial: Trial | None) -> float:

@@ -25,7 +25,7 @@ from automl_tl.halving import _hopeless, _seconds_to_end
 from automl_tl.history import open_history
 from automl_tl.loop import CHECKPOINT
 from automl_tl.model import load
-from automl_tl.progress import UNSURE, Search, cycles_of, read_trial
+from automl_tl.progress import UNSURE, Search, cycles_of, once_each, read_trial
 from automl_tl.records import TEST, Point, trial_id
 from automl_tl.registry import strategies
 from automl_tl.restarts import next_cycle
@@ -359,6 +359,16 @@ def test_another_cycle_is_of_what_ended_and_left_a_checkpoint(tmp_path: Path) ->
         assert (again.item.candidate, again.seconds, again.item.seconds, again.spread) == (candidate, 30.0, 54.0, spread)
         state.trials = {leading.id: replace(leading, status="stopped")}
         assert next_cycle(state) is None  # type: ignore[arg-type]
+
+
+def test_what_cycles_share_counts_once() -> None:
+    """The second trial has the epochs of the first, and the third those of both."""
+    scores = {"accuracy": 0.5}
+    tuned, probe = {"rate": 0.01}, Candidate(QUICK, "linear-probe", {})
+    candidates = [Candidate(QUICK, "plain", values) for values in (tuned, {**tuned, "cycles": 2}, {**tuned, "cycles": 3})]
+    trials = [Trial(str(i), "f", one, 0, "finished", (), scores) for i, one in enumerate([*candidates, probe])]
+    assert [trial.id for trial in once_each(trials)] == ["2", "3"]
+    assert [trial.id for trial in once_each(trials[:1])] == ["0"]
 
 
 def test_nothing_in_time_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from automl_tl.evaluation.calibration import calibration_error, cooled, reliabil
 from automl_tl.evaluation.classification import bootstrap_interval, confusion, intervals, judge, per_class
 from automl_tl.evaluation.cost import InferenceCost, brief, inference_cost
 from automl_tl.home import write_text
+from automl_tl.progress import once_each
 from automl_tl.records import TEST, TRAIN, VALIDATION, Backbone, Outcome, Task
 
 from .domains import domain_maps, gap_maps
@@ -210,7 +211,7 @@ def _temperature(trained: model.Model, judged: Judged) -> tuple[float, float]:
 
 def _costs(outcome: Outcome, cost: InferenceCost) -> dict[str, list[tuple[str, str]]]:
     winner = outcome.winner
-    trained = sum(trial.seconds for trial in outcome.trials)
+    trained = sum(trial.seconds for trial in once_each(outcome.trials))
     weights = (outcome.folder / "model" / model.WEIGHTS).stat().st_size
     return {
         "Choosing": [
