@@ -77,7 +77,7 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
 
 
 def test_early_stopping_in_each_cycle(tmp_path: Path) -> None:
-    """No epoch beats the first, for the loss teaches nothing. The rate is at half its peak after 11 of 20; then 5 are enough, in a
+    """No epoch beats the first, as the loss teaches nothing. The rate is at half its peak after 11 of 20; then 5 are enough, in a
     second cycle as in the first."""
 
     class Still(Plain):
