@@ -22,11 +22,11 @@ demo: $(READY)       ## from scikit-learn's digits to a trained, explained model
 	$(BIN)/automl-tl fit digits --budget 1m --out $(RUNS)/demo
 
 test: $(READY)       ## the tests that take less than ten minutes together
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 test-all: $(READY)   ## all tests, those on Ray and MLflow included
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray,mlflow]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(READY)       ## style and types
 	$(BIN)/ruff check

@@ -162,7 +162,7 @@ def _entrants(state: Search) -> list[Ranked]:
             for promise, item in _in_order(state, believed)
             if item not in chosen
             and _price(state, item) <= most
-            and (state.expected_seconds(item) <= left or state.id_of(item) in state.earlier)
+            and (state.expected_seconds(item) <= left or state.id_of(item.candidate) in state.earlier)
         )
         promise, item = next(affordable, (0.0, None))
         if item is None or promise < least:
@@ -177,7 +177,7 @@ def _entrants(state: Search) -> list[Ranked]:
 
 def _price(state: Search, item: Ranked) -> float:
     """Seconds that an entrant costs on average: a third for all, the rest for a third of them."""
-    if state.id_of(item) in state.earlier:
+    if state.id_of(item.candidate) in state.earlier:
         return 0.0
     return state.expected_seconds(item) * (1 / ETA + (1 - 1 / ETA) / ETA)
 
@@ -190,8 +190,8 @@ def _go_on(state: Search) -> None:
             return
         if item is None:
             settle_next(state)  # what comes of it may leave room for more
-        elif not advance(state, item, _rung(item.candidate) if state.id_of(item) not in state.trials else math.inf):
-            state.stuck.add(state.id_of(item))
+        elif not advance(state, item, _rung(item.candidate) if state.id_of(item.candidate) not in state.trials else math.inf):
+            state.stuck.add(state.id_of(item.candidate))
 
 
 def _next(state: Search) -> Ranked | None:
@@ -204,8 +204,8 @@ def _next(state: Search) -> Ranked | None:
     promise = state.surrogate.improvement(observed)
     timed, items, left = math.isfinite(state.budget.seconds), state.ranking.items, state.time_left()
     prices = {place: _seconds_to_end(state, items[place]) if timed else 0.0 for place in _options(state)}
-    done = [place for place in prices if state.id_of(items[place]) in state.earlier]
-    begun = {place for place in prices if state.id_of(items[place]) in state.trials}
+    done = [place for place in prices if state.id_of(items[place].candidate) in state.earlier]
+    begun = {place for place in prices if state.id_of(items[place].candidate) in state.trials}
     fitting = [place for place in prices if place in begun or prices[place] < left]
     if done or not timed:
         best = max(done or fitting, key=lambda place: float(promise[place]), default=None)
@@ -238,7 +238,8 @@ def _paused_leader(state: Search, paused: Iterable[int]) -> Ranked | None:
     images, too.
     """
     first = leader(state)
-    return next((item for place in paused if first and state.id_of(item := state.ranking.items[place]) == first.id), None)
+    items = (state.ranking.items[place] for place in paused)
+    return next((item for item in items if first is not None and state.id_of(item.candidate) == first.id), None)
 
 
 def _best(worth: Mapping[int, float]) -> list[int]:
@@ -247,7 +248,7 @@ def _best(worth: Mapping[int, float]) -> list[int]:
 
 def _seconds_to_end(state: Search, item: Ranked) -> float:
     """Of a paused trial as long as its epochs took so far; of another as predicted."""
-    trial = state.trials.get(state.id_of(item))
+    trial = state.trials.get(state.id_of(item.candidate))
     if trial is None or not trial.curve:
         return state.expected_seconds(item)
     reached, epochs = trial.curve[-1].epoch, float(item.candidate.hyperparameters.get("epochs", 0))
@@ -260,7 +261,7 @@ def _options(state: Search) -> Iterable[int]:
     """Places in the ranking of what can go on or be begun."""
     hopeless, more = _hopeless(state), _may_finish_more(state)
     for place, item in enumerate(state.ranking.items):
-        id_ = state.id_of(item)
+        id_ = state.id_of(item.candidate)
         trial = state.trials.get(id_)
         if id_ in state.stuck or id_ in state.training:
             continue
@@ -285,7 +286,7 @@ def _in_order(state: Search, believed: Sequence[Observed]) -> Iterable[tuple[flo
     hopeless = _hopeless(state)
     for place in np.argsort(-promise, kind="stable"):
         item = state.ranking.items[place]
-        tried = state.id_of(item) in state.trials or state.id_of(item) in state.training
+        tried = state.id_of(item.candidate) in state.trials or state.id_of(item.candidate) in state.training
         if not tried and item.candidate.strategy not in hopeless:
             yield float(promise[place]), item
 

@@ -114,9 +114,9 @@ class Search:
         """What trains now counts, too; what was paused is one trial, however often it goes on."""
         return self.budget.trials - len(self.trials.keys() | self.training.keys())
 
-    def id_of(self, item: Ranked) -> str:
-        """Of the trial that `item` is or will be in this search."""
-        return trial_id(self.task.fingerprint, item.candidate, self.seed)
+    def id_of(self, candidate: Candidate) -> str:
+        """Of the trial that it is or will be in this search."""
+        return trial_id(self.task.fingerprint, candidate, self.seed)
 
     def expected_seconds(self, item: Ranked) -> float:
         """The prediction, corrected by how wrong it has been here so far; long trials tell more of that than short ones."""

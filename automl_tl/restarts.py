@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .loop import CHECKPOINT
 from .progress import Search, another_cycle, cycles_of, epochs_of, leader
-from .records import Candidate, Ranked, trial_id
+from .records import Candidate, Ranked
 from .strategy import TRAINING
 
 SPREAD = 0.5
@@ -38,7 +38,7 @@ def next_cycle(state: Search) -> Again | None:
     if first is None or first.status != "finished" or not first.curve:
         return None
     again = another_cycle(first.candidate)
-    id_ = _id(state, again)
+    id_ = state.id_of(again)
     if id_ in state.trials or id_ in state.training or id_ in state.stuck or state.trials_left() < 1:
         return None
     known = id_ in state.earlier
@@ -63,7 +63,7 @@ def take_over(state: Search, candidate: Candidate) -> None:
 
 def shared_epochs(state: Search, candidate: Candidate) -> float:
     """That the trial which `candidate` goes on from has trained."""
-    return epochs_of(state.trials.get(_id(state, _one_cycle_less(candidate)))) if cycles_of(candidate) > 1 else 0.0
+    return epochs_of(state.trials.get(state.id_of(_one_cycle_less(candidate)))) if cycles_of(candidate) > 1 else 0.0
 
 
 def sweep(state: Search) -> None:
@@ -84,8 +84,4 @@ def _one_cycle_less(candidate: Candidate) -> Candidate:
 
 
 def _checkpoints(state: Search, candidate: Candidate) -> Path:
-    return state.folder / "trials" / _id(state, candidate) / "checkpoints"
-
-
-def _id(state: Search, candidate: Candidate) -> str:
-    return trial_id(state.task.fingerprint, candidate, state.seed)
+    return state.folder / "trials" / state.id_of(candidate) / "checkpoints"

@@ -16,7 +16,7 @@ from . import checkpoint, guard, model, processes, registry
 from .errors import PLUGIN_FAULTS, AutomlError, InputError, WorkerLost
 from .evaluation.classification import judge
 from .progress import Search, Step, Training, cycles_of, epochs_of, note_spent, record_trial, standing
-from .records import IMPORTANCE, VALIDATION, Outcome, Point, Ranked, Task, Trial, trial_id
+from .records import IMPORTANCE, VALIDATION, Outcome, Point, Ranked, Task, Trial
 from .restarts import shared_epochs, sweep, take_over
 from .strategy import Fitted
 from .trials import Limits, probabilities_on, run_trial
@@ -31,7 +31,7 @@ NOTED_EVERY = 2.0
 
 def advance(state: Search, item: Ranked, epochs: float) -> bool:
     """Train a candidate up to `epochs`, or have a worker begin it; whether there was anything to do and the budget for it."""
-    id_ = state.id_of(item)
+    id_ = state.id_of(item.candidate)
     recalled = id_ in state.earlier
     if recalled:
         whole = state.earlier[id_]
@@ -92,8 +92,7 @@ def _best_other(state: Search, id_: str) -> tuple[float, float, float]:
 
 
 def _planned(state: Search, step: Step) -> Trial:
-    task = state.task.fingerprint
-    return Trial(trial_id(task, step.candidate, step.seed), task, step.candidate, step.seed, "running")
+    return Trial(state.id_of(step.candidate), state.task.fingerprint, step.candidate, step.seed, "running")
 
 
 def carry_out(task: Task, step: Step, *, report: Callable[[Point], bool] = lambda point: False) -> Trial:

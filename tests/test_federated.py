@@ -153,7 +153,7 @@ def test_the_leash_of_fedprox(task: Task, tmp_path: Path) -> None:
     """A larger μ leaves clients nearer to where the round began; with next to none it is federated averaging."""
 
     def strayed(name: str, folder: str, **values: Any) -> float:
-        strategy, job = prepared(task, name, tmp_path / folder, **values)
+        strategy, job = prepared(task, name, tmp_path / folder, local_epochs=3, **values)
         sent = strategy.centre(job).first()
         client = strategy.client(federation.job_of_client(job, 0))
         arrays = client.answer(sent, {"round": 1, "proximal_mu": values.get("mu", 0.0)}).arrays

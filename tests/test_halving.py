@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -342,10 +343,8 @@ def test_another_cycle_is_of_what_ended_and_left_a_checkpoint(tmp_path: Path) ->
     curve = tuple(Point(epoch, 2.0 * epoch, 1.0, 0.5) for epoch in range(1, 13))  # it stopped early
     scores = {"accuracy": 0.5, "log_loss": 1.0}
     ended = Trial("", "f", candidate, 0, "finished", curve, scores, {}, 24.0, artefact="trials/x")
-    state = SimpleNamespace(
-        trials={}, earlier={}, training={}, stuck=set(), folder=tmp_path, task=SimpleNamespace(fingerprint="f")
-    )
-    state.seed, state.trials_left = 0, lambda: math.inf
+    state = SimpleNamespace(trials={}, earlier={}, training={}, stuck=set(), folder=tmp_path)
+    state.id_of, state.trials_left = partial(trial_id, "f", seed=0), lambda: math.inf
     for cycles, spread in ((1, 0.5), (2, 0.25)):
         leading = replace(ended, id=trial_id("f", candidate, 0), candidate=candidate)
         state.trials = {leading.id: leading}
