@@ -11,9 +11,10 @@ from pathlib import Path
 from . import memory, model
 from .errors import AutomlError, BudgetError, TrialWarning
 from .evaluation.calibration import choose_temperature
+from .evaluation.classification import less_than_luck
 from .home import write_text
 from .progress import Search, leader, record_trial
-from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Trial
+from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Task, Trial
 from .trials import judge_on_test, pixels_of, probabilities_on
 
 RULE = (
@@ -54,6 +55,21 @@ def crown(state: Search) -> tuple[Trial, dict[str, int]]:
         words = f"the winner, {winner.candidate.strategy}, {memory.LACKING[kind]}; name others with --strategy to have it"
         warnings.warn(f"--remember {kind}: is left out, as {words}", TrialWarning, stacklevel=2)
     return winner, remembered
+
+
+def notes_on(task: Task, winner: Trial) -> tuple[str, ...]:
+    """What nobody should overlook of a winner's scores."""
+    if task.objective != "accuracy" or not winner.test:
+        return ()
+    test, validation = winner.test["accuracy"], winner.validation["accuracy"]
+    if not less_than_luck(test, len(task.part(TEST)), validation, len(task.part(VALIDATION))):
+        return ()
+    return (
+        f"the test images are recognised less often than the validation images ({test:.3f} against {validation:.3f}), and not by "
+        "luck: either they are of another kind, or the validation images are more like the training images than new ones will be "
+        "(the same things photographed again: give a `group` column). The winner was chosen by the validation images; expect of "
+        "new images what the test images show",
+    )
 
 
 def _best(state: Search) -> Trial:

@@ -28,7 +28,7 @@ import numpy as np
 
 from . import memory, registry
 from .budget import Budget
-from .crowning import RULE, crown
+from .crowning import RULE, crown, notes_on
 from .device import settled
 from .errors import PLUGIN_FAULTS, PluginError
 from .growth import Growths
@@ -129,7 +129,19 @@ def search(
     rule = f"interrupted; of what was trained until then, {RULE}" if interrupted else RULE
     note_spent(state)
     trials = tuple(state.trials.values())
-    return Outcome(task.fingerprint, profile, ranking, trials, winner, folder, state.spent(), rule, interrupted, remembered)
+    return Outcome(
+        task.fingerprint,
+        profile,
+        ranking,
+        trials,
+        winner,
+        folder,
+        state.spent(),
+        rule,
+        interrupted,
+        remembered,
+        notes_on(task, winner),
+    )
 
 
 def _look(state: Search) -> None:

@@ -296,6 +296,8 @@ class Outcome:
     """By Ctrl-C, before the budget was spent."""
     remembered: Mapping[str, int] = field(default_factory=dict)
     """What was kept with the model for a later task (see `memory`), in bytes."""
+    notes: tuple[str, ...] = ()
+    """What nobody should overlook of how it came out."""
 
 
 def trial_id(task: str, candidate: Candidate, seed: int) -> str:

@@ -156,6 +156,11 @@ def test_nothing_half_written_is_left(run: Run, page: Page) -> None:
     assert list(run[1].folder.rglob("*.partial")) == []
 
 
+def test_where_nothing_is_odd_nothing_is_noted(run: Run, page: Page) -> None:
+    assert run[1].notes == ()
+    assert "recognised less often" not in page.text
+
+
 def test_without_test_images_it_says_so(run: Run, tmp_path: Path) -> None:
     task, outcome, backbones = run
     splits = {split: part for split, part in task.splits.items() if split != "test"}
@@ -163,6 +168,22 @@ def test_without_test_images_it_says_so(run: Run, tmp_path: Path) -> None:
     shutil.copytree(outcome.folder / "model", tmp_path / "model")
     page = Page(report_outcome(replace(task, splits=splits), elsewhere, backbones).read_text(encoding="utf-8"))
     assert "there were no test images, and the winner was chosen on these" in page.text
+
+
+def test_a_test_split_of_another_kind_is_told(tmp_path: Path) -> None:
+    """Digits in negative: the validation images cannot tell how hard they are."""
+    digits = load_digits()
+    for number, (image, digit) in enumerate(zip(digits.images[:400], digits.target[:400], strict=True)):
+        split = "test" if number >= 300 else "train"
+        path = tmp_path / "images" / split / str(digit) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(240 - image * 15 if split == "test" else image * 15)).save(path)
+    chosen = {"strategies": ["linear-probe"], "backbones": [BACKBONE]}
+    outcome = automl_tl.fit(tmp_path / "images", budget="1 trials", out=tmp_path / "run", **chosen)  # type: ignore[arg-type]
+    (note,) = outcome.notes
+    scores = f"{outcome.winner.test['accuracy']:.3f} against {outcome.winner.validation['accuracy']:.3f}"
+    assert scores in note
+    assert note[1:] in Page((outcome.folder / "report.html").read_text(encoding="utf-8")).text
 
 
 def test_curves_differ_without_colour() -> None:

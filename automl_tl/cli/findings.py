@@ -86,6 +86,8 @@ def print_outcome(outcome: Outcome) -> None:
     tested = f", test {winner.test['accuracy']:.3f}" if winner.test else ", no test images"
     print(f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}")
     print(f"Accuracy: validation {winner.validation['accuracy']:.3f}{tested}")
+    for note in outcome.notes:
+        print(f"note: {note}")
     if "kept" in (scores := winner.test or winner.validation):
         _print_retention(scores, "test" if winner.test else "validation")
     if "robust_accuracy" in winner.test:
@@ -127,6 +129,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
         "rule": outcome.rule,
         "folder": str(outcome.folder),
         "report": str(outcome.folder / "report.html"),
+        "notes": outcome.notes,
         "basis": outcome.ranking.basis,
         "remembered": dict(outcome.remembered),
     }

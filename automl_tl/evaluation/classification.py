@@ -101,6 +101,17 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def less_than_luck(share: float, images: int, share_before: float, images_before: int, *, level: float = 1e-3) -> bool:
+    """Whether a `share` of `images` is less than the `share_before` of others, beyond luck (Fisher's exact test, one-sided).
+
+    The level is strict: where the others are those that a model was chosen by, their share is the best of many.
+    """
+    from scipy.stats import fisher_exact
+
+    counts = ((round(share * images), images), (round(share_before * images_before), images_before))
+    return bool(fisher_exact([[right, of - right] for right, of in counts], alternative="less").pvalue < level)
+
+
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """c×c counts: true class by predicted class."""
     classes = probabilities.shape[1]

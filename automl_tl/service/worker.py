@@ -176,6 +176,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
         "trials": [asdict(trial) for trial in outcome.trials],
         "seconds": outcome.seconds,
         "rule": outcome.rule,
+        "notes": outcome.notes,
         "basis": outcome.ranking.basis,
         "interrupted": outcome.interrupted,
     }
