@@ -11,7 +11,7 @@ from pathlib import Path
 from . import memory, model
 from .errors import AutomlError, BudgetError, TrialWarning
 from .evaluation.calibration import choose_temperature
-from .evaluation.classification import less_than_luck
+from .evaluation.classification import lower_beyond_luck
 from .home import write_text
 from .progress import Search, leader, record_trial
 from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Task, Trial
@@ -62,7 +62,7 @@ def notes_on(task: Task, winner: Trial) -> tuple[str, ...]:
     if task.objective != "accuracy" or not winner.test:
         return ()
     test, validation = winner.test["accuracy"], winner.validation["accuracy"]
-    if not less_than_luck(test, len(task.part(TEST)), validation, len(task.part(VALIDATION))):
+    if not lower_beyond_luck(test, len(task.part(TEST)), validation, len(task.part(VALIDATION))):
         return ()
     return (
         f"the test images are recognised less often than the validation images ({test:.3f} against {validation:.3f}), and not by "

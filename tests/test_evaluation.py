@@ -13,8 +13,8 @@ from automl_tl.evaluation.classification import (
     confusion,
     intervals,
     judge,
-    less_than_luck,
     log_loss,
+    lower_beyond_luck,
     per_class,
 )
 
@@ -108,14 +108,14 @@ def test_interval_by_hand() -> None:
     assert bootstrap_interval(np.ones(10, dtype=bool)) == (1.0, 1.0)
 
 
-def test_less_than_luck_by_hand() -> None:
+def test_lower_beyond_luck_by_hand() -> None:
     """All of 4 right before, none of 4 now: 1 of the 70 ways to deal out the four."""
-    assert less_than_luck(0.0, 4, 1.0, 4, level=1 / 70 + 1e-9)
-    assert not less_than_luck(0.0, 4, 1.0, 4, level=1 / 70 - 1e-9)
-    assert not less_than_luck(1.0, 4, 0.0, 4, level=0.9), "more is no surprise"
+    assert lower_beyond_luck(0.0, 4, 1.0, 4, level=1 / 70 + 1e-9)
+    assert not lower_beyond_luck(0.0, 4, 1.0, 4, level=1 / 70 - 1e-9)
+    assert not lower_beyond_luck(1.0, 4, 0.0, 4, level=0.9), "more is no surprise"
     rng = np.random.default_rng(0)
     alike = rng.binomial(200, 0.9, size=(2000, 2)) / 200
-    assert np.mean([less_than_luck(now, 200, before, 200, level=0.05) for now, before in alike]) < 0.05
+    assert np.mean([lower_beyond_luck(now, 200, before, 200, level=0.05) for now, before in alike]) < 0.05
 
 
 def test_scores_of_each_class_by_hand() -> None:

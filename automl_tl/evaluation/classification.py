@@ -101,7 +101,7 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def less_than_luck(share: float, images: int, share_before: float, images_before: int, *, level: float = 1e-3) -> bool:
+def lower_beyond_luck(share: float, images: int, share_before: float, images_before: int, *, level: float = 1e-3) -> bool:
     """Whether a `share` of `images` is less than the `share_before` of others, beyond luck (Fisher's exact test, one-sided).
 
     The level is strict: where the others are those that a model was chosen by, their share is the best of many.
