@@ -3,8 +3,8 @@
 ResNet-50 and ViT-S at 224 px with random weights, bf16, channels last, compiled or not, on decoded images of caltech101.
 `loop.train_epoch` (share), and `loop.fit` with its validation and checkpoints (fit_share), against steps of the same network,
 optimiser, clipping and batches, and passes over as many validation images, on noise that lies on the device; feature extraction
-likewise. Clipping is part of the recipe, not of its data, and keeps a host busy for a millisecond or more at each step. Epoch by
-epoch in turns: what a host makes of the same step differs by a tenth from one half minute to the next.
+likewise. Clipping is part of the recipe, not of its data. Epoch by epoch in turns: what a host makes of the
+same step differs by a tenth from one half minute to the next.
 Without a GPU there is nothing to measure, and the part says so.
 """
 

@@ -85,8 +85,9 @@ def test_early_stopping_in_each_cycle(tmp_path: Path) -> None:
             return super().loss(model, batch) * 0
 
     few = {"task": digits(60, classes=3)}
-    fitted = train(tmp_path, Still, epochs=20, rate=1e-5, weight_decay=1e-6, cycles=2, changed=few)
-    assert (len(fitted.curve), fitted.complete) == (16 + 16, True)
+    for cycles in (1, 2):
+        fitted = train(tmp_path / str(cycles), Still, epochs=20, rate=1e-5, weight_decay=1e-6, cycles=cycles, changed=few)
+        assert (len(fitted.curve), fitted.complete) == (cycles * 16, True)
     assert schedule(10 / 20) > 0.5 > schedule(12 / 20)
 
 

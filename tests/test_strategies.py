@@ -47,6 +47,8 @@ def pretrained() -> dict[str, torch.Tensor]:
     [
         ("linear-probe", {}),
         ("fine-tuning", {"epochs": 3}),
+        ("gradual-unfreezing", {"epochs": 1}),
+        ("from-scratch", {"epochs": 5}),
         ("knn", {}),
         ("nearest-mean", {}),
         ("lda", {}),
