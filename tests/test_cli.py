@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -321,6 +322,10 @@ def test_help(command: Command, words: tuple[str, ...]) -> None:
     said = command(*words, "--help")
     assert said.code == 0
     assert "Usage" in said.out
+
+
+def test_version(command: Command) -> None:
+    assert command("--version").out == f"automl_tl {version('automl_tl')}\n"
 
 
 def test_wrong_use_is_2_and_our_fault_is_1(command: Command, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from automl_tl.testing import check_strategy
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NETWORKS = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
 PLUGINS = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 
 
@@ -46,7 +48,7 @@ def test_every_command_is_in_the_readme_and_has_help() -> None:
         assert command.split()[-1] in README, command
 
 
-def test_the_strategies_and_networks_of_the_readme_are_those_there_are() -> None:
+def test_the_strategies_and_networks_of_the_documents_are_those_there_are() -> None:
     from automl_tl.backbones import catalogue
     from automl_tl.registry import strategies
 
@@ -54,11 +56,12 @@ def test_the_strategies_and_networks_of_the_readme_are_those_there_are() -> None
         assert f"| `{name}` |" in README
     for name, backbone in catalogue().items():
         if backbone.zoo == "embedded":
-            assert f"`{name}`" in README
+            assert f"`{name}`" in NETWORKS
 
 
-def test_the_example_plugin_passes_the_kit() -> None:
-    (code,) = [text for text in snippets(PLUGINS, "python") if "class Confident" in text]
+@pytest.mark.parametrize("page", [pytest.param(README, id="README", marks=pytest.mark.slow), pytest.param(PLUGINS, id="plugins")])
+def test_the_example_plugin_passes_the_kit(page: str) -> None:
+    (code,) = [text for text in snippets(page, "python") if "class Confident" in text]
     module = types.ModuleType("automl_tl_confident")
     exec(compile(code, "automl_tl_confident.py", "exec"), vars(module))
     (strategy,) = module.register_strategies()
@@ -73,6 +76,17 @@ def test_the_imports_of_the_readme_exist() -> None:
                 assert hasattr(automl_tl, name.strip()), name
 
 
-def test_every_link_of_the_readme_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target, part in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text):
+        to = (page.parent / target).resolve() if target else page
+        assert to.exists(), target
+        if part:
+            headings = re.findall(r"^#+ (.+)$", to.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert part in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, part
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", README))
+    assert linked == {f"docs/{page.name}" for page in PAGES[1:]}

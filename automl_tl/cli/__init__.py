@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
 import typer
 
@@ -30,8 +31,22 @@ app.add_typer(study.group, name="study")
 app.add_typer(federate.group, name="federate")
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"automl_tl {version('automl_tl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Say the version.", callback=_say_version, is_eager=True)] = False,
+) -> None: ...
+
+
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 wrong use or bad input, 1 our fault."""
+    """Run the command line. Exit codes: 0 done, 1 our fault, 2 wrong use or bad input, 130 interrupted."""
     import os
     import warnings
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-Images = Annotated[str, typer.Argument(help="Image folder, CSV or Parquet manifest, hf:DATASET, or 'digits'.")]
+Images = Annotated[str, typer.Argument(help="Image folder, CSV, TSV or Parquet manifest, hf:DATASET, or 'digits'.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides the split, the ranking, the training.")]
 ZooName = Annotated[str | None, typer.Option("--zoo", help="Also consider the networks of this zoo, such as 'timm'.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import figure, print_json, print_table
-from .options import AsJson, Images, Seed, location
+from .options import AsJson, Images, location
 
 
 def predict(
@@ -38,7 +38,7 @@ def predict(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`, or what `export` wrote.")],
     images: Images,
     classes: Annotated[bool, typer.Option("--classes", help="A row for each class, too.")] = False,
     calibration: Annotated[
@@ -49,10 +49,10 @@ def evaluate(
     robust: Annotated[
         str | None, typer.Option(help="Also attack: every pixel may change by up to this, such as 8/255 (takes minutes).")
     ] = None,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides how the copies are made noisy, blurred, foggy …")] = 0,
     json: AsJson = False,
 ) -> None:
-    """Judge the winner of a run on labelled images that it has not seen."""
+    """Judge a model on labelled images that it has not seen: those of the test split, or all where there is none."""
     from dataclasses import asdict
 
     from automl_tl import api

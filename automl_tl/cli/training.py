@@ -30,7 +30,7 @@ Clients = Annotated[
     list[str] | None, typer.Option(help="Federated: a client's images (repeatable), or how many clients to simulate.")
 ]
 Skew = Annotated[float, typer.Option(help="Of simulated clients: 1 is mild, 0.1 gives each few classes.")]
-Robust = Annotated[str | None, typer.Option(help="Stand changes of every pixel up to this, such as 8/255.")]
+Robust = Annotated[str | None, typer.Option(help="Withstand changes of every pixel by up to this, such as 8/255.")]
 Shots = Annotated[int, typer.Option(min=0, help="Use so many training images a class; 0: all.")]
 Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Consider this strategy only (repeatable).")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Consider this backbone only (repeatable).")]

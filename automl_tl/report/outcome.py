@@ -133,7 +133,7 @@ def _summary(task: Task, outcome: Outcome, split: str, accuracy: float, interval
     asked = f"A classifier for {len(task.classes)} classes was wanted, from {len(task.part(TRAIN))} training images."
     answer = (
         f"Recommended is {candidate.strategy} on {candidate.backbone}: it classifies {right}\N{NO-BREAK SPACE}% of the {split} "
-        f"images rightly (95\N{NO-BREAK SPACE}% interval {low}\N{WORD JOINER}–\N{WORD JOINER}{high}\N{NO-BREAK SPACE}%)."
+        f"images correctly (95\N{NO-BREAK SPACE}% interval {low}\N{WORD JOINER}–\N{WORD JOINER}{high}\N{NO-BREAK SPACE}%)."
     )
     return asked, answer
 

@@ -273,7 +273,7 @@ async function showResult(job) {
   showTrials(job);
   const tested = winner.test.accuracy;
   $("said").textContent = `${winner.candidate.strategy} on ${winner.candidate.backbone} is recommended: it classifies ` +
-    `${percent(tested ?? winner.validation.accuracy)} of the ${tested === undefined ? "validation" : "test"} images rightly.`;
+    `${percent(tested ?? winner.validation.accuracy)} of the ${tested === undefined ? "validation" : "test"} images correctly.`;
   const done = result.trials.filter((trial) => trial.status === "finished").length;
   keyFigures("scores", [
     ["validation accuracy", percent(winner.validation.accuracy)], ["test accuracy", tested === undefined ? "no test images" : percent(tested)],
