@@ -22,7 +22,7 @@ from automl_tl.profiling import profile_task
 from automl_tl.records import TRAIN, Norms, Task
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
-from automl_tl.trials import job_of
+from automl_tl.trials import Limits, job_of, run_trial
 
 
 def seen_by(name: str, task: Task, index: np.ndarray) -> Norms | None:
@@ -93,15 +93,40 @@ def test_moving_norms_adopt_the_task_before_the_head_is_fitted(tmp_path: Path) -
             logits = channels_last(head)(channels_last(net).train()(images))
         return float(nn.functional.cross_entropy(logits, torch.from_numpy(task.labels[part]).to(logits.device)))
 
-    still_job, still_head = begin(job, norms="still")
+    still_job, still_probe = begin(job, norms="still")
     assert still_job is job
-    before = loss_of_a_batch(job.build_backbone(), still_head)
-    moving_job, moving_head = begin(job, norms="moving")
+    before = loss_of_a_batch(job.build_backbone(), still_probe.head())
+    moving_job, moving_probe = begin(job, norms="moving")
     net = moving_job.build_backbone()
     adopted = [layer.running_mean.clone() for layer in norms_of(net) if layer.running_mean is not None]
-    assert loss_of_a_batch(net, moving_head) < 0.5 * before
+    assert loss_of_a_batch(net, moving_probe.head()) < 0.5 * before
     known = [layer.running_mean for layer in norms_of(build(backbone)) if layer.running_mean is not None]
     assert not any(torch.allclose(one, other, rtol=0.01, atol=0.01) for one, other in zip(adopted, known, strict=True))
+
+
+WITH_NORMS = [name for name, strategy in strategies().items() if "norms" in strategy.space and not strategy.needs]
+
+
+@pytest.mark.parametrize("name", WITH_NORMS)
+def test_every_strategy_with_moving_norms_begins_where_its_head_fits(name: str, tmp_path: Path) -> None:
+    """With heads that were fitted to the source's statistics these losses are 195 and more."""
+    values = {**defaults(strategies()[name].space), "norms": "moving"}
+    trial, _ = run_trial(
+        digits(), Candidate(QUICK, name, values), catalogue()[QUICK], seed=0, folder=tmp_path, limits=Limits(stop_after=1.0)
+    )
+    (first, *_) = [point.loss for point in trial.curve if point.loss is not None]
+    assert first < 2.0  # of which the penalty of L2-SP is one
+
+
+def test_what_is_begun_with_is_not_what_is_trained(tmp_path: Path) -> None:
+    """Gradual unfreezing builds anew at each stage, and goes back to what it had."""
+    values = {**defaults(strategies()["gradual-unfreezing"].space), "norms": "moving"}
+    job = job_of(digits(), Candidate(QUICK, "gradual-unfreezing", values), catalogue()[QUICK], seed=0, folder=tmp_path)
+    begun, _ = begin(job, norms="moving")
+    one, other = begun.build_backbone(), begun.build_backbone()
+    with torch.no_grad():
+        next(one.parameters()).zero_()
+    assert next(other.parameters()).abs().sum() > 0
 
 
 def test_networks_without_batch_norms_begin_as_ever(tmp_path: Path) -> None:

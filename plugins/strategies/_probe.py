@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automl_tl import Job
+from automl_tl import Features, Job
 from automl_tl.device import autocast, channels_last, precision
 from automl_tl.features import BATCH
 from automl_tl.fetching import in_batches
@@ -54,32 +55,34 @@ def probe_job(job: Job, *, path: tuple[float, ...] = PATH) -> Probe:
     return fit_probe(features[train], labels[train], features[validation], labels[validation], len(job.task.classes), path=path)
 
 
-def begin(job: Job, *, norms: str) -> tuple[Job, nn.Linear]:
-    """The job and the head that training all layers begins with: that of `probe_job`.
+def begin(job: Job, *, norms: str) -> tuple[Job, Probe]:
+    """The job and the probe that training pretrained layers begins with.
 
-    Where `norms` are moving they normalise by each batch of the task, and no longer as they did when that head was fitted: its
-    loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So they adopt the statistics of the
-    training images first, and the head is fitted on what the backbone gives then.
+    Where `norms` are moving they normalise by each batch of the task, and no longer as they did when a head was fitted to the
+    source's statistics: its loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So they
+    adopt the statistics of the training images first, and the head is fitted on what the backbone gives then: the job that is
+    returned has that backbone and its features.
     """
-    net = job.build_backbone() if norms == "moving" else None
-    if net is None or not norms_of(net):
-        return job, probe_job(job).head()
-    channels_last(net)
-    images, labels = job.pixels.array, job.task.labels
-    adopt_statistics(net, images, job.task.part(TRAIN), job.backbone, seed=job.seed)
+    if norms == "moving":
+        net = job.build_backbone()
+        if norms_of(net):
+            job = _adopting(job, channels_last(net))
+    return job, probe_job(job)
+
+
+def _adopting(job: Job, net: nn.Module) -> Job:
+    images, parts = job.pixels.array, [job.task.part(split) for split in (TRAIN, VALIDATION)]
+    adopt_statistics(net, images, parts[0], job.backbone, seed=job.seed)
 
     @torch.inference_mode()
     def run(batch: Tensor) -> tuple[Tensor]:
         return (net(laid_out(batch, job.backbone)).float(),)
 
+    values = np.full((len(job.task.labels), job.backbone.num_features), np.nan, np.float32)
     with autocast(precision(net)):
-        features = {
-            split: torch.cat([values for (values,) in in_batches(images, job.task.part(split), BATCH, run)]).numpy()
-            for split in (TRAIN, VALIDATION)
-        }
-    train, validation = labels[job.task.part(TRAIN)], labels[job.task.part(VALIDATION)]
-    probe = fit_probe(features[TRAIN], train, features[VALIDATION], validation, len(job.task.classes))
-    return replace(job, build_backbone=lambda: net), probe.head()
+        for part in parts:
+            values[part] = torch.cat([found for (found,) in in_batches(images, part, BATCH, run)]).numpy()
+    return replace(job, build_backbone=lambda: copy.deepcopy(net), features=lambda: Features(values))
 
 
 def fit_probe(

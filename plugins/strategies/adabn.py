@@ -36,7 +36,8 @@ class AdaBN(Strategy):
     def run(self, job: Job) -> Fitted:
         if not norms_of(job.build_backbone()):
             raise TrialError(f"{job.backbone.name} has no batch norms, so there are no statistics to adapt")
-        job, self.probed = begin(job, norms="moving")
+        job, probe = begin(job, norms="moving")
+        self.probed = probe.head()
         fitted = loop.fit(self, job)
         images, task = job.pixels.array, job.task
         adopt_statistics(fitted.model, images, task.part(TARGET), job.backbone, seed=job.seed)

@@ -16,7 +16,7 @@ from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
 from ._layers import layer_groups, still_norms
-from ._probe import probe_job
+from ._probe import begin
 
 
 class GradualUnfreezing(Strategy):
@@ -46,7 +46,7 @@ class GradualUnfreezing(Strategy):
     told_to_stop = False
 
     def run(self, job: Job) -> Fitted:
-        probe = probe_job(job)
+        job, probe = begin(job, norms=self.hp.norms)
         model = Classifier(job.build_backbone(), probe.head()).to(device())
         probabilities = probe.probabilities(job.features().values[job.task.part(VALIDATION)])
         curve: list[Point] = []

@@ -41,7 +41,8 @@ class StartingPoint(Strategy):
 
     def run(self, job: Job) -> Fitted:
         self.hp.weight_decay = 0.0
-        job, self.probed = begin(job, norms=self.hp.norms)
+        job, probe = begin(job, norms=self.hp.norms)
+        self.probed = probe.head()
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

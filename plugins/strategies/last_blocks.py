@@ -11,7 +11,7 @@ from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
 from ._layers import MOST_GROUPS, layer_groups, still_norms
-from ._probe import probe_job
+from ._probe import begin
 
 
 class LastBlocks(Strategy):
@@ -19,7 +19,7 @@ class LastBlocks(Strategy):
 
     Of the weights w = (w₁ … w_L), groups from the stem up, only the last k and the head descend. Low layers find edges and
     colours, which serve any images; high ones are made for the source's classes. What is frozen passes forward only, keeps its
-    batch statistics, and needs neither gradients nor moments in memory.
+    batch statistics (with moving norms those of the task, see `begin`), and needs neither gradients nor moments in memory.
     """
 
     name = "last-blocks"
@@ -41,7 +41,8 @@ class LastBlocks(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        self.probed = probe_job(job).head()
+        job, probe = begin(job, norms=self.hp.norms)
+        self.probed = probe.head()
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

@@ -40,7 +40,8 @@ class LayerwiseDecay(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        job, self.probed = begin(job, norms=self.hp.norms)
+        job, probe = begin(job, norms=self.hp.norms)
+        self.probed = probe.head()
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
