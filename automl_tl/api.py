@@ -7,8 +7,9 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from .candidates import propose
 from .comparison import Compared
 from .comparison import compare as compare_trials
 from .cost import CostModel
-from .errors import InputError
+from .errors import InputError, InputWarning
 from .evaluation.adversaries import judge_robust
 from .evaluation.calibration import Bin, reliability
 from .evaluation.classification import ClassScores, intervals, judge, per_class
@@ -40,10 +41,11 @@ from .halving import search as search
 from .history import History, open_history
 from .home import cache, write_text
 from .hookspecs import Tracker
+from .images import passed_over
 from .objectives import REQUIRED, brings, left_out
 from .profiling import look_through
 from .profiling import profile_task as _profile_task
-from .progress import read_trial
+from .progress import alone_in, read_trial
 from .ranker import Ranker, rank, ranker_for, shortlist
 from .records import EXEMPLARS, Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
 from .steps import follow
@@ -63,8 +65,10 @@ SETTINGS = 8
 """Of a strategy, in the second ranking, from its whole space, and as many near its defaults: enough beside those that are proven,
 and too few to fill the top of a ranking with copies of one idea."""
 KEPT = 1000
-"""Candidates of a ranking that a run writes down; no search gets further."""
+"""Candidates of a ranking that a run writes down, beside the best one without epochs of each network; no search gets further."""
 
+DECODED = 2048
+"""Images that `predict` has in memory at once, 300 MB at 224 pixels: a whole number of batches, so it moves no prediction."""
 CORRUPTED = 500
 """Images that `judge_corrupted` looks at, sixty times over."""
 
@@ -235,7 +239,7 @@ def fit(
     images must then be in folders that all its machines share.
 
     Raises:
-        InputError: the images, or `out` holds the run of something else, or no cluster answers.
+        InputError: the images, or `out` holds the run of something else, or another process works in it, or no cluster answers.
     """
     start = time.monotonic()
     limits, out, kinds = parse_budget(budget), Path(out), memory.check_kinds(remember)
@@ -252,18 +256,22 @@ def fit(
         "backbones": list(backbones or ()),
         "remember": sorted(kinds),
     }
-    _check_free(out, request)
+    _check_writable(out)
     if EXEMPLARS in kinds:
         memory.each_of(exemplars, task)
     told_of = [_tracker(each) if isinstance(each, str) else each for each in trackers]
-    with nullcontext() if ray is None else open_workers(ray) as workers, open_history() as history:
+    with ExitStack() as held:
+        held.enter_context(alone_in(out))
+        _check_free(out, request)
+        workers = None if ray is None else held.enter_context(open_workers(ray))
+        history = held.enter_context(open_history())
         history.record_task(task)
-        advice = _advice_of(out) if (out / "advice.json").exists() else None
-        if advice is None:
-            looks = int(min(max(limits.seconds / A_LOOK, FEWEST_LOOKS), LOOKED_AT))
+        looks = int(min(max(limits.seconds / A_LOOK, FEWEST_LOOKS), LOOKED_AT))
+        advice, looked = _advice_of(out) if (out / "advice.json").exists() else (None, 0)
+        if advice is None or looked < looks:  # a larger budget than before: more networks may be looked at
             chosen: dict[str, Any] = {"zoo": zoo, "strategies": strategies, "backbones": backbones}
             whole = recommend(task, history=history, **chosen, looks=looks, seed=seed, progress=progress)
-            advice = _keep_advice(out, request, whole)
+            advice = _keep_advice(out, request, whole, looks)
         for backbone in advice.backbones.values():
             history.record_backbone(backbone)
         history.record_profile(advice.profile)
@@ -286,9 +294,9 @@ def fit(
             command=_command(),
             workers=workers,
         )
-    from .report.outcome import report_outcome
+        from .report.outcome import report_outcome
 
-    report_outcome(task, outcome, advice.backbones)
+        report_outcome(task, outcome, advice.backbones)
     processes.tell(outcome)
     return outcome
 
@@ -310,7 +318,18 @@ def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:
     """
     trained = open_predictor(Path(run))
     listed, where = _unlabelled(images)
-    return Predictions(tuple(where), trained.classes, trained.probabilities(trained.decode(listed, where)))
+    blocks = [slice(start, start + DECODED) for start in range(0, max(len(listed), 1), DECODED)]
+    parts = [trained.probabilities(trained.decode(listed[block], where[block])) for block in blocks]
+    return Predictions(tuple(where), trained.classes, np.concatenate(parts))
+
+
+@dataclass(frozen=True)
+class DomainScores:
+    """How a model fares on the images of one domain."""
+
+    name: str
+    images: int
+    accuracy: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,7 +338,7 @@ class Judgement:
 
     scores: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    """95 % bootstrap intervals, of the scores that have one."""
+    """95 % intervals, of the scores that have one."""
     classes: list[ClassScores]
     reliability: list[Bin]
     """Predictions of like confidence, and how often they are right: what a reliability diagram draws."""
@@ -328,6 +347,10 @@ class Judgement:
     images: np.ndarray
     """uint8 n×size×size×3, as the model saw them."""
     model: Predictor
+    split: str
+    """"test", or "all" where there is no test split."""
+    domains: list[DomainScores]
+    """Of each domain that the images name, by name; none where they name none."""
 
 
 def evaluate(run: Path | str, location: Any, *, robust: float = 0.0) -> dict[str, float]:
@@ -350,6 +373,8 @@ def judge_model(run: Path | str, location: Any) -> Judgement:
     """
     trained = open_predictor(Path(run))
     listing = data.read_listing(location)
+    for warning in listing.warnings:
+        warnings.warn(warning, InputWarning, stacklevel=2)
     keep = [i for i, split in enumerate(listing.splits) if split == "test"] if listing.splits is not None else []
     chosen = keep or range(len(listing.images))
     unknown = sorted({listing.labels[i] for i in chosen} - set(trained.classes))
@@ -363,7 +388,16 @@ def judge_model(run: Path | str, location: Any) -> Judgement:
     found = trained.probabilities(pixels)
     classes = per_class(found, labels, trained.classes)
     bins = reliability(found, labels)
-    return Judgement(judge(found, labels), intervals(found, labels), classes, bins, labels, pixels, trained)
+    split = "test" if keep else "all"
+    domains = [] if listing.domains is None else _per_domain(found, labels, [listing.domains[i] for i in chosen])
+    scores, ranges = judge(found, labels), intervals(found, labels)
+    return Judgement(scores, ranges, classes, bins, labels, pixels, trained, split, domains)
+
+
+def _per_domain(probabilities: np.ndarray, labels: np.ndarray, domains: Sequence[str]) -> list[DomainScores]:
+    right, names = probabilities.argmax(axis=1) == labels, np.array(domains)
+    places = [(str(name), names == name) for name in np.unique(names)]
+    return [DomainScores(name, int(inside.sum()), float(right[inside].mean())) for name, inside in places]
 
 
 def judge_attacked(run: Path | str, judgement: Judgement, epsilon: float) -> dict[str, float]:
@@ -404,7 +438,7 @@ def compare(run: Path | str, *, weights: Mapping[str, float] = WEIGHTS) -> list[
         raise InputError(f"{folder} holds no run; run `automl-tl fit --out {folder}` first")
     trials = [read_trial(path) for path in sorted(folder.glob("trials/*/trial.json"))]
     classes = len(model.load(model.model_folder(folder)).classes)
-    found = compare_trials(trials, _advice_of(folder).backbones, classes, weights=weights)
+    found = compare_trials(trials, _advice_of(folder)[0].backbones, classes, weights=weights)
     return sorted(found, key=lambda one: -one.combined)
 
 
@@ -477,14 +511,16 @@ def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str
     if root.is_file():
         return [root], [shown(root)]
     found = data.images_below(root)
+    missed = passed_over(root)
     if not found:
-        raise InputError(f"{root} is not an image or a folder with images")
+        raise InputError(f"{root} is not an image or a folder with images{missed and '; ' + missed}")
+    if missed:
+        warnings.warn(missed, InputWarning, stacklevel=3)
     return list(found), [shown(path.relative_to(root)) for path in found]
 
 
 def _check_free(out: Path, request: dict[str, Any]) -> None:
-    """Raises InputError where `out` holds the run of another request, or cannot hold any."""
-    _check_writable(out)
+    """Raises InputError where `out` holds the run of another request."""
     path = out / "run.json"
     if not path.exists():
         return
@@ -503,23 +539,25 @@ def _check_writable(folder: Path) -> None:
         raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
 
 
-def _keep_advice(out: Path, request: dict[str, Any], advice: Advice) -> Advice:
+def _keep_advice(out: Path, request: dict[str, Any], advice: Advice, looks: int) -> Advice:
     """From now on `out` is this request's; what is kept is what a later start goes on with."""
-    kept = Ranking(advice.ranking.items[:KEPT], advice.ranking.basis, advice.ranking.stage, advice.ranking.seconds)
+    items = advice.ranking.items
+    probes = {item.candidate.backbone: item for item in reversed(items) if "epochs" not in item.candidate.hyperparameters}
+    kept = replace(advice.ranking, items=items[:KEPT] + tuple(item for item in items[KEPT:] if item in probes.values()))
     used = {item.candidate.backbone for item in kept.items}
     facts = {
+        "looks": looks,
         "profile": asdict(advice.profile),
         "ranking": asdict(kept),
         "backbones": {name: asdict(backbone) for name, backbone in advice.backbones.items() if name in used},
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "run.json", json.dumps(request, indent=1))
     write_text(out / "advice.json", json.dumps(facts, indent=1))
     return replace(advice, ranking=kept)
 
 
-def _advice_of(out: Path) -> Advice:
-    """What an interrupted run was advised: it goes on with the same plan."""
+def _advice_of(out: Path) -> tuple[Advice, int]:
+    """What an interrupted run was advised: it goes on with the same plan. And how many networks could be looked at for it."""
     facts = json.loads((out / "advice.json").read_text(encoding="utf-8"))
     ranking = facts["ranking"]
     items = tuple(
@@ -527,4 +565,5 @@ def _advice_of(out: Path) -> Advice:
         for item in ranking["items"]
     )
     backbones = {name: backbone_of(backbone) for name, backbone in facts["backbones"].items()}
-    return Advice(profile_of(facts["profile"]), Ranking(**{**ranking, "items": items}), backbones)
+    advice = Advice(profile_of(facts["profile"]), Ranking(**{**ranking, "items": items}), backbones)
+    return advice, facts.get("looks", LOOKED_AT)

@@ -7,7 +7,7 @@ black and white lie.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,15 @@ def held(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _without_fp16(kind: str) -> AbstractContextManager[object]:
+    """fp32 in place of fp16, in which the gradients of images that are recognised for sure end at 0, and their sign with them.
+
+    No factor would do: what lifts those lets others overflow.
+    """
+    fp16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return torch.autocast(kind, enabled=False) if fp16 else nullcontext()
+
+
 def pgd(
     model: nn.Module, images: Tensor, aim: Objective, ball: Ball, *, steps: int, generator: torch.Generator, share: float = 2.5
 ) -> Tensor:
@@ -86,7 +95,7 @@ def pgd(
     """
     step = ball.radius * share / steps
     changed = ball.start(images, generator)
-    with held(model):
+    with held(model), _without_fp16(images.device.type):
         for _ in range(steps):
             changed.requires_grad_(True)
             with torch.enable_grad():

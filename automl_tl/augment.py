@@ -33,19 +33,29 @@ class Augmentation:
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 (or float 0–255) N×3×H×W to floats with the given channel `mean` and `std` (of 0–1 values)."""
     rows = images.permute(0, 2, 3, 1)
+    of = _kept if type(images) is Tensor else channels
     if images.dtype != torch.uint8 or not rows.is_contiguous():
-        return images.sub(_channels(mean, images.device)).div_(_channels(std, images.device))
+        return images.sub(of(mean, images.device)).div_(of(std, images.device))
     # Pixel by pixel, as images are decoded: whole rows at once, as loops over three values take a processor six times as long.
     width = images.shape[-1]
-    mean_row, std_row = (_channels(values, images.device).flatten().repeat(width) for values in (mean, std))
+    mean_row, std_row = (of(values, images.device).flatten().repeat(width) for values in (mean, std))
     return rows.flatten(2).float().sub_(mean_row).div_(std_row).reshape(rows.shape).permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=64)
-def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """1×channels×1×1 on the device, of 0–255; kept there, as sending them with each batch makes a GPU wait."""
+def channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`values` of 0–1 as 1×channels×1×1 on the device, of 0–255."""
     with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, 1, 1) * 255
+        return (torch.tensor(values, dtype=torch.float32, device="cpu") * 255).reshape(1, -1, 1, 1).to(device)
+
+
+@lru_cache(maxsize=64)
+def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`channels` that stay on the device, as sending them with each batch makes a GPU wait.
+
+    Not for images without numbers, those of a trace (torch.export, fake tensors): what is made beside them has none, either, and
+    would stay for all real images that follow.
+    """
+    return channels(values, device)
 
 
 def augment(images: Tensor, how: Augmentation, *, size: int, generator: torch.Generator) -> Tensor:

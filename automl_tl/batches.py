@@ -39,7 +39,7 @@ def batches(strategy: Strategy, job: Job, epoch: int) -> Iterator[Batch]:
     """The training images in an order of this epoch's own, augmented, on the device; this process's share of each batch.
 
     The last, smaller batch is kept unless it is a single image, which batch norm cannot take. Where the task brings unlabelled
-    images and the strategy needs them, each batch has as many of those beside it.
+    images and the strategy needs them there (`target_beside`), each batch has as many of those beside it.
     """
     generator, mixing, random_operations = (_chance(job, epoch, use) for use in (ORDER, MIXING, RANDAUGMENT))
     mixup, cutmix = float(option(strategy, "mixup")), float(option(strategy, "cutmix"))
@@ -47,7 +47,7 @@ def batches(strategy: Strategy, job: Job, epoch: int) -> Iterator[Batch]:
     order = train[torch.randperm(len(train), generator=generator).numpy()]
     size = int(option(strategy, "batch_size"))
     processes, rank = accelerator().num_processes, accelerator().process_index
-    beside = _unlabelled(strategy, job, epoch, size) if "target" in strategy.needs else None
+    beside = _unlabelled(strategy, job, epoch, size) if "target" in strategy.needs and strategy.target_beside else None
     steps = (np.sort(order[step * size : (step + 1) * size]) for step in range(steps_of(strategy, job)))
     parts, fetching = itertools.tee(steps)
     for index, images in zip(parts, fetched(job.pixels.array, fetching), strict=True):

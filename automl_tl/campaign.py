@@ -292,7 +292,8 @@ def sample_candidates(plan: Plan, task: Task, backbones: Mapping[str, Backbone])
     for candidate in proposed:
         backbone = backbones[candidate.backbone]
         work = known[candidate.strategy].cost(backbone, len(task.part(TRAIN)), candidate.hyperparameters)
-        if work <= plan.most_multiply_adds:
+        # a share of nothing would be asked for ever where nothing else is left
+        if work <= plan.most_multiply_adds and plan.shares.get(candidate.strategy, 1.0) > 0:
             pairs.setdefault((candidate.backbone, candidate.strategy), []).append(candidate)
     rng = random.Random(f"{plan.seed}/{task.fingerprint}")
     chosen: list[Candidate] = []

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import registry
 from .errors import HistoryError, ZooError
-from .facts import MOST_CROPPED, backbone_facts, backbone_of, fault_as_json, is_number, is_whole
-from .home import cache, home
+from .facts import LARGEST_CROP, MOST_CROPPED, backbone_facts, backbone_of, crop_fits, fault_as_json, is_number, is_whole
+from .home import cache, home, write_text
 from .networks import RESERVED, Counts, count, create, family, first_line, headless
 from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone
 
@@ -46,7 +46,7 @@ _NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "input_size": (_is_square, f"[3, SIDE, SIDE] with a side up to {LARGEST_SIDE}"),
     "mean": (_is_triple, "three numbers"),
     "std": (lambda value: _is_triple(value) and all(part > 0 for part in value), "three numbers above 0"),
-    "crop_pct": (lambda value: is_number(value) and MOST_CROPPED <= value <= 1, f"a number from {MOST_CROPPED} to 1"),
+    "crop_pct": (crop_fits, f"a number from {MOST_CROPPED} to {LARGEST_CROP}"),
     "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
 }
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -140,11 +140,14 @@ def _measured(card: Mapping[str, Any], weights: Path) -> tuple[Counts, str]:
     state = weights.stat()
     text = json.dumps([card["build"], card["num_classes"], card["input_size"], str(weights), state.st_size, state.st_mtime_ns])
     kept = cache() / "cards" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    if not kept.exists():
+    try:
+        facts = json.loads(kept.read_text(encoding="utf-8"))
+        counts, digest = Counts(**facts["counts"]), facts["sha256"]
+    except (OSError, ValueError, LookupError, TypeError):  # not measured yet, or damaged
+        counts, digest = _count(card), sha256(weights)
         kept.parent.mkdir(exist_ok=True)
-        _write(kept, json.dumps({"counts": asdict(_count(card)), "sha256": sha256(weights)}))
-    facts = json.loads(kept.read_text())
-    return Counts(**facts["counts"]), card.get("sha256", facts["sha256"])
+        write_text(kept, json.dumps({"counts": asdict(counts), "sha256": digest}))
+    return counts, card.get("sha256", digest)
 
 
 def _count(card: Mapping[str, Any]) -> Counts:
@@ -230,7 +233,7 @@ def write_network(folder: Path, name: str, net: nn.Module, card: Mapping[str, An
         "sha256": sha256(partial),
     }
     os.replace(partial, weights)
-    _write(path, json.dumps(facts, indent=1) + "\n")
+    write_text(path, json.dumps(facts, indent=1) + "\n")
     return path
 
 
@@ -250,12 +253,6 @@ def _small(tensor: Tensor) -> Tensor:
 
 def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 @dataclass(frozen=True)
@@ -343,4 +340,4 @@ def remove_folder(folder: Path) -> None:
 
 
 def _remember(paths: list[Path]) -> None:
-    _write(home() / "zoos.json", json.dumps(sorted(map(str, paths)), indent=1) + "\n")
+    write_text(home() / "zoos.json", json.dumps(sorted(map(str, paths)), indent=1) + "\n")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from . import registry
 from .errors import InputError
-from .home import cache
+from .home import cache, write_text
 from .hookspecs import Format
 from .images import SUFFIXES, images_below, read_image, square
 from .records import TARGET, TEST, TRAIN, VALIDATION, Listing, Task
@@ -100,8 +100,8 @@ def _open(reader: Format, location: Any) -> Listing:
         listing = reader.open(location)
     except InputError as error:
         raise InputError(shown(str(error))) from error
-    labels, where = ([shown(text) for text in texts] for texts in (listing.labels, listing.where))
-    return replace(listing, name=shown(listing.name), labels=labels, where=where)
+    labels, where, found = ([shown(text) for text in texts] for texts in (listing.labels, listing.where, listing.warnings))
+    return replace(listing, name=shown(listing.name), labels=labels, where=where, warnings=found)
 
 
 def load_task(
@@ -137,8 +137,8 @@ def load_task(
     hashes = np.array([seen[i].hash for i in readable], dtype=np.uint64)
     thumbnails = np.stack([np.frombuffer(seen[i].thumbnail, dtype=np.uint8) for i in readable])
     given = None if listing.splits is None else np.array([listing.splits[i] for i in readable])
-    groups = _groups(listing, readable, thumbnails)
-    splits, found = _split(listing.name, labels, classes, given, groups, seed=seed, validation=validation, test=test)
+    groups, alike = _groups(listing, readable, thumbnails)
+    splits, found = _split(listing.name, labels, classes, given, groups, alike, seed=seed, validation=validation, test=test)
     kept = np.sort(np.concatenate([splits[split] for split in splits]))
     splits = {split: np.searchsorted(kept, part) for split, part in splits.items()}
     positions = [readable[i] for i in kept]
@@ -265,11 +265,15 @@ def _check_listing(listing: Listing, *, target: bool) -> None:
         raise InputError(f"{listing.name}: no image is marked as train{advice}")
     known = {label for label, split in zip(listing.labels, splits, strict=True) if split != TARGET}
     if len(known) < 2 and not target:
-        raise InputError(f"{listing.name}: all images are of one class, {known.pop()!r}; a classifier needs at least two")
+        cause = "".join(f"; {warning}" for warning in listing.warnings)
+        raise InputError(f"{listing.name}: all images are of one class, {known.pop()!r}; a classifier needs at least two{cause}")
 
 
 def _readable(listing: Listing, seen: Sequence[Seen]) -> tuple[list[int], list[str]]:
     bad = [i for i, one in enumerate(seen) if one.error]
+    causes = {re.sub(r"[\d.-]+", "", seen[i].error.removeprefix(f"{listing.where[i]}: ")) for i in bad}
+    if len(bad) == len(seen) and len(causes) == 1:  # but for its numbers: nothing is wrong with one of them alone
+        raise InputError(f"{listing.name}: {seen[0].error} (all {len(seen)} images alike)")
     if len(bad) > UNREADABLE_SHARE * len(seen):
         raise InputError(
             f"{listing.name}: {len(bad)} of {len(seen)} images cannot be read, more than {UNREADABLE_SHARE:.0%}; "
@@ -280,7 +284,7 @@ def _readable(listing: Listing, seen: Sequence[Seen]) -> tuple[list[int], list[s
     for i in bad:
         if listing.labels[i] not in left:
             raise InputError(f"{listing.name}: no image of class {listing.labels[i]!r} can be read; the first: {seen[i].error}")
-    return readable, [f"skipped, as it cannot be read: {seen[i].error}" for i in bad]
+    return readable, [*listing.warnings, *(f"skipped, as it cannot be read: {seen[i].error}" for i in bad)]
 
 
 def _fingerprint(classes: tuple[str, ...], hashes: np.ndarray, labels: np.ndarray, splits: dict[str, np.ndarray]) -> str:
@@ -325,10 +329,12 @@ class _Index:
         whole = "\n".join(sorted(self.keys.values())).encode("utf-8", sys.getfilesystemencodeerrors())
         name = hashlib.sha256(whole).hexdigest()[:32]
         self.path = cache() / "seen" / f"{name}.json"
-        if self.keys and self.path.exists():
-            kept = json.loads(self.path.read_text())
+        try:
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
             by_key = {key: Seen(h, w, t, bytes.fromhex(b)) for key, h, w, t, b in kept}
-            self.known = {i: by_key[key] for i, key in self.keys.items() if key in by_key}
+        except (OSError, ValueError, TypeError):  # nothing was seen yet, or it is damaged: the images are read
+            by_key = {}
+        self.known = {i: by_key[key] for i, key in self.keys.items() if key in by_key}
 
     def keep(self, added: list[int]) -> None:
         if not self.keys or not added:
@@ -339,9 +345,7 @@ class _Index:
             if not (one := self.known[i]).error
         ]
         self.path.parent.mkdir(exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(rows))
-        partial.replace(self.path)
+        write_text(self.path, json.dumps(rows))
 
 
 def _look(item: tuple[Any, str]) -> Seen:
@@ -360,8 +364,8 @@ def _look(item: tuple[Any, str]) -> Seen:
 # Splitting
 
 
-def _groups(listing: Listing, readable: list[int], thumbnails: np.ndarray) -> np.ndarray:
-    """A number for each image: equal for those that must stay in one split."""
+def _groups(listing: Listing, readable: list[int], thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A number for each image: equal for those that must stay in one split; and the same for near-duplicates alone."""
     parent = np.arange(len(readable))
 
     def root(i: int) -> int:
@@ -373,14 +377,15 @@ def _groups(listing: Listing, readable: list[int], thumbnails: np.ndarray) -> np
     def join(i: int, j: int) -> None:
         parent[max(root(i), root(j))] = min(root(i), root(j))
 
+    for i, j in near_duplicates(thumbnails):
+        join(i, j)
+    alike = np.array([root(i) for i in range(len(readable))])
     first: dict[str, int] = {}
     if listing.groups is not None:
         for position, i in enumerate(readable):
             if listing.groups[i]:
                 join(first.setdefault(listing.groups[i], position), position)
-    for i, j in near_duplicates(thumbnails):
-        join(i, j)
-    return np.array([root(i) for i in range(len(readable))])
+    return np.array([root(i) for i in range(len(readable))]), alike
 
 
 def near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
@@ -415,6 +420,7 @@ def _split(
     classes: tuple[str, ...],
     given: np.ndarray | None,
     groups: np.ndarray,
+    alike: np.ndarray,
     *,
     seed: int,
     validation: float,
@@ -436,31 +442,42 @@ def _split(
     for split, other in ((TRAIN, VALIDATION), (TRAIN, TEST), (VALIDATION, TEST), (TARGET, TEST)):
         twins = splits[split][np.isin(groups[splits[split]], groups[splits[other]])]
         if len(twins):
+            near = int(np.isin(alike[twins], alike[splits[other]]).sum())
             splits[split] = np.setdiff1d(splits[split], twins)
-            alike = f"{len(twins)} {split} images are near-duplicates of {other} images, or of one group with them"
-            warnings.append(f"{alike}; they were left out")
+            for count, kind in ((near, "near-duplicates of"), (len(twins) - near, "of one group with")):
+                warnings += [f"{count} {split} images are {kind} {other} images; they were left out"] if count else []
     if not len(splits[TRAIN]) and np.any(given == TRAIN):
+        tie = _bound("validation or test images", groups, alike)
         raise InputError(
-            f"{name}: no training image is left: all {np.sum(given == TRAIN)} are near-duplicates of validation or test images, "
-            "or of one group with them; give splits that share no picture, or all images as train, to hold out some of them"
+            f"{name}: no training image is left: all {np.sum(given == TRAIN)} are {tie}; "
+            "give splits that share no picture or group, or all images as train, to hold out some of them"
         )
     for split, share in ((TEST, test), (VALIDATION, validation)):
         if share > 0 and len(splits[TRAIN]) and not len(splits[split]):
             _check_class_sizes(name, labels[splits[TRAIN]], classes)
             chosen = _hold_out(splits[TRAIN], labels, groups, share, np.random.default_rng([seed, len(split)]))
             if not len(chosen):
+                tie = _bound("one another", groups, alike)
                 raise InputError(
-                    f"{name}: no image can be held out for {split}: those of each class are near-duplicates of one another, "
-                    f"or of one group; give images that differ, or a {split} split"
+                    f"{name}: no image can be held out for {split}: those of each class are {tie}; "
+                    f"give images that differ, or a {split} split"
                 )
             splits[split], splits[TRAIN] = chosen, np.setdiff1d(splits[TRAIN], chosen)
-    twins_left = len(groups) - len(np.unique(groups))
-    if twins_left and not warnings:
-        warnings.append(f"{twins_left} images are near-duplicates of others, or of one group with them; they stay in one split")
+    if not warnings:
+        near, joined = (len(numbers) - len(np.unique(numbers)) for numbers in (alike, groups))
+        for count, kind in ((near, "near-duplicates of"), (joined - near, "of one group with")):
+            warnings += [f"{count} images are {kind} others; they stay in one split"] if count else []
     missing = np.setdiff1d(np.arange(len(classes)), labels[splits[TRAIN]])
     if len(missing) and len(splits[TRAIN]):
         raise InputError(f"{name}: class {classes[missing[0]]!r} has no training image left; give it more images")
     return {split: part for split, part in splits.items() if len(part)}, warnings
+
+
+def _bound(others: str, groups: np.ndarray, alike: np.ndarray) -> str:
+    """What ties images to `others`, in words: pictures that are the same, the groups that were given, or both."""
+    if len(np.unique(alike)) == len(alike):
+        return f"of one group with {others}"
+    return f"near-duplicates of {others}" + ("" if np.array_equal(groups, alike) else ", or of one group")
 
 
 def _check_class_sizes(name: str, labels: np.ndarray, classes: tuple[str, ...]) -> None:
@@ -536,7 +553,10 @@ def decode_images(images: Sequence[Any], where: Sequence[str], size: int, *, int
         InputError: names the image that cannot be read.
     """
     work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
-    return np.stack(list(spread(_square, work))) if work else np.empty((0, size, size, 3), dtype=np.uint8)
+    array = np.empty((len(work), size, size, 3), dtype=np.uint8)  # a list of them, stacked, would be twice as large for a moment
+    for i, pixels in enumerate(spread(_square, work)):
+        array[i] = pixels
+    return array
 
 
 def _square(item: tuple[Any, str, int, str, float]) -> np.ndarray:

@@ -59,7 +59,7 @@ def precision(net: nn.Module) -> torch.dtype:
     which oneDNN runs slower in bf16 (MobileNetV4: 363 against 658 images a second).
     """
     if device().type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if multiplies_bf16() and not _has_depthwise(net) else torch.float32
 
 

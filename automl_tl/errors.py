@@ -47,5 +47,9 @@ class TrialWarning(UserWarning):
     """A trial went on, but not quite as it was asked to."""
 
 
+class InputWarning(UserWarning):
+    """The input is used, but not all of it, or not quite as it may be meant."""
+
+
 PLUGIN_FAULTS = (Exception, SystemExit)
 """What is caught around somebody's plugin, and reported with its name. `sys.exit` is not a plugin's to call."""

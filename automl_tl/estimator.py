@@ -7,6 +7,7 @@ import json
 import operator
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from . import api, checkpoint, data, model
 from .along import Along
-from .errors import InputError
+from .errors import InputError, InputWarning
 from .home import write_text
+from .records import Task
 
 ESTIMATOR = "estimator.json"
 SEEDS = 2**31
@@ -49,6 +51,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes
     ----------
     classes_ : the class labels, as in `y`, sorted; with `after`, those of the earlier model, too.
+    image_shape_ : shape of each image of an array; () of images in a sequence, which may differ.
     ranking_ : `Ranking`, what was recommended and why.
     outcome_ : `Outcome`, every trial and the winner.
     report_ : path of the HTML report.
@@ -105,7 +108,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Fit on images (uint8 array N×H×W or N×H×W×3, or a sequence of PIL images, arrays or paths) with labels `y`."""
+        """Fit on images (array or tensor N×H×W[×3] or N×3×H×W, or a sequence of PIL images, arrays or paths) with labels `y`.
+
+        Warns (`InputWarning`) of images that cannot be read and are left out, and of near-duplicates.
+        """
         labels, seed = _labels(y), _seed(self.random_state)
         data.read_listing((X, labels))  # names an image without a label, while a label is not text yet
         classes = np.unique(labels)
@@ -122,9 +128,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             strategies=self.strategies,
             backbones=self.backbones,
             remember=self.remember,
+            told=_warn,
         )
         trained = model.load(out / "model")
-        self._use(trained, _with_earlier(classes, trained.classes))
+        self._use(trained, _with_earlier(classes, trained.classes), _shape(X)[1:])
         self.ranking_ = self.outcome_.ranking
         self.report_ = out / "report.html"
         return self
@@ -153,13 +160,15 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _use(self, trained: model.Model, classes: np.ndarray) -> None:
+    def _use(self, trained: model.Model, classes: np.ndarray, image_shape: tuple[int, ...]) -> None:
         self.model_ = trained
         self.classes_ = classes
+        self.image_shape_ = image_shape
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """n×classes, in the order of `classes_`; of no images 0×classes."""
         check_is_fitted(self, "model_")
+        self._check_batch(_shape(X))
         if not len(X):
             return np.empty((0, len(self.classes_)), dtype=np.float32)
         b = self.model_.backbone
@@ -167,6 +176,12 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         pixels = data.decode_images(list(X), where, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
         columns = [self.model_.classes.index(str(label)) for label in self.classes_]  # which a run has in an order for people
         return self.model_.probabilities(pixels)[:, columns]
+
+    def _check_batch(self, shape: tuple[int, ...]) -> None:
+        """Raises InputError: it is that of one image, whose rows would each be taken for a grey one."""
+        colours = len(shape) == 3 and shape[-1] in (3, 4) and shape[1:] != self.image_shape_
+        if shape and (colours or shape == self.image_shape_):
+            raise InputError(f"X of shape {shape} is one image; give a batch: X[None]")
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each image."""
@@ -185,7 +200,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             **dict.fromkeys(("out", "source", "after", "keep")),
             "clients": (),
         }  # places of this machine
-        facts = {"parameters": parameters, "classes": self.classes_.tolist()}
+        facts = {"parameters": parameters, "classes": self.classes_.tolist(), "image_shape": self.image_shape_}
         write_text(folder / ESTIMATOR, json.dumps(facts, indent=1, default=_plain))
         for kind in self.outcome_.remembered if hasattr(self, "outcome_") and self.outcome_.folder.is_dir() else ():
             _copy(checkpoint.beside(self.outcome_.folder / "model", kind), checkpoint.beside(folder, kind))
@@ -201,7 +216,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         except FileNotFoundError:
             raise InputError(f"{folder} holds no saved TransferClassifier ({ESTIMATOR} is missing)") from None
         estimator = cls(**facts["parameters"])
-        estimator._use(model.load(folder), np.array(facts["classes"]))
+        estimator._use(model.load(folder), np.array(facts["classes"]), tuple(facts.get("image_shape", ())))
         if (folder / "report.html").exists():
             estimator.report_ = folder / "report.html"
         return estimator
@@ -216,6 +231,16 @@ def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:
         with contextlib.suppress(ValueError):
             return np.unique(np.concatenate([classes, np.array(more).astype(classes.dtype)]))
     return np.unique([*map(str, classes), *more])
+
+
+def _shape(X: Any) -> tuple[int, ...]:
+    """That of an array, of NumPy's or another's; nothing of a sequence."""
+    return tuple(getattr(X, "shape", ()))
+
+
+def _warn(task: Task, _advice: api.Advice) -> None:
+    for warning in task.warnings:
+        warnings.warn(warning, InputWarning, stacklevel=4)  # where `fit` of the estimator is called
 
 
 def _seed(random_state: Any) -> int:

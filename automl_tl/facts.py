@@ -58,8 +58,7 @@ def backbone_of(facts: Mapping[str, Any]) -> Backbone:
     whole = {"num_classes": 0, "download_bytes": 0, **facts}
     for name in ("num_classes", "download_bytes"):
         _whole(whole, name)
-    _amounts(facts, "crop_pct")
-    if not MOST_CROPPED <= facts["crop_pct"] <= LARGEST_CROP:
+    if not crop_fits(facts["crop_pct"]):
         raise HistoryError(f"crop_pct: expected {MOST_CROPPED} to {LARGEST_CROP}, but got {facts['crop_pct']!r}")
     if facts.get("source_accuracy") is not None:
         _amounts(facts, "source_accuracy")
@@ -190,6 +189,11 @@ def is_number(value: Any) -> bool:
     if isinstance(value, int):
         return not isinstance(value, bool) and -(2**63) <= value < 2**63
     return isinstance(value, float) and abs(value) <= sys.float_info.max
+
+
+def crop_fits(value: Any) -> bool:
+    """A `crop_pct` that images can be prepared with."""
+    return is_number(value) and bool(MOST_CROPPED <= value <= LARGEST_CROP)
 
 
 def _object(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from . import memory, registry
 from .budget import Budget
+from .cost import speed_for
 from .crowning import RULE, crown, notes_on
 from .device import settled
 from .errors import PLUGIN_FAULTS, PluginError
@@ -40,6 +41,7 @@ from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, R
 from .restarts import next_cycle
 from .steps import advance, carry_out, settle_next
 from .surrogate import Observed, Surrogate
+from .trials import features_at_hand
 from .workers import Workers
 
 ETA = 3
@@ -105,9 +107,11 @@ def search(
         carry_out=partial(carry_out, task),
         remember=remember,
         exemplars=exemplars,
+        unseen=_unseen(task, ranking, backbones),
     )
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     recall_trials(state)
+    known = dict(state.earlier)
     for tracker in trackers:
         try:
             tracker.opened(task, budget.seconds - state.spent_before, folder)
@@ -127,7 +131,8 @@ def search(
     state.trials |= state.earlier
     winner, remembered = crown(state)
     rule = f"interrupted; of what was trained until then, {RULE}" if interrupted else RULE
-    note_spent(state)
+    if state.trials != known:  # else it had ended already: asking again costs it nothing
+        note_spent(state)
     trials = tuple(state.trials.values())
     return Outcome(
         task.fingerprint,
@@ -136,12 +141,24 @@ def search(
         trials,
         winner,
         folder,
-        state.spent(),
+        recall_spent(folder),
         rule,
         interrupted,
         remembered,
         notes_on(task, winner),
     )
+
+
+def _unseen(task: Task, ranking: Ranking, backbones: Mapping[str, Backbone]) -> dict[str, float]:
+    """Seconds for a pass of all images through each network of the ranking whose features are not at hand: only samples of large
+    tasks were looked at. Trials of the history had theirs, so no prediction has this in it."""
+    names = {item.candidate.backbone for item in ranking.items}
+    images = len(task.before_test())
+    return {
+        name: images * float(backbones[name].macs) / speed_for(backbones[name])
+        for name in sorted(names)
+        if not features_at_hand(task, backbones[name])
+    }
 
 
 def _look(state: Search) -> None:
@@ -151,7 +168,7 @@ def _look(state: Search) -> None:
     for item in state.ranking.items:
         backbone = item.candidate.backbone
         probe = math.isinf(_rung(item.candidate))
-        if probe and item.seconds <= cheap and backbone not in looked and len(looked) < MOST_LOOKS:
+        if probe and state.expected_seconds(item) <= cheap and backbone not in looked and len(looked) < MOST_LOOKS:
             looked.add(backbone)
             advance(state, item, math.inf)
 
@@ -327,6 +344,8 @@ def _observed(state: Search) -> list[Observed]:
         if trial.score is not None
     ]
     for one in state.training.values():
+        if cycles_of(one.item.candidate) > 1:
+            continue  # the ranking has no such candidate, and what it goes on from is among the trials
         seen.append(Observed(one.item.candidate, state.surrogate.expected(one.item.candidate, seen), believed=True))
     return seen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,35 +13,48 @@ from torch.nn import functional as F
 from .errors import InputError, PluginError
 
 LINEAR, NEIGHBOURS, TASKS = "linear", "neighbours", "tasks"
+BLOCK = 1 << 22
+"""Numbers that `Neighbours` has in memory at once, however many images it is asked about: distances, and votes to be counted."""
 
 
 class Neighbours(nn.Module):
     """The `k` nearest of stored features vote for their classes (Cover and Hart, 1967).
 
     Features n×d to logits n×classes: the logarithm of (votes + 1/classes) / (k + 1), so that softmax gives the share of the
-    votes, smoothed by one vote for all. Distances are Euclidean, of unit vectors if `cosine`, and computed in float64: neither
-    autocast nor cancellation changes who is near.
+    votes, smoothed by one vote for all; all of it over `temperature` (see `cool`). Distances are Euclidean, of unit vectors if
+    `cosine`, and computed in float64: neither autocast nor cancellation changes who is near.
     """
 
     features: Tensor
     labels: Tensor
 
-    def __init__(self, features: Tensor, labels: Tensor, classes: int, *, k: int, cosine: bool) -> None:
+    def __init__(self, features: Tensor, labels: Tensor, classes: int, *, k: int, cosine: bool, temperature: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("features", features)
         self.register_buffer("labels", labels)
         self.classes = classes
         self.k = k
         self.cosine = cosine
+        self.temperature = temperature
 
     def forward(self, features: Tensor) -> Tensor:
-        asked, stored = features.double(), self.features.double()
-        if self.cosine:
-            asked, stored = F.normalize(asked), F.normalize(stored)
-        distances = stored.square().sum(1) - 2 * asked @ stored.T  # up to |asked|², which moves nobody's order
+        stored = self._placed(self.features)
+        if torch.compiler.is_exporting():  # a graph has no loop over as many images as it will be asked about
+            votes = self._votes(features, stored)
+        else:
+            block = max(1, BLOCK // (len(stored) + self.k * self.classes))
+            parts: tuple[Tensor, ...] = features.split(block)  # type: ignore[no-untyped-call]
+            votes = torch.cat([self._votes(part, stored) for part in parts])
+        return ((votes + 1 / self.classes) / (self.k + 1)).log() / self.temperature
+
+    def _placed(self, features: Tensor) -> Tensor:
+        return F.normalize(features.double()) if self.cosine else features.double()
+
+    def _votes(self, features: Tensor, stored: Tensor) -> Tensor:
+        """n×classes."""
+        distances = stored.square().sum(1) - 2 * self._placed(features) @ stored.T  # up to |asked|², which moves nobody's order
         nearest = distances.topk(self.k, dim=1, largest=False).indices
-        votes = F.one_hot(self.labels[nearest], self.classes).sum(1).float()
-        return ((votes + 1 / self.classes) / (self.k + 1)).log()
+        return F.one_hot(self.labels[nearest], self.classes).sum(1).float()
 
 
 class Tasks(nn.Module):
@@ -66,12 +80,14 @@ class Tasks(nn.Module):
 
 
 def cool(head: nn.Module, temperature: float) -> None:
-    """Divide the logits that `head` gives by `temperature`, for good; votes have no weights to divide, and stay as they are."""
-    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+    """Divide the logits that `head` gives by `temperature`, for good: linear layers in their weights, votes by a number."""
     with torch.no_grad():
-        for layer in layers:
-            layer.weight.div_(temperature)
-            layer.bias.div_(temperature)
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.div_(temperature)
+                layer.bias.div_(temperature)
+            elif isinstance(layer, Neighbours):
+                layer.temperature *= temperature
 
 
 def plain(head: nn.Module, strategy: str) -> nn.Module:
@@ -92,7 +108,8 @@ def plain(head: nn.Module, strategy: str) -> nn.Module:
 def describe(head: nn.Module) -> dict[str, Any]:
     """The facts that `rebuild` needs besides the tensors."""
     if isinstance(head, Neighbours):
-        return {"kind": NEIGHBOURS, "stored": len(head.labels), "k": head.k, "cosine": head.cosine}
+        told = {"stored": len(head.labels), "k": head.k, "cosine": head.cosine, "temperature": head.temperature}
+        return {"kind": NEIGHBOURS, **told}
     if isinstance(head, Tasks):
         return {"kind": TASKS, "classes": head.classes}
     return {"kind": LINEAR}
@@ -111,11 +128,13 @@ def rebuild(facts: Mapping[str, Any], num_features: int, classes: int) -> nn.Mod
         return Tasks(_places(facts.get("classes"), classes), num_features)
     if kind != NEIGHBOURS:
         raise InputError(f"its head is of the kind {kind!r}; known: {LINEAR}, {NEIGHBOURS}, {TASKS}")
-    stored, k = facts.get("stored"), facts.get("k")
+    stored, k, temperature = facts.get("stored"), facts.get("k"), facts.get("temperature", 1.0)
     if not isinstance(stored, int) or not isinstance(k, int) or not 1 <= k <= stored:
         raise InputError(f"its head asks {k!r} neighbours of {stored!r} stored features")
-    empty = torch.zeros(stored, num_features, dtype=torch.float16)
-    return Neighbours(empty, torch.zeros(stored, dtype=torch.int64), classes, k=k, cosine=facts.get("cosine") is True)
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise InputError(f"its head divides logits by {temperature!r}")
+    empty, labels = torch.zeros(stored, num_features, dtype=torch.float16), torch.zeros(stored, dtype=torch.int64)
+    return Neighbours(empty, labels, classes, k=k, cosine=facts.get("cosine") is True, temperature=temperature)
 
 
 def _places(of_tasks: object, classes: int) -> list[list[int]]:

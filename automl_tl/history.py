@@ -39,7 +39,7 @@ from .exchange import (
 )
 from .facts import TaskFacts, backbone_facts, backbone_of, profile_of, trial_of
 from .home import home
-from .merging import merge
+from .merging import DIGEST, MARKS, merge
 from .records import TEST, TRAIN, VALIDATION, Backbone, Grown, Profile, Task, Trial
 from .rows import other_results, put_backbone, put_profile, put_task, put_trial, trial_of_row
 from .schema import migrations
@@ -414,11 +414,10 @@ def _shipped() -> Path:
 
 
 def _add_shipped(history: History) -> None:
-    """Import the package's facts when they are new or have changed."""
+    """Take in the package's facts when they are new or have changed; what they were before, and are no more, goes."""
     if not (_shipped() / TASKS).is_file():
         return
-    digest = hashlib.sha256(b"".join((_shipped() / name).read_bytes() for name in FILES)).hexdigest()
-    if history._rows("SELECT value FROM state WHERE name = 'shipped'", []) != [(digest,)]:
-        history.import_facts(_shipped())
-        with history._writing():
-            history.db.execute("INSERT OR REPLACE INTO state VALUES ('shipped', ?)", [digest])
+    # the form of the notes counts, too: homes of before there were any get them
+    digest = hashlib.sha256(b"".join([MARKS.encode(), *((_shipped() / name).read_bytes() for name in FILES)])).hexdigest()
+    if history._rows("SELECT value FROM state WHERE name = ?", [DIGEST]) != [(digest,)]:
+        merge(history.db, read_facts(_shipped()), history._writing, shipped=digest)

@@ -31,7 +31,16 @@ def cache() -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a crash leaves the old one. Bytes of a file's name that are no text become \\xNN."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
+    """Write a file whole or not at all: a crash, a power cut or another writer leaves the old one or a new one.
+
+    Bytes of a file's name that are no text become \\xNN.
+    """
+    partial = path.with_name(f"{path.name}.{os.urandom(6).hex()}.partial")  # each thread its own; `tempfile` hides it from others
+    try:
+        with partial.open("xb") as file:
+            file.write(text.encode("utf-8", errors="backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())  # or the name may reach the disk before the text, and an empty file outlives a power cut
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # what could not be written; on success it is gone

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +25,16 @@ MOST_RESIZED = 2**24
 """Pixels of an image that was made as small as a network wants it: more is a stretched line, of which the centre will do."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """What is read, whatever a file is called: Pillow knows more, and hands some of it to other programs (EPS to Ghostscript)."""
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+NOT_READ = frozenset(
+    {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".tga", ".ico", ".exr", ".dcm"}
+    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"}  # of cameras
+)
+"""Images, too, which somebody will miss where they are passed over without a word."""
+CHANNELS = (1, 3, 4)
+"""Of an array: grey, colours, colours and transparency."""
 
 _METHODS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _TURNS = {
@@ -53,10 +64,23 @@ def is_image(path: Path, root: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not hidden
 
 
+def passed_over(root: Path) -> str:
+    """How many files below `root` are images of a kind that is not read, and what to do; nothing where there is none."""
+    found: Counter[str] = Counter()
+    for _, folders, names in os.walk(root):
+        folders[:] = [folder for folder in folders if not folder.startswith((".", "__"))]
+        found.update(Path(name).suffix.lower() for name in names if not name.startswith("."))
+    kinds = sorted(NOT_READ & found.keys())
+    count = sum(found[kind] for kind in kinds)
+    files = "1 file was" if count == 1 else f"{count:,} files were"
+    return f"{files} left out ({', '.join(kinds)}): convert to JPEG or PNG" if kinds else ""
+
+
 def read_image(source: Any, *, where: str = "", least: int | None = None) -> Image.Image:
     """`source` (path, encoded bytes, PIL image, or uint8/uint16/float array H×W[×1|3|4]) as a person sees it, in RGB.
 
-    EXIF orientation is followed, transparency laid on white, 16 bits scaled to 8, the first frame of an animation taken.
+    An array may be a tensor, and have its channels first. EXIF orientation is followed, transparency laid on white, 16 bits
+    scaled to 8, the first frame of an animation taken.
     With `least`, a JPEG may be decoded smaller, as long as its shorter side keeps `least` pixels.
 
     Raises:
@@ -75,7 +99,9 @@ def read_image(source: Any, *, where: str = "", least: int | None = None) -> Ima
     except Image.DecompressionBombError:
         raise InputError(f"{where}: has more than the {MOST_PIXELS:,} pixels that are read; scale it down") from None
     except _DAMAGED as error:
-        raise InputError(f"{where}: cannot be read as an image: {_line(error)}") from None
+        suffix = Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
+        advice = f"; {suffix} is not read, convert it to JPEG or PNG" if suffix in NOT_READ else ""
+        raise InputError(f"{where}: cannot be read as an image: {_line(error)}{advice}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -121,8 +147,8 @@ def _opened(source: Any, where: str) -> AbstractContextManager[Image.Image]:
     """The image, and a file closed in the end; an image of the caller's stays open."""
     if isinstance(source, Image.Image):
         return nullcontext(source)
-    if isinstance(source, np.ndarray):
-        return nullcontext(_from_array(source, where))
+    if hasattr(source, "__array__") and not isinstance(source, (str, bytes)):  # NumPy's texts have it, too
+        return nullcontext(_from_array(_as_array(source, where), where))
     if isinstance(source, bytes):
         return Image.open(io.BytesIO(source), formats=FORMATS)
     if isinstance(source, (str, Path)):
@@ -130,19 +156,28 @@ def _opened(source: Any, where: str) -> AbstractContextManager[Image.Image]:
     raise InputError(f"{where}: a {type(source).__name__} is not an image; give a path, a PIL image, bytes or an array")
 
 
+def _as_array(source: Any, where: str) -> np.ndarray:
+    """Raises InputError: a tensor that is not in this machine's memory, or of numbers that NumPy has not."""
+    try:
+        return np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{where}: a {type(source).__name__} that cannot be made an array: {_line(error)}") from None
+
+
 def _from_array(array: np.ndarray, where: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[0] in CHANNELS and array.shape[2] not in CHANNELS:  # as torch has them
+        array = np.moveaxis(array, 0, 2)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        hint = "; move the channels to the last place" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
-        raise InputError(f"{where}: an array of shape {array.shape} is not an image; expected H×W, H×W×3 or H×W×4{hint}")
+        raise InputError(f"{where}: an array of shape {array.shape} is not an image; expected H×W, H×W×3 or H×W×4")
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise InputError(f"{where}: has values that are not finite numbers")
-        if array.min() < 0 or array.max() > 1:
-            raise InputError(
-                f"{where}: floating-point images must lie in 0–1, but this one is in {array.min():g}–{array.max():g}"
-            )
+        low, high = array.min(), array.max()
+        if low < 0 or high > 1:
+            usual = "divide by 255" if low >= 0 and high <= 255 else "take (x + 1) / 2" if low >= -1 and high <= 1 else "scale it"
+            raise InputError(f"{where}: floating-point images must lie in 0–1, but this one is in {low:g}–{high:g}; {usual}")
         array = (array * 255 + 0.5).astype(np.uint8)
     elif array.dtype == np.uint16:
         array = _of_sixteen_bits(array)

@@ -88,9 +88,9 @@ class PathIntegral:
 
     @torch.no_grad()
     def after(self) -> None:
-        """After the step."""
+        """After the step; nothing is counted of a gradient that is no number, for which a GradScaler leaves the step out."""
         for name, (parameter, position, gradient) in self.moving.items():
-            self.gained[name] -= gradient * (parameter - position)
+            self.gained[name] -= gradient.nan_to_num(0.0, 0.0, 0.0) * (parameter - position)
         self.moving = {}
 
     def mark(self) -> None:

@@ -24,7 +24,7 @@ from .threads import processors, spread
 STAGES = (1, 2)
 FOLDS = 6
 MOST_LEFT_OUT, MOST_ROWS = 15_000, 60_000
-"""Trials for the left-out predictions and for the models; a larger history is sampled, by whole tasks."""
+"""Trials for the left-out predictions and for the models; a larger history is sampled."""
 FEWEST_SAMPLED = 200
 """Tasks in a sample, where there are so many: of larger ones only a part is taken."""
 LEVEL_SAMPLE = 2000
@@ -359,7 +359,10 @@ def _logit(score: np.ndarray) -> np.ndarray:
 
 
 def _sample(task: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Rows of about `most` trials, by whole tasks: a standing in a task means little when most of its trials are left out."""
+    """Rows of `most` trials: a standing in a task means little when most of its trials are left out.
+
+    So many of each task are taken first that `FEWEST_SAMPLED` tasks would do; then one more of each while there is room.
+    """
     if len(task) <= most:
         return np.arange(len(task))
     rng = np.random.default_rng(seed)
@@ -367,4 +370,5 @@ def _sample(task: np.ndarray, most: int, seed: int) -> np.ndarray:
     codes = rng.permutation(codes.max() + 1)[codes]  # which tasks are taken is left to chance
     order = np.lexsort((rng.random(len(codes)), codes))
     place = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
-    return np.sort(order[place < max(most // FEWEST_SAMPLED, 1)][:most])
+    turn = np.maximum(place, most // FEWEST_SAMPLED - 1)
+    return np.sort(order[np.lexsort((codes[order], turn))][:most])

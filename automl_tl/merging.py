@@ -2,30 +2,53 @@
 
 Every fact is checked first, and the trials are laid into temporary tables: others may write to the history meanwhile. One
 transaction then takes all in. Facts are named by their content, so merging twice changes nothing.
+
+What the package ships is noted as such, so that a later version can correct it or take it back, and nothing else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
 from .errors import HistoryError
-from .exchange import Facts
-from .records import Candidate, trial_id
-from .rows import TRIAL_COLUMNS, point_values, put_backbone, put_profile, put_task, put_trial, trial_of_row, trial_values
+from .exchange import Facts, to_json
+from .facts import TaskFacts, backbone_facts, profile_of, trial_of
+from .records import Backbone, Candidate, Profile, Trial, trial_id
+from .rows import (
+    TRIAL_COLUMNS,
+    other_results,
+    point_values,
+    put_backbone,
+    put_profile,
+    put_task,
+    put_trial,
+    trial_of_row,
+    trial_values,
+)
 
 BATCH = 2000
+_Told = TypeVar("_Told")
+DIGEST, MARKS = "shipped", "shipped facts"
+"""Names in the table `state`: which facts of the package are in, and what they were."""
 
 
-def merge(db: Database, facts: Facts, writing: Callable[[], AbstractContextManager[None]]) -> dict[str, int]:
+def merge(
+    db: Database, facts: Facts, writing: Callable[[], AbstractContextManager[None]], *, shipped: str = ""
+) -> dict[str, int]:
     """How many facts of each kind were new; `writing` opens the transaction. `other results`: of trials that are known.
 
     What is known stays: the name of a task, the facts of a backbone, the numbers of a profile, which grows; trials as in
-    `rows.put_trial`.
+    `rows.put_trial`. Not so where `shipped`, a digest, says that these are the facts of the package: then what came as one of
+    those before, and is none any more, goes.
 
     Raises:
         HistoryError: names the place of the wrong fact; nothing was added.
@@ -41,6 +64,9 @@ def merge(db: Database, facts: Facts, writing: Callable[[], AbstractContextManag
     try:
         _lay_out(db, facts, known_tasks, known_backbones)
         with writing():
+            if shipped:
+                marks = _take_back(db, tasks, backbones, profiles)
+                db.conn.execute("INSERT OR REPLACE INTO state VALUES (?, ?), (?, ?)", [DIGEST, shipped, MARKS, to_json(marks)])
             counts = {
                 "tasks": sum([put_task(db, task) for task in tasks]),
                 "backbones": sum([put_backbone(db, backbone, replace_known=False) for backbone in backbones]),
@@ -105,3 +131,117 @@ def _take_in(db: Database) -> dict[str, int]:
     ).fetchall()
     said = [put_trial(db, trial_of_row(db, row, points="incoming_points", key=row[0])) for row in rest]
     return {"trials": new, "more of trials": said.count("more"), "other results": said.count("other")}
+
+
+def _take_back(
+    db: Database, tasks: Sequence[TaskFacts], backbones: Sequence[Backbone], profiles: Sequence[Profile]
+) -> dict[str, dict[str, Any]]:
+    """Remove or correct what was shipped and is not among the shipped facts any more; what is shipped now, to be noted."""
+    state = dict(db.conn.execute("SELECT name, value FROM state"))
+    before = {"tasks": {}, "backbones": {}, "profiles": {}, "trials": {}, **json.loads(state.get(MARKS, "{}"))}
+    now: dict[str, dict[str, Any]] = {
+        "tasks": {task.fingerprint: to_json(vars(task)) for task in tasks},
+        "backbones": {backbone.name: to_json(backbone_facts(backbone)) for backbone in backbones},
+        "profiles": {profile.fingerprint: to_json(vars(profile)) for profile in profiles},
+    }
+    # of a home that was filled before anything was noted, what is the same as a shipped fact was shipped
+    unnoted = DIGEST in state and MARKS not in state
+    now["trials"] = _take_back_trials(db, before["trials"], _incoming_marks(db), unnoted=unnoted)
+    differs = {
+        kind: [(name, text) for name, text in before[kind].items() if now[kind].get(name) != text]
+        for kind in ("tasks", "backbones", "profiles")
+    }
+    for task, text in differs["profiles"]:
+        _take_back_profile(db, task, profile_of(json.loads(text)), withdrawn=task not in now["profiles"])
+    corrected = {backbone.name: backbone for backbone in backbones}
+    for name, text in differs["backbones"]:
+        if (text,) != db.conn.execute("SELECT facts FROM backbones WHERE name = ?", [name]).fetchone():
+            continue
+        if name in corrected:
+            put_backbone(db, corrected[name])
+        elif not _refers(db, "backbone", name, "trials", "scores"):
+            db.conn.execute("DELETE FROM backbones WHERE name = ?", [name])
+    right = {task.fingerprint: task for task in tasks}
+    for task, text in differs["tasks"]:
+        row = db.conn.execute("SELECT * FROM tasks WHERE fingerprint = ?", [task]).fetchone()
+        if row is None or to_json(vars(TaskFacts(*row))) != text:
+            continue
+        if task in right:
+            values = list(vars(right[task]).values())
+            db.conn.execute("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        elif not _refers(db, "task", task, "trials", "profiles"):
+            db.conn.execute("DELETE FROM tasks WHERE fingerprint = ?", [task])
+    return now
+
+
+def _take_back_trials(
+    db: Database, before: Mapping[str, Sequence[str]], now: Mapping[str, set[str]], *, unnoted: bool
+) -> dict[str, list[str]]:
+    """The marks of shipped results by trial, without those that the user had already."""
+    for id_, marks in before.items():
+        gone = set(marks) - now.get(id_, set())
+        if gone:
+            known = _results(db, id_)
+            left = [trial for trial in known if _mark(trial) not in gone]
+            if len(left) < len(known):
+                for table, column in (("other_results", "trial"), ("points", "trial"), ("trials", "id")):
+                    db.conn.execute(f"DELETE FROM {table} WHERE {column} = ?", [id_])
+                for trial in left:
+                    put_trial(db, trial)
+    noted = {}
+    for id_, told in now.items():
+        shipped = told & set(before.get(id_, ()))
+        if shipped != told:
+            shipped |= told if unnoted else told - {_mark(trial) for trial in _results(db, id_)}
+        noted[id_] = sorted(shipped)
+    return noted
+
+
+def _take_back_profile(db: Database, task: str, shipped: Profile, *, withdrawn: bool) -> None:
+    """Its numbers go; what the user's own looks added stays, and all of it where only trials of the user's own need it still."""
+    row = db.conn.execute("SELECT facts FROM profiles WHERE task = ?", [task]).fetchone()
+    if row is None or (withdrawn and _refers(db, "task", task, "trials")):
+        return
+    known = profile_of(json.loads(row[0]))
+    own = replace(
+        known,
+        meta=_apart(known.meta, shipped.meta),
+        distances=_apart(known.distances, shipped.distances),
+        transferability=_apart(known.transferability, shipped.transferability),
+    )
+    for table in ("meta_features", "distances", "scores", "profiles"):
+        db.conn.execute(f"DELETE FROM {table} WHERE task = ?", [task])
+    if own.meta or own.distances or own.transferability:
+        put_profile(db, own, newest_counts=True)
+
+
+def _apart(known: Mapping[str, _Told], shipped: Mapping[str, _Told]) -> dict[str, _Told]:
+    """What is known without what was shipped just so."""
+    return {name: told for name, told in known.items() if name not in shipped or shipped[name] != told}
+
+
+def _incoming_marks(db: Database) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for row in db.conn.execute("SELECT * FROM incoming"):
+        trial = trial_of_row(db, row, points="incoming_points", key=row[0])
+        found.setdefault(trial.id, set()).add(_mark(trial))
+    return found
+
+
+def _results(db: Database, id_: str) -> list[Trial]:
+    rows = db.conn.execute("SELECT * FROM trials WHERE id = ?", [id_]).fetchall()
+    return [trial_of_row(db, row) for row in rows] + [trial_of(json.loads(text)) for text in other_results(db, id_)]
+
+
+def _mark(trial: Trial) -> str:
+    """Of all that is said of a trial's result: one of the user's own has another, if only by where its model lies.
+
+    Field by field, as it is compared with what an earlier version noted, which may have had fewer.
+    """
+    curve = [(point.epoch, point.seconds, point.loss, point.score, point.memory_mb, point.note) for point in trial.curve]
+    told = [trial.status, trial.validation, trial.test, trial.seconds, trial.memory_mb, trial.artefact, trial.error]
+    return hashlib.sha256(to_json([*told, trial.provenance, curve]).encode()).hexdigest()[:16]
+
+
+def _refers(db: Database, column: str, value: str, *tables: str) -> bool:
+    return any(db.conn.execute(f"SELECT 1 FROM {table} WHERE {column} = ? LIMIT 1", [value]).fetchone() for table in tables)

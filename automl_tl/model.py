@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import checkpoint, heads
 from .adapters import Grown
 from .backbones import build
+from .cards import sha256
 from .device import device
 from .errors import HistoryError, InputError, PluginError, ZooError
 from .facts import backbone_of
@@ -47,7 +48,8 @@ class Model:
 def save(
     folder: Path, net: nn.Module, backbone: Backbone, candidate: Candidate, classes: tuple[str, ...], facts: Mapping[str, Any]
 ) -> None:
-    """Write `net` into `folder`.
+    """Write `net` into `folder`: the weights, and then the card with their sha256. Cut off between the two, it leaves what `load`
+    refuses.
 
     Raises:
         PluginError: the strategy left a network that is not the backbone with a head of a known kind (see `heads`).
@@ -55,7 +57,8 @@ def save(
     tensors, head = _tensors(net, candidate.strategy)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / WEIGHTS, tensors, {"backbone": backbone.name})
-    write_text(folder / CARD, json.dumps(_card(head, backbone, candidate, classes, facts), indent=1, ensure_ascii=False))
+    card = {**_card(head, backbone, candidate, classes, facts), "sha256": sha256(folder / WEIGHTS)}
+    write_text(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
 
 
 def pack(trained: Model) -> dict[str, Any]:
@@ -131,6 +134,11 @@ def load(folder: Path) -> Model:
         raise InputError(f"{folder / CARD} is damaged: {error}") from None
     except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} is damaged: {error}; copy it anew, or run `automl-tl fit` again") from None
+    if isinstance(card, Mapping) and card.get("sha256") not in (None, sha256(folder / WEIGHTS)):  # older cards have none
+        raise InputError(
+            f"{folder / WEIGHTS} is not the file that {CARD} describes (other sha256): saving was cut off between the two, or "
+            "one was replaced; run `automl-tl fit` again"
+        )
     return _rebuild(card, tensors, f"{folder}/")
 
 
@@ -138,7 +146,7 @@ def _rebuild(card: Any, tensors: Mapping[str, Tensor], where: str) -> Model:
     if not isinstance(card, Mapping):
         raise InputError(f"{where}{CARD} is damaged: it is no JSON object")
     try:
-        facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes", "head")}
+        facts = {name: card[name] for name in card if name not in ("backbone", "candidate", "classes", "head", "sha256")}
         backbone, candidate = backbone_of(card["backbone"]), Candidate(**card["candidate"])
         classes = tuple(card["classes"])
     except KeyError as error:

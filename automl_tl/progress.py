@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .budget import Budget
+from .errors import InputError
 from .facts import trial_of
 from .growth import Growths
 from .history import History
@@ -24,6 +28,8 @@ RESERVE = 0.02
 """Share of the time kept for the test images and the report."""
 UNSURE = 5.0
 """Seconds that a search must have trained until its own pace counts as much as the prediction."""
+LOCK = ".lock"
+"""Held by who works in a folder; of a process that ends the system takes it back, however it ends, so it may stay there."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Search:
     """Seconds that were predicted for as far as they came."""
     training: dict[str, Training] = field(default_factory=dict)
     """By trial; what workers do now."""
+    unseen: dict[str, float] = field(default_factory=dict)
+    """Seconds for the features of networks that have yet to look at all images: whoever is first pays them."""
 
     def spent(self) -> float:
         """Seconds, with those of earlier starts."""
@@ -119,8 +127,37 @@ class Search:
         return trial_id(self.task.fingerprint, candidate, self.seed)
 
     def expected_seconds(self, item: Ranked) -> float:
-        """The prediction, corrected by how wrong it has been here so far; long trials tell more of that than short ones."""
-        return item.seconds * (self.taken + UNSURE) / (self.foreseen + UNSURE)
+        """The prediction, corrected by how wrong it has been here so far; long trials tell more of that than short ones. Features
+        that have yet to be computed come on top."""
+        trained = item.seconds * (self.taken + UNSURE) / (self.foreseen + UNSURE)
+        return trained + self.unseen.get(item.candidate.backbone, 0.0)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else works in the folder meanwhile. It is made; if nothing came into it, it is gone again afterwards.
+
+    Raises:
+        InputError: another process works there, or it cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another process is working in {folder}; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made or used: {error.strerror}; choose another --out") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()  # while it is held: nobody can have got it in between
+            for path in made:
+                path.rmdir()
+        lock.release()
 
 
 def cycles_of(candidate: Candidate) -> int:

@@ -47,6 +47,8 @@ class Listing:
     groups: Sequence[str] | None = None
     """Images of one group (patient, tile, writer) stay in one split."""
     domains: Sequence[str] | None = None
+    warnings: Sequence[str] = ()
+    """What the reader passed over, or took in a way that may not be meant."""
 
 
 @dataclass(frozen=True, eq=False)

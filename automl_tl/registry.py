@@ -144,7 +144,7 @@ def lookup(kind: str, name: str, known: dict[str, T]) -> T:
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise PluginError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}")
 
 

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ import torch
 from . import checkpoint, federation, model, registry
 from .backbones import adopt, catalogue
 from .data import load_task
-from .errors import InputError
+from .errors import InputError, TrialError
 from .evaluation.classification import judge
-from .federation import Answer, Client, Federated, Told
+from .federation import Answer, Client, Told
 from .objectives import offer_public, take_part
 from .records import PUBLIC, VALIDATION, Candidate, Task
 from .space import Value, check, defaults
@@ -33,6 +33,8 @@ from .trials import job_of, judge_on_test
 MODEL, WORK, LEFT = "model", "work", "left.jsonl"
 NEEDED = frozenset({"clients"})
 ANSWER = "answer-{}.safetensors"
+_WORDS = slice(3, 3 + 624)
+"""The Mersenne twister's, among the words of 64 bits that a generator's state is: 32 bits in each, after seed and counters."""
 _ANEW = "A new training needs another --out; its privacy adds up with that of the old one"
 
 
@@ -181,7 +183,7 @@ class _Joined:
         return answer
 
     def _agree(self, text: str) -> _Agreed:
-        """The side of the strategy that was agreed to, with seeds of its own: noise that the server knows would hide nothing."""
+        """The side of the strategy that was agreed to, with chance of its own: noise that the server knows would hide nothing."""
         plan = json.loads(text)
         if plan["strategy"] != self.strategy:
             raise InputError(f"the server trains by {plan['strategy']}, but --strategy {self.strategy} was agreed to")
@@ -198,8 +200,28 @@ class _Joined:
         facts = registry.lookup("backbone", plan["backbone"], catalogue())
         task = take_part(self.own, plan["classes"], self.public, [int(value, 16) for value in plan["public"]])
         candidate = Candidate(facts.name, self.strategy, values)
-        job = job_of(task, candidate, facts, seed=secrets.randbits(31), folder=self.folder)
-        return _Agreed(text, int(values["epochs"]), cast(Federated, chosen(values, facts)).client(job))
+        job = job_of(task, candidate, facts, seed=secrets.randbits(31), folder=self.folder)  # of orders and crops: no secret
+        sides: Any = chosen(values, facts)
+        sides.chance = secret_chance  # looked at by strategies that add noise
+        return _Agreed(text, int(values["epochs"]), sides.client(job))
+
+
+def secret_chance() -> torch.Generator:
+    """A generator whose whole state comes from the operating system, for noise that hides something.
+
+    A seed would not do: torch takes 32 bits of it, and who tries them all finds the noise.
+
+    Raises:
+        TrialError: this version of torch keeps its state in a form that is not known here.
+    """
+    chance = torch.Generator().manual_seed(0)
+    state = chance.get_state()
+    words = state.numpy().view(np.uint64)[_WORDS]
+    known = np.random.RandomState(0).get_state(legacy=False)["state"]["key"]  # NumPy's Mersenne twister starts alike
+    if not np.array_equal(words, known):
+        raise TrialError(f"no secret noise can be had from torch {torch.__version__}; take an earlier version")
+    words[:] = np.frombuffer(secrets.token_bytes(4 * len(words)), dtype=np.uint32)
+    return chance.set_state(state)
 
 
 def _answered(folder: Path, number: int, training: str, question: str) -> Answer | None:

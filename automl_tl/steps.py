@@ -16,10 +16,10 @@ from . import checkpoint, guard, model, processes, registry
 from .errors import PLUGIN_FAULTS, AutomlError, InputError, WorkerLost
 from .evaluation.classification import judge
 from .progress import Search, Step, Training, cycles_of, epochs_of, note_spent, record_trial, standing
-from .records import IMPORTANCE, VALIDATION, Outcome, Point, Ranked, Task, Trial
+from .records import IMPORTANCE, VALIDATION, Backbone, Outcome, Point, Ranked, Task, Trial
 from .restarts import shared_epochs, sweep, take_over
 from .strategy import Fitted
-from .trials import Limits, probabilities_on, run_trial
+from .trials import Limits, features_at_hand, probabilities_on, run_trial
 
 FRESH = "fresh"
 """Folder in a trial's own: a model that has yet to show that it can be kept, beside the one that was kept before."""
@@ -65,7 +65,10 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
             _tell(state, "epoch", planned, point)
             return False
 
-        _settle(state, item, carry_out(state.task, step, report=report))
+        began = time.monotonic()
+        trial = carry_out(state.task, step, report=report)
+        _seen(state, backbone, time.monotonic() - began - trial.seconds + (before.seconds if before is not None else 0.0))
+        _settle(state, item, trial)
         return True
     most = min(limit, cycles_of(candidate) * float(candidate.hyperparameters.get("epochs", 1))) - reached
     state.training[id_] = Training(item, step, most, state.workers.submit(state.carry_out, step))
@@ -166,6 +169,7 @@ def settle_next(state: Search) -> None:
             if point.epoch > epochs_of(state.trials.get(trial.id)):
                 _tell(state, "epoch", planned, point)
         del state.training[trial.id]
+        _seen(state, one.step.backbone)
         _settle(state, one.item, trial)
 
 
@@ -181,6 +185,15 @@ def _settle(state: Search, item: Ranked, trial: Trial) -> None:
     record_trial(state, trial)
     sweep(state)
     _tell(state, "finished", trial)
+
+
+def _seen(state: Search, backbone: Backbone, took: float | None = None) -> None:
+    """Once a network's features are at hand, nobody pays for them again; what others' will take is corrected by these."""
+    if backbone.name not in state.unseen or not features_at_hand(state.task, backbone):
+        return
+    expected = state.unseen.pop(backbone.name)
+    if took is not None and expected > 0:
+        state.unseen = {name: seconds * max(took, 0.0) / expected for name, seconds in state.unseen.items()}
 
 
 def _count(state: Search, item: Ranked, trial: Trial) -> None:

@@ -151,6 +151,8 @@ class Strategy:
     needs: frozenset[str] = frozenset()
     """What a task must bring, in the words of `objectives.brings`: "target", "source", "earlier model", "kept images", "clients",
     "epsilon" … A candidate with an unmet need is dropped."""
+    target_beside: bool = True
+    """Whether, where "target" is needed, each batch has as many of the target's images beside it; False spares fetching them."""
     paper: str = ""
     pretrained: bool = True
     """False: starts from random weights, so it is what transfer is measured against."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .backbones import catalogue
 from .errors import InputError, TrialError
 from .evaluation.efficiency import Curve, Saving, data_saving, fit_curve
 from .home import write_text
+from .progress import alone_in
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Task
 from .space import check, defaults
 from .trials import judge_on_test, run_trial
@@ -76,30 +78,32 @@ def study_data(
     an interrupted one stopped; `out` gets study.json and study.html.
 
     Raises:
-        InputError: the images; all shares come to one number of training images; or `out` holds another study.
+        InputError: the images; all shares come to one number of training images; or `out` holds another study, or another process
+            works in it.
         TrialError: a run failed.
     """
     out = Path(out)
     told = None if progress is None else lambda done, total: progress("reading images", done, total)
     task = data.load_task(location, seed=seed, test=HELD_OUT, progress=told)
     _check_shares(task, shares)
-    candidates, facts = _plan(task, out, strategy, backbone, epochs, seed, progress)
-    wanted = [(share, number, kind) for share in sorted(shares) for number in range(seeds) for kind in candidates]
-    runs = _runs_of(out)
-    for done, (share, number, kind) in enumerate(wanted):
+    with alone_in(out):
+        candidates, facts = _plan(task, out, strategy, backbone, epochs, seed, progress)
+        wanted = [(share, number, kind) for share in sorted(shares) for number in range(seeds) for kind in candidates]
+        runs = _runs_of(out)
+        for done, (share, number, kind) in enumerate(wanted):
+            if progress is not None:
+                progress("runs of the study", done, len(wanted))
+            if not any((run.share, run.seed, run.kind) == (share, number, kind) for run in runs):
+                runs.append(_run(task, candidates[kind], facts, kind, share, number, out))
+                _keep(out, {"runs": [asdict(run) for run in runs]})
         if progress is not None:
-            progress("runs of the study", done, len(wanted))
-        if not any((run.share, run.seed, run.kind) == (share, number, kind) for run in runs):
-            runs.append(_run(task, candidates[kind], facts, kind, share, number, out))
-            _keep(out, "runs", [asdict(run) for run in runs])
-    if progress is not None:
-        progress("runs of the study", len(wanted), len(wanted))
-    chosen = {(share, number, kind) for share, number, kind in wanted}
-    study = _judge(task, candidates, [run for run in runs if (run.share, run.seed, run.kind) in chosen], seed)
-    _keep(out, "result", facts_of(study))
-    from .report.study import report_study
+            progress("runs of the study", len(wanted), len(wanted))
+        chosen = {(share, number, kind) for share, number, kind in wanted}
+        study = _judge(task, candidates, [run for run in runs if (run.share, run.seed, run.kind) in chosen], seed)
+        _keep(out, {"result": facts_of(study)})
+        from .report.study import report_study
 
-    report_study(study, out, rows=means_of(study), words=saving_in_words(study))
+        report_study(study, out, rows=means_of(study), words=saving_in_words(study))
     return study
 
 
@@ -136,9 +140,7 @@ def _plan(
         chosen = {TRANSFERRED: best, SCRATCH: Candidate(best.backbone, bare, defaults(known[bare].space))}
         if epochs is not None:
             chosen = {kind: _shortened(candidate, epochs) for kind, candidate in chosen.items()}
-        out.mkdir(parents=True, exist_ok=True)
-        _keep(out, "request", request)
-        _keep(out, "candidates", {kind: asdict(candidate) for kind, candidate in chosen.items()})
+        _keep(out, {"request": request, "candidates": {kind: asdict(candidate) for kind, candidate in chosen.items()}})
         kept = _read(out)
     candidates = {kind: Candidate(**facts) for kind, facts in kept["candidates"].items()}
     return candidates, registry.lookup("backbone", candidates[TRANSFERRED].backbone, catalogue())
@@ -160,9 +162,12 @@ def _shortened(candidate: Candidate, epochs: int) -> Candidate:
 
 def _run(task: Task, candidate: Candidate, backbone: Backbone, kind: str, share: float, number: int, out: Path) -> Run:
     part = share_of(task, share, seed=number)
-    folder = out / "checkpoints"
+    # its own, as the same study may go on with other shares and seeds, and must not take this run for one of those
+    folder = out / "checkpoints" / f"{kind.replace(' ', '-')}-{share!r}-{number}"
     trial, fitted = run_trial(part, candidate, backbone, seed=number, folder=folder)
     shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # another run's are there, or there were none at all
+        folder.parent.rmdir()
     if fitted is None:
         raise TrialError(f"{kind}, {share:.0%} of the data, seed {number}: {trial.error}")
     score = judge_on_test(part, backbone, fitted.model)["accuracy"]
@@ -250,5 +255,5 @@ def _read(out: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is damaged: {error}; choose another --out or delete it") from None
 
 
-def _keep(out: Path, name: str, facts: Any) -> None:
-    write_text(out / "study.json", json.dumps({**_read(out), name: facts}, indent=1))
+def _keep(out: Path, facts: Mapping[str, Any]) -> None:
+    write_text(out / "study.json", json.dumps({**_read(out), **facts}, indent=1))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .records import Backbone, Candidate, Ranked
-from .space import Space, scaled
+from .space import Space, defaults, scaled
 
 SHARES = {"task": 0.06, "backbone": 0.09, "strategy": 0.09, "pair": 0.06, "hyperparameters": 0.7}
 """Of the variance of the ranking's error, before any trial: what all candidates of a task have in common, those of one backbone,
@@ -29,8 +29,8 @@ FACTORS = (0.25, 1.0, 4.0, 12.0)
 """By which a share may prove larger or smaller."""
 SURPRISE = math.log(4)
 """Standard deviation of the logarithm of a factor, before any trial: few hyperparameters matter much, most hardly."""
-FEWEST = 3
-"""Trials from which on shares are corrected."""
+FEWEST, ENOUGH = 3, 100
+"""Trials from which on shares are corrected, and the most that they are corrected by."""
 LENGTH = 0.5
 """Of a hyperparameter's range: values so far apart are alike to 0.6."""
 LUCK = 0.25
@@ -74,6 +74,7 @@ class Surrogate:
         spread = float(np.median(interval)) / (2 * 1.645) if len(items) else LEAST_SPREAD
         self._variance = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD)) ** 2
         self._likeness = _Likeness.of([item.candidate for item in items], backbones, spaces)
+        self._latest: tuple[list[Observed], tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
 
     def believe(self, observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the logit of every item's score, after `observed`; n each."""
@@ -93,7 +94,13 @@ class Surrogate:
         return np.asarray(mean[chosen] + rng.standard_normal((count, len(places))) @ root.T)
 
     def _update(self, observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The mean (n), a root of the covariance that `observed` takes away (n × what is known), and the shares."""
+        """The mean (n), a root of the covariance that `observed` takes away (n × what is known), and the shares. A plan asks for
+        the same twice."""
+        if self._latest is None or self._latest[0] != list(observed):
+            self._latest = list(observed), self._updated(observed)
+        return self._latest[1]
+
+    def _updated(self, observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         known = [one for one in observed if one.candidate.id in self._place]
         if not known:
             return self._mean, np.zeros((len(self._mean), 0)), self._likeness.shares
@@ -126,6 +133,9 @@ class Surrogate:
 
         if len(error) < FEWEST:
             return shares
+        if len(error) > ENOUGH:  # each look costs the cube of their number
+            some = np.linspace(0, len(error) - 1, ENOUGH).astype(np.int64)
+            error, among, noise = error[some], among[np.ix_(some, np.arange(among.shape[1]), some)], noise[np.ix_(some, some)]
         best = merit(shares)
         for component in range(len(shares)):
             for factor in FACTORS:
@@ -185,9 +195,10 @@ class _Likeness:
         values = np.full((len(candidates), len(hyperparameters)), np.nan)
         for row, candidate in enumerate(candidates):
             space = spaces.get(candidate.strategy, {})
+            given = {**defaults(space), **candidate.hyperparameters}  # advice of an earlier version may lack some
             for column, name in enumerate(hyperparameters):
                 if name in space:
-                    values[row, column] = scaled(space[name], candidate.hyperparameters[name])
+                    values[row, column] = scaled(space[name], given[name])
         parts = np.array([[part_of(spaces.get(strategy, {}), name) for name in hyperparameters] for strategy in strategies])
         parts = parts.reshape(len(strategies), len(hyperparameters))
         own = SHARES["hyperparameters"] * parts.max(axis=0, initial=0.0) / max(parts.sum(axis=1).max(initial=0.0), 1.0)

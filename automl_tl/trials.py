@@ -22,11 +22,10 @@ from .errors import PLUGIN_FAULTS, AutomlError, InputError
 from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
 from .evaluation.forgetting import told_accuracy
-from .features import extract
+from .features import cached_at, extract
 from .importance import PathIntegral
 from .inference import predict
 from .objectives import ACCURACY, RETENTION, ROBUSTNESS, validate
-from .profiling import task_features
 from .records import (
     KEPT_TEST,
     KEPT_VALIDATION,
@@ -144,6 +143,7 @@ def _guarded(job: Job, limits: Limits) -> Fitted:
             return told(point)
 
         job.report = report
+        job.features = lambda: _features(job.task, job.backbone, heard)
         return _train(job)
 
 
@@ -205,12 +205,24 @@ def _start(task: Task, backbone: Backbone) -> nn.Module:
     return earlier.net.backbone
 
 
-def _features(task: Task, backbone: Backbone) -> Features:
-    """Of the network that `_start` gives."""
-    if not task.earlier:
-        return task_features(task, backbone)
-    trained = replace(backbone, digest=task.fingerprint, num_classes=0)  # its weights are those of the earlier model
-    return extract(task, trained, pixels_of(task, backbone), lambda head: _start(task, backbone))
+def _features(task: Task, backbone: Backbone, heard: Callable[[], None] = lambda: None) -> Features:
+    """Of the network that `_start` gives; `heard` is called on the way."""
+
+    def network(head: bool) -> nn.Module:
+        return _start(task, backbone) if task.earlier else build(backbone, head=head)
+
+    pixels = pixels_of(task, backbone)
+    return extract(task, _as_it_starts(task, backbone), pixels, network, progress=lambda done, total: heard())
+
+
+def _as_it_starts(task: Task, backbone: Backbone) -> Backbone:
+    """As its features are known by: the weights may be those of an earlier model."""
+    return replace(backbone, digest=task.fingerprint, num_classes=0) if task.earlier else backbone
+
+
+def features_at_hand(task: Task, backbone: Backbone) -> bool:
+    """Whether a job of the task has its features at once."""
+    return cached_at("features", task, _as_it_starts(task, backbone), task.before_test()).exists()
 
 
 def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, float]:

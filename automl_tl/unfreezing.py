@@ -113,7 +113,8 @@ def study_unfreezing(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Study:
-    """Train depth 0 (the head alone), 1, 2 … all groups of layers, each for `epochs` from the head of depth 0.
+    """Train a head on the untouched backbone for `epochs`; then, from that head and for as many epochs again, depth 0 (the head
+    alone), 1, 2 … all groups of layers, so that depths differ in nothing else.
 
     Forgetting: the tuned features go through the head that the backbone had, and its words are compared with those of the
     untouched network, on the images of `source` if there are some, else on the task's own validation images (which underestimates
@@ -129,10 +130,9 @@ def study_unfreezing(
     names = {parameter: name for name, parameter in untouched.named_parameters()}
     groups = tuple(names[group[0]] for group in layer_groups(untouched))
     depths: list[Depth] = []
-    head: nn.Linear | None = None
+    _, head = _train(task, backbone, judge, 0, None, epochs, seed)
     for count in range(len(groups) + 1):
-        depth, head = _train(task, backbone, judge, count, head, epochs, seed)
-        depths.append(depth)
+        depths.append(_train(task, backbone, judge, count, head, epochs, seed)[0])
         if progress is not None:
             progress("training each depth", count + 1, len(groups) + 1)
     validation = len(task.part(VALIDATION))
@@ -148,7 +148,7 @@ def _train(
     epochs: int,
     seed: int,
 ) -> tuple[Depth, nn.Linear]:
-    """One depth; and the head that the deeper ones start from, which is that of depth 0."""
+    """One depth, from a head or from nothing; and the head that came of it."""
     values = {**SETTINGS, "epochs": epochs}
     strategy = _Top(values, backbone, groups, head)
     with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +164,7 @@ def _train(
     validated = validate(model, job.pixels.array, task, backbone)
     memory = max(point.memory_mb for point in fitted.curve)
     depth = Depth(groups, trained, validated.score, validated.loss, seconds, memory, *judge.compare(model.backbone))
-    return depth, head or model.head
+    return depth, model.head
 
 
 def _judge(task: Task, source: Task | None, backbone: Backbone) -> tuple[_Before, str]:

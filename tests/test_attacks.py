@@ -82,6 +82,24 @@ def test_descent_finds_the_worst_image_of_a_linear_model(backbone: Backbone) -> 
     torch.testing.assert_close(changed, worst)
 
 
+def test_images_that_are_recognised_for_sure_are_attacked_where_training_is_in_fp16(images: Tensor, backbone: Backbone) -> None:
+    """Their gradients are below what fp16 has: an attack in it would leave them where it began."""
+    net = linear()
+    with torch.no_grad():
+        labels = net(images).argmax(1)
+        net[1].weight *= 12 / net(images).sort(1).values.diff(dim=1)[:, -1].min()
+    with held(net), torch.autocast("cpu", torch.float16):
+        asked = images.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(cross_entropy_of(labels)(net(asked)).sum(), asked)
+    assert gradient.flatten(1).eq(0).all(1).any()
+    ball = Ball.of(EPSILON, backbone, images)
+    expected = pgd(net, images, cross_entropy_of(labels), ball, steps=3, generator=generator())
+    with torch.autocast("cpu", torch.float16):
+        found = pgd(net, images, cross_entropy_of(labels), ball, steps=3, generator=generator())
+        assert net(images).dtype == torch.float16, "outside it is as it was"
+    assert torch.equal(found, expected)
+
+
 def test_a_held_model_is_given_back_as_it_was(images: Tensor, backbone: Backbone) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 3))
     net.train()

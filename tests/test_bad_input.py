@@ -103,7 +103,7 @@ def class_of_one_image(place: Place) -> list[str]:
     return fit(lay_drawn(place.root / "photos", {"a": 6, "b": 1}))
 
 
-@bad("photos: no training image is left: all 8 are near-duplicates of validation or test images, .*; give splits that share no")
+@bad("photos: no training image is left: all 8 are near-duplicates of validation or test images; give splits that share no")
 def training_images_that_are_the_test_images(place: Place) -> list[str]:
     for split in ("train", "test"):
         lay_drawn(place.root / "photos" / split, {"a": 4, "b": 4})
@@ -161,7 +161,7 @@ def validation_of_an_unknown_class(place: Place) -> list[str]:
     return fit(place.root / "photos")
 
 
-@bad("photos: has 'cat' beside split folders; keep only train, validation and test")
+@bad("photos: has 'cat' beside split folders; keep only train .or training., validation")
 def class_folder_beside_split_folders(place: Place) -> list[str]:
     lay_drawn(place.root / "photos" / "train", {"a": 4, "b": 4})
     lay_drawn(place.root / "photos", {"cat": 2}, start=50)
@@ -247,7 +247,7 @@ def one_path_with_two_labels(place: Place) -> list[str]:
     return manifest(place, GOOD + "x/a/000.png,b\n")
 
 
-@bad("list.csv row 2: x/a/000.png: split 'holdout' is not known; write train, validation or test")
+@bad("list.csv row 2: x/a/000.png: split 'holdout' is not known; known are train .or training., validation")
 def unknown_split(place: Place) -> list[str]:
     return manifest(place, "path,label,split\nx/a/000.png,a,holdout\nx/b/000.png,b,train\n")
 

@@ -82,3 +82,26 @@ def test_a_temperature_is_chosen_only_where_it_helps_on_other_images() -> None:
     assert choose_temperature(softmax(few * 3), known) == 1.0  # too few to tell
     lucky = sum(choose_temperature(softmax(honest(60, seed=s)[0]), honest(60, seed=s)[1]) != 1.0 for s in range(20))
     assert lucky < 14  # honest already: a coin at most, where a fit on the same images would always find something
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 20), (2, 100), (10, 60)])
+def test_images_that_are_all_right_do_not_ask_for_boundless_confidence(classes: int, images: int) -> None:
+    """By hand: n images that are all right at a confidence of 0.7 are as good as a confidence of (n + 1)/(n + 2)."""
+    labels = np.arange(images) % classes
+    probabilities = np.full((images, classes), 0.3 / (classes - 1))
+    probabilities[np.arange(images), labels] = 0.7
+    found = choose_temperature(probabilities, labels)
+    assert cooled(probabilities, found).max(axis=1) == pytest.approx((images + 1) / (images + 2), abs=1e-3)
+    assert choose_temperature(probabilities, labels) == found
+
+
+def test_doubt_spares_those_who_are_honest_and_mostly_right() -> None:
+    """100 classes, nearly all right, confidences that are the truth: smoothing must not make them much less sure."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1, (400, 100))
+    logits[np.arange(400), rng.integers(100, size=400)] += 8.0
+    truth = softmax(logits)
+    labels = np.array([rng.choice(100, p=row) for row in truth])
+    assert (truth.argmax(1) == labels).mean() > 0.9
+    assert choose_temperature(truth, labels) == pytest.approx(1.0, abs=0.1)
+    assert choose_temperature(softmax(logits * 2), labels) == pytest.approx(2.0, rel=0.1)

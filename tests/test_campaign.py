@@ -70,6 +70,13 @@ def test_candidates_are_sampled_from_everything_by_seed() -> None:
     assert not any(known[candidate.strategy].needs for candidate in chosen), "the task brings nothing but its images"
 
 
+def test_a_share_of_nothing_asks_for_nothing() -> None:
+    plan = Plan((DIGITS,), trials=20, strategies=("lda", "linear-probe"), shares={"linear-probe": 0.0})
+    chosen = sample_candidates(plan, make_task(Path("."), DIGITS), catalogue())
+    assert {candidate.strategy for candidate in chosen} == {"lda"}
+    assert sample_candidates(replace(plan, strategies=("linear-probe",)), make_task(Path("."), DIGITS), catalogue()) == []
+
+
 def test_contrasts_change_only_what_the_plan_names() -> None:
     task, backbones = make_task(Path("."), DIGITS), catalogue()
     settings = {"epochs": (12, 24), "norms": ("still", "moving"), "penalty": (0.1, 1.0)}

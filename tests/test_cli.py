@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from PIL import Image
 from small import QUICK, TINY, arrays
 
 from automl_tl import cli
+from automl_tl.errors import InputWarning
 
 PHOTOS = 240
 EVALUATION = Path(__file__).resolve().parents[1] / "docs" / "evaluation.md"
@@ -151,6 +153,16 @@ def test_predict_writes_a_row_an_image(command: Command, run: Path, photos: Path
     assert all(set(row) == {"path", "label", "confidence"} for row in one)
 
 
+def test_predict_tells_of_images_that_it_does_not_read(command: Command, run: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "1.heic").write_bytes(b"")
+    said = command("predict", run, tmp_path / "new")
+    assert (said.code, said.err.count("1 file was left out (.heic): convert to JPEG or PNG")) == (2, 1)
+    shutil.copy(next(photos.rglob("*.png")), tmp_path / "new" / "2.png")
+    with pytest.warns(InputWarning, match=r"^1 file was left out \(\.heic\): convert to JPEG or PNG$"):
+        assert len(command("predict", run, tmp_path / "new", "--json").facts) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a system with names that are not UTF-8")
 def test_names_that_are_not_utf_8(command: Command, tmp_path: Path) -> None:
     """From the images to the report and to predictions: nothing is lost for the want of a character."""
@@ -206,6 +218,22 @@ def test_evaluate_uses_the_test_split(command: Command, run: Path, photos: Path)
     assert f"{facts['macro_f1']:.4f}" in command("evaluate", run, photos).out
     low, high = facts["intervals"]["accuracy"]
     assert low <= facts["accuracy"] <= high
+    assert (facts["images"], facts["split"], "domains" in facts) == (40, "test", False)
+    assert "40 images (test split)" in command("evaluate", run, photos).out
+    assert "40 images (no test split: all of them)" in command("evaluate", run, photos / "test").out
+
+
+def test_evaluate_says_the_accuracy_of_each_domain(command: Command, run: Path, photos: Path) -> None:
+    images = sorted((photos / "test").rglob("*.png"))
+    rows = [f"{path.relative_to(photos)},{path.parent.name},{'pen' if i % 4 else 'ink'}" for i, path in enumerate(images)]
+    table = photos / "list.csv"
+    table.write_text("\n".join(["path,label,domain", *rows]))
+    facts, said = command("evaluate", run, table, "--json").facts, command("evaluate", run, table).out
+    table.unlink()
+    assert (facts["images"], facts["split"]) == (40, "all")
+    assert [(one["name"], one["images"]) for one in facts["domains"]] == [("ink", 10), ("pen", 30)]
+    assert sum(one["images"] * one["accuracy"] for one in facts["domains"]) == pytest.approx(40 * facts["accuracy"])
+    assert re.search(rf"pen +30 +{facts['domains'][1]['accuracy']:.4f}", said)
 
 
 def test_evaluate_looks_further(command: Command, run: Path, photos: Path) -> None:

@@ -115,7 +115,8 @@ def test_a_group_never_straddles(tmp_path: Path, seed: int) -> None:
     assert held
     assert not held & trained
     assert len(task.part(VALIDATION)) + len(task.part(TRAIN)) == len(patients)
-    assert any("one group" in warning for warning in task.warnings)
+    alone = len(patients) - len(set(patients))
+    assert task.warnings == (f"{alone} images are of one group with others; they stay in one split",)
 
 
 def test_a_group_that_straddles_given_splits_leaves_training(tmp_path: Path) -> None:
@@ -127,7 +128,20 @@ def test_a_group_that_straddles_given_splits_leaves_training(tmp_path: Path) -> 
     task = load_task(tmp_path / "list.csv", validation=0.0)
     assert [Path(task.images[i]).name for i in task.part(TRAIN)] == ["002.png", "003.png", "004.png", "005.png"]
     assert len(task.part(TEST)) == 2
-    assert any(warning.startswith("2 train images") for warning in task.warnings)
+    assert task.warnings == ("2 train images are of one group with test images; they were left out",)
+
+
+def test_groups_and_near_duplicates_are_told_apart(tmp_path: Path) -> None:
+    lay(tmp_path / "x", {"all": [drawn(i) for i in (0, 1, 2, 3, 4, 5, 0, 6, 7)]})
+    rows = [f"x/all/{i:03}.png,{'ab'[i % 2]},{group}" for i, group in enumerate(["", "p", "p", "p", "", "", "", "", ""])]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,group", *rows]))
+    assert load_task(tmp_path / "list.csv").warnings == (
+        "1 images are near-duplicates of others; they stay in one split",
+        "2 images are of one group with others; they stay in one split",
+    )
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,group", *(f"{row.rsplit(',', 1)[0]},one" for row in rows)]))
+    with pytest.raises(InputError, match="those of each class are near-duplicates of one another, or of one group; give"):
+        load_task(tmp_path / "list.csv")
 
 
 # Near-duplicates
@@ -149,9 +163,7 @@ def test_the_same_picture_saved_again_stays_on_one_side(signs: Path) -> None:
         task = load_task(signs, seed=seed)
         side = {where: split for split, part in task.splits.items() for where in (task.where[i] for i in part)}
         assert all(side[one] == side[other] for one, other in twins.items())
-        assert task.warnings == (
-            f"{len(twins)} images are near-duplicates of others, or of one group with them; they stay in one split",
-        )
+        assert task.warnings == (f"{len(twins)} images are near-duplicates of others; they stay in one split",)
 
 
 def test_near_duplicates_of_held_images_leave_training(shared: Path, tmp_path: Path) -> None:
@@ -358,6 +370,17 @@ def test_what_was_seen_is_kept_under_the_digest_that_it_always_was(tmp_path: Pat
     keys = sorted(f"{path}|{state.st_size}|{state.st_mtime_ns}" for path, state in states.items())
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
     assert [path.stem for path in (own_home / "cache" / "seen").iterdir()] == [digest]
+
+
+@pytest.mark.parametrize("kept", [b"", b"\0" * 80, b'{"a": 1}', b"[[1]]", b'[["key", 1, 2, 3, "no hex"]]'])
+def test_what_was_seen_and_is_damaged_is_looked_at_again(tmp_path: Path, own_home: Path, kept: bytes) -> None:
+    folder = lay_drawn(tmp_path / "d", {"a": 2, "b": 2})
+    before = load_task(folder)
+    (path,) = (own_home / "cache" / "seen").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(kept)
+    assert load_task(folder).fingerprint == before.fingerprint
+    assert path.read_bytes() == whole
 
 
 def test_a_changed_file_is_read_again(signs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from automl_tl_plugins.strategies import dann, prototypical
 from automl_tl_plugins.strategies._adversarial import BASES, base_values
 from automl_tl_plugins.strategies.prototypical import draw_episode, episode_loss
 from small import QUICK
 
 from automl_tl import Candidate, Fitted, Task, Trial
 from automl_tl.backbones import build, catalogue
+from automl_tl.batches import batches
 from automl_tl.candidates import propose
 from automl_tl.evaluation.domains import gap_of
 from automl_tl.model import Model
@@ -27,7 +30,7 @@ from automl_tl.registry import strategies
 from automl_tl.report.domains import gap_maps
 from automl_tl.space import defaults
 from automl_tl.testing import smallest_backbone, task_for
-from automl_tl.trials import judge_on_test, pixels_of, run_trial
+from automl_tl.trials import job_of, judge_on_test, pixels_of, run_trial
 
 ALIGNING = ("deep-coral", "dan", "dann", "mcc")
 
@@ -65,6 +68,38 @@ def test_statistics_of_the_target_replace_the_sources(shift: Task, tmp_path: Pat
 def test_the_domain_head_is_gone_from_the_trained_model(shift: Task, tmp_path: Path) -> None:
     _, fitted = trained(shift, "dann", tmp_path, epochs=3, augmentation="none")
     assert not any("adversary" in name for name in fitted.model.state_dict())
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_the_adversary_grows_by_the_batches_that_are_seen(
+    pieces: int, shift: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where memory suffices for half a batch only; the last, smaller batch of an epoch is one, too."""
+    done: list[float] = []
+    monkeypatch.setattr(dann, "adversary_strength", lambda share: done.append(share) or 0.5)
+    values = {**defaults(strategies()["dann"].space), "epochs": 3, "augmentation": "none"}
+    one = job_of(shift, Candidate(QUICK, "dann", values), catalogue()[QUICK], seed=0, folder=tmp_path)
+    one.room.pieces = pieces
+    strategy = strategies()["dann"](values, one.backbone)
+    strategy.run(one)
+    steps = 3 * math.ceil(len(shift.part(TRAIN)) / 32)
+    assert len(shift.part(TRAIN)) % 32 > 4
+    assert done == [part / pieces / steps for part in range(steps * pieces)]
+
+
+def test_target_images_are_not_fetched_for_who_does_not_look_at_them(
+    shift: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is trained is the same."""
+    adabn, found = strategies()["adabn"], []
+    for beside in (adabn.target_beside, True):
+        monkeypatch.setattr(adabn, "target_beside", beside)
+        values = {**defaults(adabn.space), "epochs": 3}
+        one = job_of(shift, Candidate(QUICK, "adabn", values), catalogue()[QUICK], seed=0, folder=tmp_path / str(beside))
+        assert (next(batches(adabn(values, one.backbone), one, 0)).target is not None) == beside
+        found.append(trained(shift, "adabn", tmp_path / str(beside), epochs=3)[1].model.state_dict())
+    assert len(found) == 2
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 @pytest.mark.slow
@@ -152,6 +187,16 @@ def test_an_episode_is_easy_where_classes_lie_apart() -> None:
     assert float(episode_loss(features, 3, 2)) < 1e-3
     mixed = torch.zeros(12, 3)
     assert float(episode_loss(mixed, 3, 2)) == pytest.approx(np.log(3), rel=1e-5)
+
+
+def test_episodes_are_in_fp32_where_others_train_in_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        monkeypatch.setattr(prototypical, "precision", lambda net, dtype=dtype: dtype)
+        task = task_for(strategies()["prototypical"].needs)
+        _, fitted = trained(task, "prototypical", tmp_path / str(dtype), epochs=2, episodes=10, ways=3, shots=1)
+        found.append(fitted.model.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 # What is told

@@ -23,7 +23,7 @@ from small import QUICK as SMALL
 from small import TINY, arrays
 
 from automl_tl import TransferClassifier
-from automl_tl.errors import InputError
+from automl_tl.errors import InputError, InputWarning
 from automl_tl.estimator import _seed
 
 QUICK = {"budget": "1 trials", "strategies": ["linear-probe"], "backbones": [TINY]}
@@ -75,6 +75,36 @@ def test_images_come_in_many_ways(kind: str, digits: tuple[np.ndarray, np.ndarra
     assert classifier.classes_.tolist() == ["even", "odd"]
     expected = TransferClassifier(**QUICK).fit(grey, labels).predict_proba(grey[:10])
     np.testing.assert_allclose(classifier.predict_proba(images[:10]), expected, atol=1e-6)
+
+
+def test_one_image_is_no_batch(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    """Its rows would be taken for grey images, each with a label."""
+    colours = np.repeat(digits[0][..., None], 3, axis=3)
+    classifier = TransferClassifier(**QUICK).fit(colours, digits[1])
+    classifier.save(tmp_path)
+    for fitted in (classifier, TransferClassifier.load(tmp_path), pickle.loads(pickle.dumps(classifier))):
+        with pytest.raises(InputError, match=r"X of shape \(\d+, \d+, 3\) is one image; give a batch: X\[None\]"):
+            fitted.predict(colours[0])
+        assert fitted.predict(colours[0][None]).shape == (1,)
+        assert fitted.predict(digits[0][:2]).shape == (2,), "grey images are images, too"
+    grey = TransferClassifier(**QUICK).fit(digits[0], digits[1])
+    for one in (digits[0][0], colours[0]):
+        with pytest.raises(InputError, match="is one image"):
+            grey.predict(one)
+
+
+def test_what_is_left_out_is_warned_of(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    paths = []
+    for number, image in enumerate(digits[0]):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(image).save(paths[-1])
+    Path(paths[7]).write_bytes(b"no image")
+    with pytest.warns(InputWarning, match=r"skipped, as it cannot be read: image 7: cannot be read") as caught:
+        TransferClassifier(**QUICK).fit(np.array(paths), digits[1])
+    assert {warning.filename for warning in caught} == {__file__}
+    paths[7] = str(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match=r"image 7: .*nowhere\.png: there is no such file"):
+        TransferClassifier(**QUICK).fit(paths, digits[1])
 
 
 def test_labels_that_are_not_counted_from_zero(digits: tuple[np.ndarray, np.ndarray]) -> None:

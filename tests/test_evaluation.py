@@ -8,8 +8,8 @@ from sklearn import metrics
 
 from automl_tl.evaluation.classification import (
     ClassScores,
+    accuracy_interval,
     auroc,
-    bootstrap_interval,
     confusion,
     intervals,
     judge,
@@ -77,6 +77,10 @@ def test_scores_of_one_image_and_of_one_class() -> None:
     assert "auroc" not in all_alike
 
 
+def test_log_loss_of_certainties_is_no_negative_zero() -> None:
+    assert f"{log_loss(np.eye(2), np.array([0, 1])):.4f}" == "0.0000"
+
+
 def test_log_loss_of_a_certain_mistake_is_finite() -> None:
     assert log_loss(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])) == pytest.approx(-np.log(1e-12) / 2)
 
@@ -89,23 +93,25 @@ def test_auroc_counts_ties_half() -> None:
     assert auroc(np.ones(4), positive) == 0.5
 
 
-@pytest.mark.parametrize(("chance", "images"), [(0.6, 400), (0.9, 400), (0.8, 100)])
+@pytest.mark.parametrize(("chance", "images"), [(0.6, 400), (0.9, 400), (0.8, 100), (0.97, 30)])
 def test_nine_in_ten_intervals_cover_the_truth(chance: float, images: int) -> None:
     rng = np.random.default_rng(1)
     covered = 0
-    for seed in range(300):
-        low, high = bootstrap_interval(rng.uniform(size=images) < chance, seed=seed, draws=500, coverage=0.9)
+    for _ in range(300):
+        low, high = accuracy_interval(rng.binomial(images, chance), images, coverage=0.9)
         covered += low <= chance <= high
     assert covered / 300 == pytest.approx(0.9, abs=0.055)
 
 
 def test_interval_by_hand() -> None:
-    """Normal approximation: 0.8 ± 1.96·√(0.8·0.2/1000) = 0.775 … 0.825; the same seed gives the same."""
-    right = np.arange(1000) < 800
-    low, high = bootstrap_interval(right)
-    assert (low, high) == pytest.approx((0.7752, 0.8248), abs=0.003)
-    assert (low, high) == bootstrap_interval(right)
-    assert bootstrap_interval(np.ones(10, dtype=bool)) == (1.0, 1.0)
+    """(p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.96; all of 20 right: from 20/(20 + z²), and none: its mirror."""
+    p, n, z = 0.8, 1000, 1.959964
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = [(p + z**2 / (2 * n) + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
+    assert accuracy_interval(800, 1000) == pytest.approx(expected, abs=1e-6)
+    assert accuracy_interval(20, 20) == pytest.approx((20 / (20 + z**2), 1.0), abs=1e-6)
+    assert accuracy_interval(0, 20) == pytest.approx((0.0, z**2 / (20 + z**2)), abs=1e-6)
+    assert 0 < accuracy_interval(1, 1)[0] < 1
 
 
 def test_lower_beyond_luck_by_hand() -> None:
@@ -142,7 +148,9 @@ def test_intervals_hold_the_scores_and_narrow_with_more_images() -> None:
     assert intervals(*few) == intervals(*few)
 
 
-def test_the_interval_of_accuracy_is_that_of_its_own_bootstrap() -> None:
-    probabilities, labels = predictions(1, images=500)
-    right = probabilities.argmax(axis=1) == labels
-    assert intervals(probabilities, labels, draws=1000)["accuracy"] == pytest.approx(bootstrap_interval(right), abs=0.01)
+def test_the_interval_of_accuracy_has_a_width_where_all_are_right() -> None:
+    labels = np.arange(20) % 4
+    found = intervals(0.6 * np.eye(4)[labels] + 0.1, labels)
+    assert found["accuracy"] == accuracy_interval(20, 20)
+    assert found["accuracy"][0] == pytest.approx(0.839, abs=0.001)
+    assert found["macro_f1"] == (1.0, 1.0), "no draw has a mistake"

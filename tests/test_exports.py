@@ -82,6 +82,20 @@ def test_every_form_predicts_the_same(form: str, run: Path, photos: Path, export
     print(f"{form}: largest difference {largest:.2g}")
 
 
+def test_images_in_blocks_are_predicted_as_at_once(run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = sorted((photos / "test").rglob("*.png"))
+    broken = photos.parent / "broken.png"
+    broken.write_bytes(images[0].read_bytes()[:100])
+    expected = automl_tl.predict(run, images)
+    monkeypatch.setattr("automl_tl.api.DECODED", 8)
+    found = automl_tl.predict(run, images)
+    assert (found.where, found.labels) == (expected.where, expected.labels)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)  # of smaller batches
+    with pytest.raises(InputError, match=r"broken\.png"):
+        automl_tl.predict(run, [*images, broken])
+    assert automl_tl.predict(run, []).labels == []
+
+
 def test_timm_alone_predicts_the_same(run: Path, photos: Path, exported: Callable[[str], Path]) -> None:
     """As a person does it who has never heard of us: create_model, create_transform."""
     import timm
@@ -225,6 +239,7 @@ def test_words_of_others_are_made_harmless() -> None:
             "automl-tl fit --backbone=resnet10t_24.tiny_imagenet_64 --seed 3 PATH",
         ),
         ("automl-tl fit --clients ward_a --clients ward_b -- -ward", "automl-tl fit --clients PATH --clients PATH PATH PATH"),
+        ("automl-tl fit /home/o'brien/photos", ""),
         ("train_on_patients.py --budget 10m", ""),
         ("automl-tl", ""),
         ("", ""),

@@ -16,8 +16,11 @@ import pytest
 from PIL import Image
 from small import QUICK, arrays
 
-from automl_tl import predict
+from automl_tl import fit, predict
+from automl_tl.cli import main
+from automl_tl.errors import InputError, PluginError
 from automl_tl.history import open_history
+from automl_tl.progress import alone_in
 
 
 def command(images: Path, out: Path) -> list[str]:
@@ -59,6 +62,41 @@ def check(out: Path, home: Path, monkeypatch: pytest.MonkeyPatch, seen: dict[str
             assert history.integrity() == []
             assert now.keys() <= history.known().keys()
     return now
+
+
+def test_one_process_at_a_time_works_in_a_folder(
+    images: Path, tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", command(images, out)[2:])
+    with alone_in(out), pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"another process is working in {out}; wait for it, or choose another --out" in capsys.readouterr().err
+    assert not out.exists(), "nothing came into it"
+
+
+def test_a_process_that_is_killed_gives_its_folder_free(tmp_path: Path) -> None:
+    program = "import sys, time\nfrom pathlib import Path\nfrom automl_tl.progress import alone_in\n"
+    program += "with alone_in(Path(sys.argv[1])):\n    print('there', flush=True)\n    time.sleep(300)\n"
+    out = tmp_path / "runs" / "photos"
+    holder = subprocess.Popen([sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder:
+        assert holder.stdout.readline() == "there\n"
+        with pytest.raises(InputError, match=r"another process is working in .*photos; wait for it"), alone_in(out):
+            pass
+        holder.kill()
+    with alone_in(out):
+        (out / "kept").touch()
+    with alone_in(out):
+        assert (out / "kept").exists()
+
+
+def test_a_folder_that_nothing_came_into_is_not_left(images: Path, tmp_path: Path, own_home: Path) -> None:
+    with pytest.raises(PluginError, match="nosuch"):
+        fit(images, budget="1 trials", out=tmp_path / "runs" / "photos", strategies=["nosuch"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -23,9 +23,9 @@ from small import QUICK
 
 from automl_tl import Candidate, Fitted, Job, Task, federation, registry
 from automl_tl.backbones import catalogue
-from automl_tl.errors import AutomlError, InputError
+from automl_tl.errors import AutomlError, InputError, TrialError
 from automl_tl.objectives import federate
-from automl_tl.records import PUBLIC, TRAIN
+from automl_tl.records import PUBLIC, TRAIN, Features
 from automl_tl.space import defaults
 from automl_tl.testing import small_task
 from automl_tl.trials import job_of
@@ -213,6 +213,89 @@ def test_one_image_moves_a_private_probe_less_than_its_noise(task: Task, tmp_pat
     labels[own.task.part(TRAIN)[0]] = (labels[own.task.part(TRAIN)[0]] + 1) % len(own.task.classes)
     neighbour = strategy.client(replace(own, task=replace(own.task, labels=labels))).answer(centre.first(), told).arrays[0]
     assert np.linalg.norm(one - neighbour) < 0.3 * np.linalg.norm(one - other)
+
+
+def sent(
+    d: int, direction: np.ndarray | float, *, weight: float = 0.0, mean: float = 0.0
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """What a server that trains privately says in its first round, on one direction and five classes."""
+    from automl_tl.checkpoint import pack
+
+    directions = np.broadcast_to(np.asarray(direction, np.float32), d).reshape(d, 1).copy()
+    projection = pack({"mean": torch.full((d,), mean), "directions": torch.from_numpy(directions)})
+    return [np.full((5, 1), weight, np.float32), np.zeros(5, np.float32)], {"round": 0, "projection": projection}
+
+
+def with_features(job: Job, values: np.ndarray) -> Job:
+    return replace(job, features=lambda: Features(values))
+
+
+def test_a_direction_aimed_at_an_image_is_refused(task: Task, tmp_path: Path) -> None:
+    """One along the image that is asked for, so long that its gradient alone would overflow: not a number, whatever the noise,
+    where the image is there, numbers where it is not. Both must look the same."""
+    strategy, job = prepared(task, "dp-fedavg", tmp_path, epsilon=1.0)
+    own = federation.job_of_client(job, 0)
+    mine = own.task.part(TRAIN)
+    values = np.random.default_rng(0).normal(size=(len(task.labels), 192)).astype(np.float32)
+    asked = values[mine[0]] / np.linalg.norm(values[mine[0]])
+    values[mine[0]] = 6 * asked
+    without = replace(own, task=replace(own.task, splits={**own.task.splits, TRAIN: mine[1:]}))
+    for direction, answered in ((asked * np.float32(3.4e38 / 5), False), (asked * np.float32(1e5), True)):
+        arrays, told = sent(192, direction)
+        for one in (without, own):
+            client = strategy.client(with_features(one, values))
+            if answered:
+                assert all(np.isfinite(values).all() for values in client.answer(arrays, told).arrays)
+            else:
+                with pytest.raises(TrialError, match=r"numbers beyond 1e\+06, or none at all; no image was looked at"):
+                    client.answer(arrays, told)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (sent(192, 1.0, weight=math.nan), "or none at all"),
+        (sent(192, 1.0, weight=-math.inf), "or none at all"),
+        (sent(192, 1.0, weight=2e6), r"numbers beyond 1e\+06"),
+        (sent(192, math.nan), "or none at all"),
+        (sent(192, -2e6), r"numbers beyond 1e\+06"),
+        (sent(192, 1.0, mean=math.inf), "or none at all"),
+        (sent(191, 1.0), "another form"),
+        (([np.zeros((1, 1), np.float32), np.zeros(5, np.float32)], sent(192, 1.0)[1]), "another form"),
+        (([np.zeros((5, 1)), np.zeros(5)], sent(192, 1.0)[1]), "another form"),
+    ],
+    ids=["nan", "inf", "weight", "nan direction", "direction", "inf mean", "features", "classes", "type"],
+)
+def test_a_probe_that_no_honest_server_sends(asked: Any, words: str, task: Task, tmp_path: Path) -> None:
+    strategy, job = prepared(task, "dp-fedavg", tmp_path)
+    blind = replace(job, features=lambda: pytest.fail("an image was looked at"))
+    with pytest.raises(TrialError, match=f"the probe or the projection that came .*{words}"):
+        strategy.client(federation.job_of_client(blind, 0)).answer(*asked)
+
+
+def test_whatever_is_answered_is_a_number(task: Task, tmp_path: Path) -> None:
+    """At the largest numbers that may be sent, and with features that overflowed."""
+    strategy, job = prepared(task, "dp-fedavg", tmp_path, rate=30.0, local_epochs=5)
+    values = np.random.default_rng(0).normal(size=(len(task.labels), 192)).astype(np.float32)
+    values[::4], values[1::4, 0], values[2::4, :2] = 3e38, math.nan, (math.inf, -math.inf)
+    for weight in (0.0, 1e6):
+        arrays, told = sent(192, 1e6, weight=weight, mean=-1e6)
+        answer = strategy.client(federation.job_of_client(with_features(job, values), 0)).answer(arrays, told)
+        assert all(np.isfinite(values).all() for values in answer.arrays)
+
+
+def test_the_bound_moves_no_honest_feature(task: Task, tmp_path: Path) -> None:
+    from automl_tl_plugins.strategies.dp_fedavg import LONGEST, principal, projected
+
+    _, job = prepared(task, "dp-fedavg", tmp_path)
+    values = job.features().values
+    for components in (16, 128):
+        mean, directions = principal(values[task.part(PUBLIC)], components)
+        found = projected(values[task.part(TRAIN)], mean, directions).numpy()
+        np.testing.assert_allclose(found, (values[task.part(TRAIN)] - mean) @ directions, atol=1e-4)
+        assert np.linalg.norm(found, axis=1).max() < LONGEST / 10
+    long = projected(np.float32([[3, 4], [300, 400]]), np.zeros(2, np.float32), np.eye(2, dtype=np.float32)).numpy()
+    np.testing.assert_allclose(long, [[3, 4], [60, 80]])
 
 
 def test_a_client_with_one_image_and_moving_norms(tmp_path: Path) -> None:
@@ -545,6 +628,62 @@ def test_an_answer_that_spends_too_much_stays_here(facts: dict[str, float], tmp_
     with pytest.raises(InputError, match=r"would have spent ε = .*, more than --epsilon 3\.0; nothing of it was sent"):
         client.answer(*question())
     assert not list(tmp_path.glob("answer-*"))
+
+
+def without_chance(monkeypatch: pytest.MonkeyPatch, *, seed: int) -> list[int]:
+    """The operating system's bytes are always the same, and seeds are `seed`. Gives how many bytes were asked for each time."""
+    asked: list[int] = []
+
+    def token_bytes(count: int) -> bytes:
+        asked.append(count)
+        return np.random.default_rng(len(asked)).bytes(count)
+
+    monkeypatch.setattr("automl_tl.remote.secrets.token_bytes", token_bytes)
+    monkeypatch.setattr("automl_tl.remote.secrets.randbits", lambda bits: seed)
+    return asked
+
+
+def test_a_real_clients_noise_comes_from_no_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who guessed its seed, and knows its images, repeats nothing; who knew what the operating system gave, all: so sampling
+    and noise come from there, in every round anew."""
+    arrays, told = question(epsilon=1.0)
+    later = {**told, "round": 1}
+    client = joined(tmp_path, "dp-fedavg", 1.0)
+    monkeypatch.setattr("automl_tl.remote.secrets.randbits", lambda bits: 5)
+    answers = [client.answer(arrays, told), client.answer(arrays, later)]
+    guessed = client._agree(told["plan"]).side
+    guessed.strategy.chance = None  # as in a simulation
+    assert same(guessed.answer(arrays, told), guessed.answer(arrays, told))
+    assert not np.array_equal(guessed.answer(arrays, told).arrays[0], answers[0].arrays[0])
+    assert not np.array_equal(answers[0].arrays[0], answers[1].arrays[0])
+    repeated = []
+    for folder, seed in (("one", 1), ("other", 2)):
+        with monkeypatch.context() as patched:
+            asked = without_chance(patched, seed=seed)
+            client = joined(tmp_path / folder, "dp-fedavg", 1.0)
+            repeated.append([client.answer(arrays, told), client.answer(arrays, later)])
+            assert asked == [624 * 4] * 2
+    assert all(same(one, other) for one, other in zip(*repeated, strict=True))
+
+
+def test_the_whole_state_of_secret_chance_is_the_operating_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's Mersenne twister in the same state gives the same numbers."""
+    from automl_tl import remote
+
+    one, other = (torch.randint(2**16, (2000,), generator=remote.secret_chance()) for _ in range(2))
+    assert not torch.equal(one, other)
+    normal = torch.normal(0.0, 1.0, (100_000,), generator=remote.secret_chance())
+    assert abs(float(normal.mean())) < 0.02
+    assert float(normal.std()) == pytest.approx(1, abs=0.02)
+    known = np.random.default_rng(0).bytes(624 * 4)
+    monkeypatch.setattr("automl_tl.remote.secrets.token_bytes", lambda count: known[:count])
+    theirs = np.random.RandomState(0)
+    theirs.set_state(("MT19937", np.frombuffer(known, np.uint32), 624))
+    expected = theirs.randint(0, 2**32, 2000, dtype=np.uint32) % 2**16
+    np.testing.assert_array_equal(torch.randint(2**16, (2000,), generator=remote.secret_chance()).numpy(), expected)
+    monkeypatch.setattr(remote, "_WORDS", slice(4, 628))
+    with pytest.raises(TrialError, match="no secret noise can be had from torch"):
+        remote.secret_chance()
 
 
 def test_a_server_that_starts_again_asks_the_same(task: Task, tmp_path: Path) -> None:

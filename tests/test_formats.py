@@ -78,7 +78,15 @@ def test_image_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "split"), [("train", "train"), ("Training", "train"), ("val", "validation"), ("test", "test")]
+    ("folder", "split"),
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("val", "validation"),
+        ("Dev", "validation"),
+        ("test", "test"),
+        ("testing", "test"),
+    ],
 )
 def test_split_folders(tmp_path: Path, folder: str, split: str) -> None:
     lay_drawn(tmp_path / "train", {"a": 2, "b": 2})
@@ -86,6 +94,56 @@ def test_split_folders(tmp_path: Path, folder: str, split: str) -> None:
     listing = read_listing(tmp_path)
     assert listing.splits is not None
     assert Counter(listing.splits) == ({"train": 6} if split == "train" else {"train": 4, split: 2})
+
+
+def test_readers_know_the_same_splits(pictures: Path) -> None:
+    """`test_split_folders` has those of folders."""
+    for name, split in {"training": "train", "dev": "validation", "TESTING": "test", "": "train", "target": "target"}.items():
+        (pictures / "list.csv").write_text(rows(columns=",split", cells=f",{name}"))
+        assert read_listing(pictures / "list.csv").splits == [split] * 7
+    (pictures / "list.csv").write_text(rows(columns=",split", cells=",holdout"))
+    with pytest.raises(
+        InputError, match=r"split 'holdout' is not known; known are train \(or training\), validation \(val, valid, dev\)"
+    ):
+        read_listing(pictures / "list.csv")
+
+
+def test_images_of_a_kind_that_is_not_read_are_told_of(tmp_path: Path) -> None:
+    root = lay_drawn(tmp_path / "photos", {"cat": 4, "dog": 4})
+    (root / "dog" / "1.HEIC").write_bytes(b"")
+    (root / "2.jxl").write_bytes(b"")
+    assert load_task(root).warnings == ("2 files were left out (.heic, .jxl): convert to JPEG or PNG",)
+    (root / "fox").mkdir()
+    (root / "dog" / "1.HEIC").rename(root / "fox" / "1.HEIC")
+    with pytest.raises(InputError, match=r"fox: is a class without an image; 1 file was left out \(\.heic\): convert"):
+        read_listing(root)
+
+
+def test_folders_in_a_class_are_told_of(tmp_path: Path) -> None:
+    lay_drawn(tmp_path / "nested" / "animals", {"cat": 3, "dog": 3})
+    lay_drawn(tmp_path / "nested", {"vehicles": 5}, start=50)
+    lay_drawn(tmp_path / "nested" / "vehicles", {"more": 1}, start=90)  # beside images: somebody's order, no classes
+    merged = "sub-folders of 'animals' (cat, dog) were merged into one class; if they are classes, put them beside the others"
+    assert load_task(tmp_path / "nested").warnings == (merged,)
+
+
+def test_a_folder_around_the_classes_is_told_of(tmp_path: Path) -> None:
+    lay_drawn(tmp_path / "wrapped" / "dataset", {"cat": 3, "dog": 3})
+    with pytest.raises(
+        InputError, match=r"one class, 'dataset'; .*\(cat, dog\) were merged into one class; did you mean .*wrapped/dataset\?"
+    ):
+        load_task(tmp_path / "wrapped")
+    assert load_task(tmp_path / "wrapped" / "dataset").warnings == ()
+
+
+def test_new_images_do_not_belong_beside_the_splits(tmp_path: Path) -> None:
+    lay_drawn(tmp_path / "photos" / "train", {"a": 2, "b": 2})
+    lay_drawn(tmp_path / "photos", {"test": 2}, start=50)
+    with pytest.raises(
+        InputError,
+        match=r"test: has no class folders; expected test/CLASS/FILE; move it out of .*photos, and give it to `predict`",
+    ):
+        read_listing(tmp_path / "photos")
 
 
 @pytest.mark.skipif(not hasattr(Path, "symlink_to"), reason="needs links")
@@ -217,15 +275,32 @@ def test_parquet_manifest_is_read_like_csv(pictures: Path) -> None:
         np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5, 1),
         np.linspace(0, 1, 4 * 6 * 5 * 3, dtype=np.float32).reshape(4, 6, 5, 3),
         np.linspace(0, 65535, 4 * 6 * 5).astype(np.uint16).reshape(4, 6, 5),
+        np.arange(4 * 3 * 6 * 5, dtype=np.uint8).reshape(4, 3, 6, 5),
         [np.zeros((6, 5), dtype=np.uint8), np.zeros((7, 3, 3)), Image.new("L", (4, 4)), png(drawn(0))],
     ],
-    ids=["NHWC", "grey", "one channel", "floats", "16 bits", "a mixture"],
+    ids=["NHWC", "grey", "one channel", "floats", "16 bits", "NCHW", "a mixture"],
 )
 def test_arrays(images: Any) -> None:
     listing = read_listing((images, [0, 1, 0, 1]))
     assert (listing.labels, listing.where[3]) == (["0", "1", "0", "1"], "image 3")
     for image in listing.images:
         assert read_image(image).mode == "RGB"
+
+
+def test_tensors_of_images() -> None:
+    torch = pytest.importorskip("torch")
+    listing = read_listing((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])))
+    assert listing.labels == ["0", "1"]
+    assert [read_image(image).size for image in listing.images] == [(8, 8)] * 2
+    with pytest.raises(InputError, match=r"images of shape \(2, 16\)"):
+        read_listing((torch.zeros(2, 16), [0, 1]))
+
+
+@pytest.mark.parametrize("kind", [str, object])
+def test_paths_in_an_array(kind: type, tmp_path: Path) -> None:
+    paths = [str(path) for path in lay_drawn(tmp_path / "x", {"a": 2, "b": 2}).rglob("*.png")]
+    task = load_task((np.array(paths, dtype=kind), [0, 1, 0, 1]))
+    assert list(map(str, task.images)) == paths
 
 
 def test_labels_of_every_kind() -> None:
@@ -250,10 +325,16 @@ def test_labels_of_every_kind() -> None:
         (np.zeros((2, 4, 4), dtype=np.uint8), np.eye(2), "image 0: its label is"),
         (np.zeros((2, 4, 4), dtype=np.uint8), ["a", "a"], "all images are of one class, 'a'"),
         (np.zeros((2, 16), dtype=np.uint8), [0, 1], r"images of shape \(2, 16\)"),
-        (np.zeros((2, 3, 32, 32)), [0, 1], "2 of 2 images cannot be read.*image 0.*channels to the last place"),
-        (np.full((2, 4, 4), np.nan), [0, 1], "2 of 2 images cannot be read.*image 0: has values that are not finite"),
-        (np.full((2, 4, 4), 200.0), [0, 1], "image 0: floating-point images must lie in 0–1"),
-        (["nowhere.png", "elsewhere.png"], [0, 1], "image 0: cannot be read as an image: .*No such file"),
+        (np.zeros((2, 5, 32, 32)), [0, 1], r"arrays: image 0: an array of shape \(5, 32, 32\) .*\(all 2 images alike\)"),
+        (np.full((2, 4, 4), np.nan), [0, 1], r"arrays: image 0: has values that are not finite numbers \(all 2"),
+        (
+            np.array([200.0, 100.0])[:, None, None] + np.zeros((2, 4, 4)),
+            [0, 1],
+            "arrays: image 0: .* lie in 0–1, .*; divide by 255",
+        ),
+        (["nowhere.png", "elsewhere.png"], [0, 1], "image 0: nowhere.png: there is no such file"),
+        (np.array(["nowhere.png", "elsewhere.png"]), [0, 1], "image 0: nowhere.png: there is no such file"),
+        (np.array([["nowhere.png"], ["elsewhere.png"]]), [0, 1], r"images of shape \(2, 1\); expected .* or a row of paths"),
         ([], [], "there is no image in it"),
     ],
 )

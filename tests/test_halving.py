@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,16 +14,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import QUICK, TINY, digits
 
-from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, checkpoint, search, steps
+from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, checkpoint, features, search, steps
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
 from automl_tl.crowning import RULE
 from automl_tl.errors import BudgetError
-from automl_tl.halving import _hopeless, _seconds_to_end
+from automl_tl.evaluation.calibration import cooled
+from automl_tl.halving import _hopeless, _seconds_to_end, _unseen
 from automl_tl.history import open_history
 from automl_tl.loop import CHECKPOINT
 from automl_tl.model import load
@@ -106,6 +109,15 @@ def test_the_winner_is_kept_by_the_rule_and_judged_once(tmp_path: Path) -> None:
         assert history.trial(outcome.winner.id).test == outcome.winner.test
 
 
+def test_a_winner_of_votes_has_the_temperature_that_it_is_said_to_have(tmp_path: Path) -> None:
+    """One vote for all among 50 makes it too modest on zeros and ones."""
+    outcome = run([ranked("knn", TINY, 0.9, neighbours=50)], tmp_path, "1 trials", classes=2)
+    task, kept, before = digits(classes=2), load(tmp_path / "model"), load(tmp_path / outcome.winner.artefact)
+    assert kept.facts["temperature"] < 0.9
+    said = [probabilities_on(task, one.backbone, one.net, task.part(TEST)) for one in (before, kept)]
+    np.testing.assert_allclose(said[1], cooled(said[0], kept.facts["temperature"]), atol=1e-6)
+
+
 def test_a_paused_leader_goes_to_its_end_though_nothing_promises_more(tmp_path: Path) -> None:
     """Zeros and ones are told apart after a third of the epochs, and nobody expected as much: no draw surpasses all right."""
     items = [ranked("fine-tuning", QUICK, 0.2, seconds=3.0, epochs=6)]
@@ -168,13 +180,44 @@ def test_what_a_paused_trial_took_corrects_what_is_expected_of_the_others() -> N
     once, when the trial is paused and when it ends."""
     item, other = ranked("fine-tuning", QUICK, 0.9, seconds=30.0, epochs=3), ranked("fine-tuning", TINY, 0.8, seconds=60.0)
     points = [Point(epoch, 2.0 * epoch, 1.0, 0.5, 100.0) for epoch in (1, 2, 3)]
-    state = SimpleNamespace(trials={}, taken=0.0, foreseen=0.0)
+    state = SimpleNamespace(trials={}, taken=0.0, foreseen=0.0, unseen={QUICK: 7.0})
     for status, curve in (("stopped", points[:1]), ("stopped", points[:2]), ("finished", points)):
         trial = Trial("a", "task", item.candidate, 0, status, curve=tuple(curve), seconds=curve[-1].seconds)
         steps._count(state, item, trial)  # type: ignore[arg-type]
         state.trials["a"] = trial
         assert (state.taken, state.foreseen) == (2.0 * len(curve), pytest.approx(10.0 * len(curve)))
     assert Search.expected_seconds(state, other) == pytest.approx(60 * (6 + UNSURE) / (30 + UNSURE))  # type: ignore[arg-type]
+
+
+def test_features_that_nobody_has_computed_have_a_price_until_somebody_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large task only a sample was looked at. Seconds of the pass through all of it are no probe's: they would be foretold
+    of every other candidate."""
+    items = [ranked("lda", name, 0.9, seconds=0.01) for name in (QUICK, TINY)]
+    task, backbones = digits(), catalogue()
+    expected = _unseen(task, Ranking(tuple(items), "a test", 2), backbones)
+    assert set(expected) == {QUICK, TINY}
+    state = SimpleNamespace(taken=0.0, foreseen=0.0, unseen=expected, task=task)
+    assert Search.expected_seconds(state, items[0]) == pytest.approx(0.01 + expected[QUICK])  # type: ignore[arg-type]
+
+    slow = features._forward
+
+    def slowly(*words: Any) -> Any:
+        time.sleep(1.0)
+        return slow(*words)
+
+    monkeypatch.setattr(features, "_forward", slowly)
+    assert max(trial.seconds for trial in run(items, tmp_path, "2 trials").trials) < 1.0
+    assert not _unseen(task, Ranking(tuple(items), "a test", 2), backbones)
+    steps._seen(state, backbones[QUICK], 2 * expected[QUICK])  # type: ignore[arg-type]
+    assert state.unseen == {TINY: pytest.approx(2 * expected[TINY])}, "what the others take is corrected"
+
+
+def test_a_cycle_that_a_worker_trains_is_not_taken_for_a_candidate_of_the_ranking(tmp_path: Path) -> None:
+    items = [ranked("fine-tuning", QUICK, 0.6, seconds=3.0, epochs=6)]
+    outcome = run(items, tmp_path, "120s + 13 epochs", workers=InTurn(2))
+    assert {cycles_of(trial.candidate) for trial in outcome.trials} > {1}
 
 
 def test_what_was_paused_before_its_first_epoch_still_has_a_price() -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small import QUICK
+from small import QUICK, TINY
 from torch import nn
 
-from automl_tl import Candidate, Classifier, model
+from automl_tl import Candidate, Classifier, heads, model
 from automl_tl.backbones import build, catalogue
 from automl_tl.errors import InputError, PluginError
+from automl_tl.evaluation.calibration import cooled
+from automl_tl.exports import onnx_file, torch_program
 from automl_tl.heads import Neighbours, describe, plain, rebuild
 
 
@@ -35,6 +38,37 @@ def test_nearness_is_not_lost_to_rounding() -> None:
     head = Neighbours(far, torch.tensor([0, 1]), 2, k=1, cosine=False)
     with torch.autocast("cpu", torch.bfloat16):
         assert head(torch.tensor([[1000.1, 0.0], [1000.4, 0.0]])).argmax(1).tolist() == [0, 1]
+
+
+def test_votes_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    stored, asked = torch.randn(30, 4, generator=generator).half(), torch.randn(17, 4, generator=generator)
+    head = Neighbours(stored, torch.arange(30) % 7, 7, k=9, cosine=True)
+    whole = head(asked)
+    monkeypatch.setattr(heads, "BLOCK", (30 + 9 * 7) * 5)
+    assert torch.equal(head(asked), whole)
+    monkeypatch.setattr(heads, "BLOCK", 1)
+    assert torch.equal(head(asked), whole)
+    assert head(asked[:0]).shape == (0, 7)
+
+
+@pytest.mark.parametrize("form", [torch_program, onnx_file])
+def test_votes_are_exported_with_their_temperature(tmp_path: Path, form: ModuleType) -> None:
+    if form is onnx_file:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="needs pip install 'automl_tl[onnx]'")
+    backbone = catalogue()[TINY]
+    stored = torch.randn(20, backbone.num_features, generator=torch.Generator().manual_seed(0)).half()
+    net = Classifier(build(backbone), Neighbours(stored, torch.arange(20) % 4, 4, k=7, cosine=True))
+    trained = model.Model(net, backbone, Candidate(TINY, "somebody's"), ("a", "b", "c", "d"), {})
+    images = np.random.default_rng(0).integers(0, 256, (9, backbone.input_size, backbone.input_size, 3), dtype=np.uint8)
+    before = trained.probabilities(images)
+    model.cool(net, 2.0)
+    np.testing.assert_allclose(trained.probabilities(images), cooled(before, 2.0), atol=1e-6)
+    model.save(tmp_path, net, backbone, trained.candidate, trained.classes, {})
+    np.testing.assert_array_equal(model.load(tmp_path).probabilities(images), trained.probabilities(images))
+    form.write(tmp_path, trained)
+    np.testing.assert_allclose(form.read(tmp_path / form.FILE).probabilities(images), cooled(before, 2.0), atol=1e-5)
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -72,9 +106,16 @@ def test_a_head_that_cannot_be_is_refused(facts: dict[str, Any]) -> None:
         rebuild({"kind": "neighbours", **facts}, 2, 2)
 
 
+@pytest.mark.parametrize("temperature", [0, -1.0, float("inf"), float("nan"), "2", None])
+def test_a_head_with_no_temperature_is_refused(temperature: object) -> None:
+    with pytest.raises(InputError, match="its head divides logits by"):
+        rebuild({"kind": "neighbours", "stored": 5, "k": 1, "temperature": temperature}, 2, 2)
+
+
 def test_dropout_is_left_out_and_anything_else_is_refused() -> None:
     linear = nn.Linear(2, 2)
     assert plain(nn.Sequential(nn.Dropout(0.5), linear), "mine") is linear
-    assert describe(plain(neighbours(cosine=True), "mine")) == {"kind": "neighbours", "stored": 5, "k": 3, "cosine": True}
+    told = {"kind": "neighbours", "stored": 5, "k": 3, "cosine": True, "temperature": 1.0}
+    assert describe(plain(neighbours(cosine=True), "mine")) == told
     with pytest.raises(PluginError, match="strategy 'mine' left a head that is not linear"):
         plain(nn.Sequential(linear, nn.ReLU(), linear), "mine")

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from automl_tl.errors import InputError
-from automl_tl.images import read_image, square
+from automl_tl.images import images_below, passed_over, read_image, square
 
 ORIENTATION = 0x0112
 UPRIGHT = np.array([[(250, 0, 0), (0, 250, 0)], [(0, 0, 250), (250, 250, 0)], [(250, 0, 250), (0, 250, 250)]], dtype=np.uint8)
@@ -225,13 +225,15 @@ def test_truncated_file_is_named(photographs: list[Image.Image], tmp_path: Path,
         (Path("nowhere.png"), r"nowhere\.png: cannot be read as an image: .*No such file"),
         (None, "a NoneType is not an image; give a path"),
         (3, "a int is not an image"),
-        (np.zeros((3, 32, 32)), r"shape \(3, 32, 32\).*channels.*last"),
-        (np.zeros((4, 4, 5)), r"shape \(4, 4, 5\)"),
+        (np.zeros((2, 32, 32)), r"shape \(2, 32, 32\)"),
+        (np.zeros((6, 4, 5)), r"shape \(6, 4, 5\)"),
         (np.zeros(9), r"shape \(9,\)"),
         (np.zeros((0, 4)), r"shape \(0, 4\)"),
         (np.full((4, 4), np.nan), "not finite"),
         (Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)), "not finite"),
-        (np.full((4, 4), 200.0), "0–1.*200"),
+        (np.full((4, 4), 200.0), "0–1.*200; divide by 255"),
+        (np.full((4, 4), -0.5), "0–1.*-0.5; take .x . 1. / 2"),
+        (np.full((4, 4), 300.0), "0–1.*300; scale it"),
         (np.full((4, 4), -1), "0–255.*-1"),
         (np.full((4, 4), 70_000), "0–255.*70000"),
         (np.full((4, 4), "x"), "is not an image"),
@@ -286,3 +288,36 @@ def test_square_is_timms_evaluation_transform(
 def odd_shapes(image: Image.Image) -> Iterator[Image.Image]:
     for size in ((31, 200), (200, 31), (64, 64), (65, 63), (7, 7)):
         yield image.resize(size)
+
+
+def test_tensors_and_channels_first() -> None:
+    torch = pytest.importorskip("torch")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    expected = np.asarray(read_image(pixels))
+    for source in (torch.tensor(pixels), np.moveaxis(pixels, 2, 0), torch.tensor(pixels).permute(2, 0, 1) / 255):
+        np.testing.assert_array_equal(np.asarray(read_image(source)), expected)
+    assert read_image(pixels[None, ..., 0]).size == (9, 8)
+    assert read_image(pixels[:3]).size == (9, 3)  # three rows, whose channels are last
+    with pytest.raises(InputError, match=r"image 4: a Tensor that cannot be made an array: .*detach"):
+        read_image(torch.zeros(3, 8, 9, requires_grad=True), where="image 4")
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG"])
+def test_jpegs_by_other_names(suffix: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a{suffix}", "JPEG")
+    assert images_below(tmp_path) == [tmp_path / f"a{suffix}"]
+    assert read_image(tmp_path / f"a{suffix}").size == (8, 8)
+
+
+def test_images_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    for name in ("1.HEIC", "deeper/2.heic", "3.avif", "notes.txt", ".4.heic", "__MACOSX/5.heic", "6.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert passed_over(tmp_path) == "3 files were left out (.avif, .heic): convert to JPEG or PNG"
+    assert passed_over(tmp_path / "deeper") == "1 file was left out (.heic): convert to JPEG or PNG"
+    (tmp_path / "deeper" / "2.heic").unlink()
+    assert passed_over(tmp_path / "deeper") == ""
+    with pytest.raises(
+        InputError, match=r"1\.HEIC: cannot be read as an image: .*; \.heic is not read, convert it to JPEG or PNG"
+    ):
+        read_image(tmp_path / "1.HEIC")

@@ -8,6 +8,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from automl_tl import Candidate, Trial
 from automl_tl.errors import HistoryError
 from automl_tl.exchange import FILES, checked
 from automl_tl.experience import Experience
-from automl_tl.history import History, open_history
-from automl_tl.merging import merge
+from automl_tl.history import History, _add_shipped, open_history
+from automl_tl.merging import DIGEST, MARKS, merge
 from automl_tl.schema import migrations
 
+ADD_SHIPPED = _add_shipped
+"""The real one, as most tests are of a history without."""
 ASSETS = Path(__file__).parent / "assets"
 HERE = trial(test={"accuracy": 0.6})
 ELSEWHERE = replace(
@@ -231,3 +234,144 @@ def test_only_what_differs_names_a_result(make: Make) -> None:
     assert history.other_results(HERE.id) == []
     history.record_trial(replace(HERE, candidate=Candidate(*vars(HERE.candidate).values()), seconds=99.0))
     assert [other.seconds for other in history.other_results(HERE.id)] == [99.0]
+
+
+Ship = Callable[[Path, History], History]
+
+
+@pytest.fixture
+def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ship:
+    """Opens a home with a version of the package that ships what this history knows."""
+    numbers = itertools.count()
+
+    def opened(home: Path, version: History) -> History:
+        folder = tmp_path / f"version {next(numbers)}"
+        version.export(folder, names=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("automl_tl.history._add_shipped", ADD_SHIPPED)
+            patch.setattr("automl_tl.history._shipped", lambda: folder)
+            return open_history(home)
+
+    return opened
+
+
+@pytest.fixture
+def versions(make: Make) -> tuple[History, History]:
+    """What is shipped first; and later, with everything corrected, withdrawn or added that can be."""
+    first, later = make(HERE, ELSEWHERE, trial(1), trial(2), trial(3, status="failed")), make(ELSEWHERE)
+    first.record_task(task("music", "e" * 16), "songs")
+    first.record_backbone(replace(BACKBONE, name="gone"))
+    first.record_profile(replace(profile("e" * 16), transferability={"gone": {"logme": 1.0}}))
+    first.record_trial(trial(4, fingerprint="e" * 16))
+    later.record_backbone(replace(BACKBONE, source_accuracy=0.5))
+    later.record_profile(replace(profile(), meta={"images": 3.0}, distances={"elsewhere": {"frechet": 2.0}}))
+    later.record_trial(replace(trial(1), test={"accuracy": 0.7}))
+    later.record_trial(trial(5))
+    return first, later
+
+
+def work(home: History) -> None:
+    """Of the user: further trials, one of them of what was shipped, and a look through another network."""
+    home.record_backbone(replace(BACKBONE, name="mine"))
+    home.record_profile(replace(profile(), meta={}, distances={}, transferability={"mine": {"logme": 0.5}}))
+    home.record_trial(replace(trial(2), seconds=77.0, artefact="trials/mine", provenance={"command": "automl-tl fit"}))
+    home.record_trial(trial(9))
+
+
+def test_what_is_shipped_no_more_goes_and_the_users_own_stays(
+    ship: Ship, versions: tuple[History, History], tmp_path: Path
+) -> None:
+    first, later = versions
+    with ship(tmp_path / "home.db", first) as home:
+        assert home.merge(path_of(first))["trials"] == 0
+        work(home)
+        (other,) = home.other_results(trial(2).id)
+        before = home.digest(), home.known(), home.profiles(), home.backbones(), home.tasks()
+    with ship(tmp_path / "home.db", later) as home, ship(tmp_path / "fresh.db", later) as fresh:
+        work(fresh)
+        assert home.trial(trial(2).id) == other, "the user's result, where the shipped one was withdrawn"
+        assert "e" * 16 not in home.tasks()
+        assert home.backbones()["net"].source_accuracy == 0.5
+        assert home.profiles()["f" * 16].transferability.keys() == {"net", "mine"}
+        assert home.integrity() == []
+        assert home.digest() == fresh.digest()
+        assert text_of(home, tmp_path / "home") == text_of(fresh, tmp_path / "fresh")
+    with ship(tmp_path / "home.db", first) as home:
+        assert (home.digest(), home.known(), home.profiles(), home.backbones(), home.tasks()) == before
+
+
+def test_a_task_that_is_shipped_no_more_stays_with_the_users_trials(
+    ship: Ship, versions: tuple[History, History], tmp_path: Path
+) -> None:
+    own = trial(8, fingerprint="e" * 16)
+    with ship(tmp_path / "home.db", versions[0]) as home:
+        home.record_trial(own)
+    with ship(tmp_path / "home.db", versions[1]) as home:
+        assert [one.id for one in home.trials(task="e" * 16)] == [own.id]
+        assert home.profiles().keys() == home.tasks().keys()
+        assert home.integrity() == []
+
+
+def test_what_was_imported_before_it_was_shipped_stays(
+    ship: Ship, versions: tuple[History, History], make: Make, tmp_path: Path
+) -> None:
+    first, later = versions
+    home = make()
+    home.merge(path_of(first))
+    known = home.known()
+    with ship(path_of(home), first) as home, ship(path_of(home), later) as home:
+        assert known.keys() <= home.known().keys()
+
+
+def test_a_home_of_before_shipped_facts_were_noted(ship: Ship, versions: tuple[History, History], tmp_path: Path) -> None:
+    first, later = versions
+    with ship(tmp_path / "home.db", first) as home:
+        home.db.execute("DELETE FROM state WHERE name = ?", [MARKS])
+        home.db.execute("UPDATE state SET value = 'an older form' WHERE name = ?", [DIGEST])
+        work(home)
+    ship(tmp_path / "home.db", first).db.conn.close()
+    with ship(tmp_path / "home.db", later) as home, ship(tmp_path / "fresh.db", later) as fresh:
+        work(fresh)
+        assert text_of(home, tmp_path / "home") == text_of(fresh, tmp_path / "fresh")
+
+
+def test_a_correction_is_there_whole_or_not_at_all(
+    ship: Ship, versions: tuple[History, History], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, later = versions
+    with ship(tmp_path / "home.db", first) as home:
+        before = text_of(home, tmp_path / "before")
+
+    def killed(db: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("automl_tl.merging._take_in", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ship(tmp_path / "home.db", later)
+    with ship(tmp_path / "home.db", first) as home:
+        assert text_of(home, tmp_path / "after") == before
+    with ship(tmp_path / "home.db", later) as home, ship(tmp_path / "fresh.db", later) as fresh:
+        assert text_of(home, tmp_path / "home") == text_of(fresh, tmp_path / "fresh")
+
+
+def test_several_open_a_home_that_is_to_be_corrected(
+    ship: Ship, versions: tuple[History, History], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, later = versions
+    with ship(tmp_path / "home.db", first) as home:
+        work(home)
+    later.export(tmp_path / "later", names=True)
+    monkeypatch.setattr("automl_tl.history._add_shipped", ADD_SHIPPED)
+    monkeypatch.setattr("automl_tl.history._shipped", lambda: tmp_path / "later")
+
+    def text(number: int) -> dict[str, bytes]:
+        with open_history(tmp_path / "home.db") as home:
+            assert home.integrity() == []
+            return text_of(home, tmp_path / f"text {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(text, range(4)))
+    with open_history(tmp_path / "fresh.db") as fresh:
+        work(fresh)
+        assert texts == [text_of(fresh, tmp_path / "fresh")] * 4

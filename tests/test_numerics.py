@@ -32,7 +32,7 @@ from automl_tl.backbones import catalogue
 from automl_tl.errors import InputError
 from automl_tl.evaluation.classification import intervals, judge
 from automl_tl.space import defaults
-from automl_tl.strategy import cross_entropy
+from automl_tl.strategy import Room, cross_entropy
 
 METRICS = {kind: registry.metrics(kind) for kind in ("distance", "transferability", "familiarity")}
 NAMED = [(kind, name) for kind, found in METRICS.items() for name in found]
@@ -281,7 +281,7 @@ def test_gradients_of_what_holds_a_network_back_are_those_of_finite_differences(
 def test_the_adversary_of_domains_learns_while_the_backbone_unlearns() -> None:
     """Equations 13 to 15 of Ganin et al.: the adversary descends on the loss of the domains, the backbone climbs on it."""
     net, strategy, batch = small_net(), strategy_of("dann", hidden=64), small_batch()
-    strategy.probed, strategy.steps = net.head, 10
+    strategy.probed, strategy.room, strategy.steps = net.head, Room(), 10
     model = strategy.build(net.backbone, 3)
     strength = adversary_strength(0.5)
 

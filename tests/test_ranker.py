@@ -17,7 +17,7 @@ from automl_tl.cost import CostModel
 from automl_tl.encoding import Column, Encoder
 from automl_tl.experience import Experience
 from automl_tl.explain import Picture, explain
-from automl_tl.learning import _conformal
+from automl_tl.learning import _conformal, _sample
 from automl_tl.ranker import Ranker, learn, rank, ranker_for, shortlist
 from automl_tl.records import Candidate, Profile, Ranking
 from automl_tl.space import Float
@@ -265,3 +265,24 @@ def test_what_is_no_number_where_the_history_has_numbers_is_a_gap(
     ranking = rank(ranker, [odd, *candidates[1:]], profile, world.backbones, costs, strategies=STRATEGIES, stage=2)
     assert len(ranking.items) == 5
     assert all(np.isfinite(item.score) and np.isfinite(item.seconds) for item in ranking.items)
+
+
+@pytest.mark.parametrize(("tasks", "trials"), [(46, 15_001), (3, 20_000), (300, 30_000), (1, 16_000)])
+def test_a_large_history_is_sampled_up_to_the_limit(tasks: int, trials: int) -> None:
+    task = np.array([f"task {number % tasks}" for number in range(trials)], dtype=object)
+    kept = _sample(task, 15_000, 0)
+    assert len(set(kept)) == len(kept) == 15_000
+    np.testing.assert_array_equal(kept, _sample(task, 15_000, 0))
+    assert not np.array_equal(kept, _sample(task, 15_000, 1))
+    counts = np.unique(task[kept], return_counts=True)[1]
+    assert counts.max() - counts.min() <= 1 if tasks <= 200 else counts.min() == 75, "a few whole tasks, not a little of all"
+
+
+def test_a_history_below_the_limit_is_learnt_from_whole() -> None:
+    np.testing.assert_array_equal(_sample(np.array(["a", "b"] * 50), 100, 0), np.arange(100))
+
+
+def test_small_tasks_leave_their_room_to_large_ones() -> None:
+    task = np.array(["small"] * 5 + ["large"] * 500)
+    kept = _sample(task, 100, 0)
+    assert dict(zip(*np.unique(task[kept], return_counts=True), strict=True)) == {"large": 95, "small": 5}

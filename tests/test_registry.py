@@ -95,6 +95,11 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         registry.lookup("strategy", "liner-probe", registry.strategies())
 
 
+def test_an_unknown_name_that_is_like_no_other() -> None:
+    with pytest.raises(PluginError, match=r"^unknown strategy 'nope'\. Known: .*fine-tuning"):
+        registry.lookup("strategy", "nope", registry.strategies())
+
+
 def test_loading_is_quiet() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -160,6 +160,26 @@ def test_the_path_integral_is_its_definition() -> None:
     assert path.importance(net) is None, "two descents are not one path"
 
 
+def test_a_step_that_is_left_out_adds_nothing_to_the_path_integral() -> None:
+    """A GradScaler leaves it out where gradients are beyond fp16."""
+    net, path = nn.Linear(3, 2), PathIntegral()
+    path.begin(net)
+    for parameter, value in ((net.weight, float("inf")), (net.bias, float("nan"))):
+        parameter.grad = torch.full_like(parameter, value)
+    path.before()
+    path.after()
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    path.before()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_().sub_(0.5)
+    before = {name: position for name, (_, position, _) in path.moving.items()}
+    path.after()
+    for name, position in before.items():
+        torch.testing.assert_close(path.gained[name], 2.0 * (position + 0.5))
+
+
 @pytest.mark.slow
 def test_importance_survives_a_stop_and_is_not_invented(task: Task, tmp_path: Path) -> None:
     backbone = smallest_backbone()

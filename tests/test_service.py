@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import re
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +28,7 @@ import numpy as np
 import pytest
 import test_page
 from filelock import FileLock
-from serving import FIT, TOKEN, Running, digits_zip, picture
+from serving import FIT, TOKEN, Running, digits_zip, free_port, picture
 from small import QUICK, TINY
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -32,10 +36,13 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from automl_tl.errors import InputError
-from automl_tl.service import archives, events, gate
+from automl_tl.service import archives, events, gate, job_routes, model_routes
+from automl_tl.service.app import serve
 from automl_tl.service.archives import unpack
+from automl_tl.service.faults import Refused
 from automl_tl.service.gate import Allowance, Gate
 from automl_tl.service.jobs import Job, Jobs
+from automl_tl.service.server import Server
 from automl_tl.service.settings import Settings
 from automl_tl.service.shapes import PROFILE, TASK, TRIAL
 
@@ -274,15 +281,29 @@ def test_too_many_requests_have_to_wait(tmp_path: Path) -> None:
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
 
 
-def test_who_guesses_tokens_is_shut_out(tmp_path: Path) -> None:
+def test_who_guesses_tokens_is_shut_out_and_who_has_it_is_not(tmp_path: Path) -> None:
     async def guess() -> list[httpx.Response]:
         async with behind_gate(Settings(tmp_path, TOKEN)) as client:
             wrong = [await client.get("/api/jobs", headers={"Authorization": f"Bearer {number}"}) for number in range(25)]
             return [*wrong, await client.get("/api/jobs")]
 
-    statuses = [answer.status_code for answer in run(guess())]
+    *wrong, right = run(guess())
+    statuses = [answer.status_code for answer in wrong]
     assert statuses[: gate.WRONG_TOKENS_PER_MINUTE] == [401] * gate.WRONG_TOKENS_PER_MINUTE
     assert set(statuses[gate.WRONG_TOKENS_PER_MINUTE :]) == {429}
+    assert 1 <= int(wrong[-1].headers["retry-after"]) <= 3
+    assert right.status_code == 200, "the guesses of others behind the same address are not its fault"
+
+
+def test_no_header_says_whose_request_it_is(tmp_path: Path, home: Path) -> None:
+    server = Running(tmp_path / "state", home)
+    try:
+        headers = [{"Authorization": "Bearer wrong", "X-Forwarded-For": f"10.0.0.{number}"} for number in range(25)]
+        statuses = [server.client.get("/api/jobs", headers=header).status_code for header in headers]
+        assert statuses == [401] * gate.WRONG_TOKENS_PER_MINUTE + [429] * 5
+        assert server.client.get("/api/jobs").status_code == 200
+    finally:
+        server.end()
 
 
 def test_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,6 +427,7 @@ def nameless() -> io.BytesIO:
         (lambda: zipped(("a/1.png", b"\0" * 80 * 2**20)), "bomb"),
         (lambda: zipped(("a.png", b"x"), ("a.png/1.png", b"x")), "both as a file and as a folder"),
         (lambda: zipped(("a/" + "n" * 300 + ".png", b"x")), "no name for a file"),
+        (lambda: zipped(("a/" * 1500 + "1.png", b"x")), "^the archive has 'a/a/.*a name of 1501 parts"),
         (encrypted, "encrypted"),
         (lambda: io.BytesIO(b"no zip at all"), "cannot be unpacked"),
         (lambda: io.BytesIO(digits_zip()[:-200]), "cannot be unpacked"),
@@ -426,9 +448,31 @@ def test_limits_of_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         patch.setattr(archives, "MOST_ENTRIES", 10)
         with pytest.raises(InputError, match="20 entries"):
             unpack(many, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "MOST_DIRECTORY", 500)
+        with pytest.raises(InputError, match="list of entries has 1,"):
+            unpack(many, tmp_path)
     monkeypatch.setattr(archives, "MOST_BYTES", 10)
     with pytest.raises(InputError, match="unpacks to 20 bytes"):
         unpack(many, tmp_path)
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_entries_are_counted_before_they_take_memory_whatever_number_is_told(tmp_path: Path, zip64: bool) -> None:
+    """Nothing but a list of empty entries, 47 bytes each."""
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 3, 20, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    listed = entry * (archives.MOST_ENTRIES + 1)
+    end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, len(listed), 0) if zip64 else b""
+    end += struct.pack("<4sLQL", b"PK\x06\x07", 0, len(listed), 1) if zip64 else b""
+    size = 2**32 - 1 if zip64 else len(listed)
+    end += struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, size, 0, 0)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"^the archive has 500,001 entries"):
+            unpack(io.BytesIO(listed + end), tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(listed)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_is_larger_than_it_says_is_cut_off(tmp_path: Path) -> None:
@@ -533,8 +577,15 @@ def test_a_job_that_cannot_be_written_does_not_end_the_others(tmp_path: Path, mo
     monkeypatch.setattr("automl_tl.service.jobs.PAUSE_SECONDS", 0.1)
     jobs = Jobs(tmp_path)
     stuck, after = (jobs.submit("profile", {"seed": 0, "zoo": None}, tmp_path / "nowhere") for _ in range(2))
-    for name in (f"job.json.{os.getpid()}.partial", "worker.log"):
-        (tmp_path / stuck.id / name).mkdir()  # as on a full disk: neither can be written
+    (tmp_path / stuck.id / "worker.log").mkdir()  # as on a full disk: neither it nor job.json can be written
+    flush = os.fsync
+
+    def full(descriptor: int) -> None:
+        if stuck.id in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
     jobs.start()
     try:
         wait_until(lambda: jobs.ended(after.id))
@@ -544,6 +595,88 @@ def test_a_job_that_cannot_be_written_does_not_end_the_others(tmp_path: Path, mo
     finally:
         jobs.stop()
     assert Jobs(tmp_path).get(stuck.id).state == "queued", "the next start tries again"
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"id": "000000000001"}', "\0" * 100])
+def test_a_job_that_cannot_be_read_does_not_keep_the_server_from_starting(
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, whole = (left_by("finished", tmp_path, number) for number in (1, 2))
+    (tmp_path / broken.id / "job.json").write_text(damaged)
+    assert Jobs(tmp_path).all() == [whole]
+    (line,) = caplog.messages
+    assert f"{broken.id}/job.json: passed over, as it cannot be read" in line
+
+
+@pytest.mark.parametrize(("interrupted", "state"), [(False, "finished"), (True, "cancelled")])
+def test_a_job_that_is_resumed_and_leaves_the_queue_is_what_it_was(tmp_path: Path, interrupted: bool, state: str) -> None:
+    job = left_by(state, tmp_path, 1)
+    (tmp_path / job.id / "result.json").write_text(json.dumps({"interrupted": interrupted}))
+    jobs = Jobs(tmp_path)
+    assert jobs.resume(job.id, {"budget": "2 trials"}).state == "queued"
+    assert jobs.cancel(job.id).state == state
+    assert jobs.result(job.id) == {"interrupted": interrupted}
+    assert Jobs(tmp_path).get(job.id).state == state
+
+
+def test_a_job_that_runs_again_forgets_what_came_of_it(tmp_path: Path) -> None:
+    job = left_by("failed", tmp_path, 1)
+    (tmp_path / job.id / "result.json").write_text("{}")
+    jobs = Jobs(tmp_path)
+    jobs.resume(job.id, {})
+    assert jobs.result(job.id) == {}
+    jobs.start()
+    try:
+        wait_until(lambda: jobs.ended(job.id))
+        assert "nowhere does not exist" in jobs.get(job.id).error
+        assert jobs.result(job.id) is None
+    finally:
+        jobs.stop()
+
+
+# Models
+
+
+def with_model(jobs: Path, number: int, card: str = "{}") -> Path:
+    """The model of a job, as far as a list looks at it."""
+    folder = jobs / left_by("finished", jobs, number).id / "run" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.json").write_text(card)
+    (folder / "model.safetensors").write_bytes(bytes(2**20))
+    return folder
+
+
+def test_a_model_that_is_not_whole_is_not_told_of(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, TOKEN).checked()
+    whole, half, damaged = (with_model(tmp_path / "jobs", number, card) for number, card in ((1, "{}"), (2, "{}"), (3, "{")))
+    (half / "model.safetensors").unlink()
+    server = Server.of(settings)
+    assert [card["id"] for card in server.models.all()] == [whole.parents[1].name]
+    told = {job.id: job_routes.shown(server, job)["model"] for job in server.jobs.all()}
+    assert told == {whole.parents[1].name: True, half.parents[1].name: False, damaged.parents[1].name: True}
+    with pytest.raises(Refused, match="has no model"):
+        server.models.card(half.parents[1].name)
+
+
+def test_a_model_that_cannot_be_packed_leaves_nothing(tmp_path: Path) -> None:
+    import resource
+
+    id = with_model(tmp_path / "jobs", 1).parents[1].name
+    server = Server.of(Settings(tmp_path, TOKEN).checked())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))  # as on a full disk
+    try:
+        with pytest.raises(OSError, match="too large"):
+            model_routes.download_model(id, server)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_what_a_server_left_of_a_download_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "tmpabc123.zip").write_bytes(b"half")
+    Server.of(Settings(tmp_path, TOKEN).checked())
+    assert not list(tmp_path.glob("*.zip"))
 
 
 def test_a_worker_that_starts_while_the_server_stops_is_ended(tmp_path: Path) -> None:
@@ -682,6 +815,28 @@ def test_every_operation_is_described_with_its_faults_and_an_example(server: Run
 def test_settings_that_cannot_work_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=named):
         Settings(**{"state": tmp_path / "state", "token": TOKEN, **change}).checked()
+
+
+def test_no_link_is_said_where_another_program_listens(tmp_path: Path) -> None:
+    """It would give that program the token."""
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=rf"^port {port} of 127\.0\.0\.1: cannot be listened on: Address already in use;"):
+            serve(Settings(tmp_path, TOKEN), host="127.0.0.1", port=port, say=said.append)
+    with pytest.raises(InputError, match=f"port {port} of no such host: cannot"):
+        serve(Settings(tmp_path, TOKEN), host="no such host", port=port, say=said.append)
+    assert not said
+
+
+def test_a_server_that_cannot_start_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "jobs").write_text("no folder")
+    options = ["--port", str(free_port()), "--state", str(tmp_path), "--token", TOKEN]
+    line = [sys.executable, "-m", "automl_tl.cli", "serve", *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("error: internal error: FileExistsError")
 
 
 def test_two_servers_do_not_share_a_state(server: Running, home: Path) -> None:

@@ -6,17 +6,22 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from small import QUICK, arrays, digits
 
-from automl_tl import study
+from automl_tl import data, registry, study
+from automl_tl.backbones import catalogue
 from automl_tl.errors import InputError
 from automl_tl.evaluation.efficiency import Saving
-from automl_tl.records import TEST, TRAIN, VALIDATION
-from automl_tl.study import Study, means_of, saving_in_words, share_of, study_data
+from automl_tl.home import write_text
+from automl_tl.progress import alone_in
+from automl_tl.records import TEST, TRAIN, VALIDATION, Candidate
+from automl_tl.space import defaults
+from automl_tl.study import Run, Study, means_of, saving_in_words, share_of, study_data
+from automl_tl.trials import Limits, run_trial
 
 SHARES = (0.3, 1.0)
 
@@ -90,6 +95,53 @@ def test_a_second_call_trains_only_what_is_missing(made: Made) -> None:
 def test_another_study_in_the_same_folder_is_refused(made: Made) -> None:
     with pytest.raises(InputError, match="holds another study"):
         run(made.out, epochs=6)
+
+
+def test_a_run_that_was_killed_is_not_taken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, network = data.load_task(arrays(150), seed=0, test=0.2), catalogue()[QUICK]
+    candidate = Candidate(QUICK, "fine-tuning", {**defaults(registry.strategies()["fine-tuning"].space), "epochs": 3})
+    curves: list[list[tuple[float, float]]] = []
+
+    def killed(*given: Any, **options: Any) -> None:
+        run_trial(*given, limits=Limits(stop_after=2), **options)
+        raise KeyboardInterrupt
+
+    def watched(*given: Any, **options: Any) -> Any:
+        trial, fitted = run_trial(*given, **options)
+        curves.append([(point.epoch, point.score) for point in trial.curve])
+        return trial, fitted
+
+    def one(share: float, number: int, out: str) -> Run:
+        return study._run(task, candidate, network, "transferred", share, number, tmp_path / out)
+
+    monkeypatch.setattr(study, "run_trial", killed)
+    with pytest.raises(KeyboardInterrupt):
+        one(1.0, 1, "a")
+    monkeypatch.setattr(study, "run_trial", watched)
+    found = one(0.3, 0, "a"), one(0.3, 0, "b")
+    assert found[0].score == found[1].score
+    assert curves[0] == curves[1]
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["transferred-1.0-1"], "that one can go on"
+    assert not (tmp_path / "b" / "checkpoints").exists()
+
+
+def test_a_plan_is_kept_whole_or_not_at_all(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, text: str) -> None:
+        write_text(path, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    kept = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
+    assert kept == {name: json.loads((made.out / "study.json").read_text())[name] for name in ("request", "candidates")}
+
+
+def test_one_process_at_a_time_works_on_a_study(made: Made) -> None:
+    before = (made.out / "study.json").read_bytes()
+    with alone_in(made.out), pytest.raises(InputError, match="another process is working in"):
+        run(made.out)
+    assert (made.out / "study.json").read_bytes() == before
 
 
 def test_a_study_of_no_transfer_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from automl_tl_plugins.formats._fractals import fractals
 from automl_tl_plugins.formats.formula import SEED
 from small import QUICK, digits
+from torch import nn
 
+from automl_tl import Backbone, Task, unfreezing
 from automl_tl.api import study_unfreezing
 from automl_tl.backbones import build, catalogue
 from automl_tl.errors import InputError, PluginError
@@ -35,6 +38,23 @@ def test_every_depth_is_trained_once(study: Study) -> None:
     assert [depth.groups for depth in study.depths] == list(range(len(sizes) + 1))
     assert [depth.parameters for depth in study.depths] == [head + sum(sizes[len(sizes) - n :]) for n in range(len(sizes) + 1)]
     assert all(0 <= depth.score <= 1 and depth.seconds > 0 for depth in study.depths)
+
+
+def test_all_depths_begin_with_one_head_that_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the head alone, at depth 0, would have had half of the training of all others."""
+    train, begun = unfreezing._train, list[tuple[int, nn.Linear | None]]()
+
+    def watched(task: Task, backbone: Backbone, judge: _Before, groups: int, head: nn.Linear | None, *how: int) -> Any:
+        begun.append((groups, head))
+        return train(task, backbone, judge, groups, head, *how)
+
+    monkeypatch.setattr(unfreezing, "_train", watched)
+    study = study_unfreezing(digits(60), backbone=QUICK, epochs=2)
+    (first, *others) = begun
+    assert first == (0, None)
+    assert [groups for groups, _ in others] == [depth.groups for depth in study.depths]
+    assert len({id(head) for _, head in others}) == 1
+    assert others[0][1] is not None
 
 
 def test_the_head_alone_forgets_nothing_and_all_layers_forget_most(study: Study) -> None:

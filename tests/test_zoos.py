@@ -8,8 +8,10 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +199,7 @@ def test_network_that_its_card_does_not_describe_is_not_written(tmp_path: Path) 
         ({"std": [float("inf"), 1, 1]}, "std: expected three numbers above 0"),
         ({"macs": 2**63}, "macs: expected a whole number"),
         ({"crop_pct": 0}, "crop_pct: expected"),
-        ({"crop_pct": 0.01}, r"crop_pct: expected a number from 0\.1 to 1"),
+        ({"crop_pct": 0.01}, r"crop_pct: expected a number from 0\.1 to 2"),
         ({"licence": "\ud800"}, "licence: JSON cannot hold it"),
         ({"build": {"timm": "resnet10t", "kwargs": {"drop_rate": float("nan")}}}, "build: JSON cannot hold it"),
         ({"interpolation": "sinc"}, "interpolation: expected one of nearest, bilinear, bicubic"),
@@ -267,6 +269,18 @@ def test_changed_weights_of_a_card_without_digest_are_another_network(network: P
     path = Path(before.weights)
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     assert read_card(network, zoo="folder").digest != before.digest
+
+
+@pytest.mark.parametrize("kept", [b"", b"\0" * 80, b"[]", b'{"counts": {"params": 1}}'])
+def test_what_was_measured_of_a_network_and_is_damaged_is_measured_again(network: Path, own_home: Path, kept: bytes) -> None:
+    card = json.loads(network.read_text())
+    network.write_text(json.dumps({name: card[name] for name in (*CARD, "name")}))
+    before = read_card(network, zoo="folder")
+    (path,) = (own_home / "cache" / "cards").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(kept)
+    assert read_card(network, zoo="folder") == before
+    assert path.read_bytes() == whole
 
 
 def test_one_name_in_two_folders_is_an_error(network: Path, tmp_path: Path) -> None:
@@ -383,6 +397,26 @@ def test_every_tag_of_timm_is_listed_or_left_out_with_a_reason() -> None:
     assert (resnet.params, resnet.num_features, resnet.num_classes) == (23_508_032, 2048, 1000)
     assert resnet.macs == pytest.approx(4.09e9, rel=0.005)  # timm's results table
     assert (resnet.licence, resnet.interpolation, resnet.source_dataset) == ("apache-2.0", "bicubic", "imagenet-1k")
+
+
+def test_a_catalogue_of_timm_that_is_damaged_is_built_again(own_home: Path) -> None:
+    """By several threads at once, as those of a server are."""
+    from automl_tl_plugins.zoos.timm_hub import TimmHub
+
+    whole = TimmHub().build_catalogue()
+    (path,) = (own_home / "cache").glob("timm-*.json")
+    path.write_text("")
+    together = threading.Barrier(4)
+
+    def left_out(_: int) -> dict[str, str]:
+        together.wait()
+        return TimmHub().left_out()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(left_out, range(4))) == [whole["left_out"]] * 4
+    assert TimmHub().left_out() == whole["left_out"]
+    assert json.loads(path.read_text()) == json.loads(json.dumps(whole))
+    assert not list(path.parent.glob("*.partial"))
 
 
 def test_timm_is_listed_only_on_request() -> None:

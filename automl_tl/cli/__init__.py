@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from automl_tl.errors import AutomlError, TrialWarning
+from automl_tl.errors import AutomlError, InputWarning, TrialWarning
 
 from . import federate, history, plugins, study, zoo
 from .runs import compare, evaluate, export, predict
@@ -55,7 +55,8 @@ def main() -> None:
     if not os.environ.get("AUTOML_TL_DEBUG"):
         warnings.filterwarnings("ignore")
         warnings.filterwarnings("default", category=UserWarning, message=r".*(plugin|Plugin).*")
-        warnings.filterwarnings("always", category=TrialWarning)
+        for shown in (TrialWarning, InputWarning):
+            warnings.filterwarnings("always", category=shown)
     try:
         app()
     except AutomlError as error:

@@ -63,7 +63,9 @@ def evaluate(
     used = api.judge_cost(run) if cost else None
     attacked = api.judge_attacked(run, judgement, fraction(robust, "--robust")) if robust is not None else {}
     if json:
-        facts: dict[str, Any] = {**judgement.scores, **attacked, "intervals": judgement.intervals}
+        facts: dict[str, Any] = {"images": len(judgement.labels), "split": judgement.split}
+        facts |= {**judgement.scores, **attacked, "intervals": judgement.intervals}
+        facts |= {"domains": [asdict(one) for one in judgement.domains]} if judgement.domains else {}
         facts |= {"classes": [asdict(row) for row in judgement.classes]} if classes else {}
         facts |= {"reliability": [asdict(one) for one in judgement.reliability]} if calibration else {}
         facts |= {"cost": {**asdict(used[0]), "disk_bytes": used[1]}} if used else {}
@@ -72,10 +74,15 @@ def evaluate(
         return
     ranges = {name: f"{low:.4f}–{high:.4f}" for name, (low, high) in judgement.intervals.items()}
     rows = [(name, f"{value:.4f}", ranges.get(name, "")) for name, value in (judgement.scores | attacked).items()]
+    which = "test split" if judgement.split == "test" else "no test split: all of them"
+    print(f"{len(judgement.labels)} images ({which})")
     print_table("", ("score", "value", "95 % interval"), rows)
+    if judgement.domains:
+        cells = [(one.name or "none", str(one.images), f"{one.accuracy:.4f}") for one in judgement.domains]
+        print_table("", ("domain", "images", "accuracy"), cells)
     if classes:
-        cells = [(c.name, str(c.images), figure(c.recall), figure(c.precision), figure(c.f1)) for c in judgement.classes]
-        print_table("", ("class", "images", "recall", "precision", "F1"), cells)
+        found = [(c.name, str(c.images), figure(c.recall), figure(c.precision), figure(c.f1)) for c in judgement.classes]
+        print_table("", ("class", "images", "recall", "precision", "F1"), found)
     if calibration:
         bins = [
             (f"{b.low:.2f}–{b.high:.2f}", str(b.count), f"{b.confidence:.3f}", f"{b.accuracy:.3f}") for b in judgement.reliability
@@ -84,8 +91,8 @@ def evaluate(
     if used:
         print_table("", ("cost of use", ""), used[0].in_words(used[1]))
     if robustness:
-        found = [(name, *(f"{value:.3f}" for value in values)) for name, values in robustness.accuracy.items()]
-        print_table("Accuracy by corruption and severity", ("corruption", "1", "2", "3", "4", "5"), found)
+        steps = [(name, *(f"{value:.3f}" for value in values)) for name, values in robustness.accuracy.items()]
+        print_table("Accuracy by corruption and severity", ("corruption", "1", "2", "3", "4", "5"), steps)
         print(f"mean corruption accuracy {robustness.mean:.3f} on {robustness.images} images, clean {robustness.clean:.3f}")
 
 

@@ -1,9 +1,11 @@
 """How much a classifier loses on images that are noisy, blurred, badly lit or squeezed.
 
 Twelve corruptions with five severities each, after Hendrycks and Dietterich (2019), Benchmarking neural network robustness to
-common corruptions and perturbations. Strengths of noise, light and compression are those of that paper for ImageNet-C; blurs
-are measured in shares of the image's side, so that they mean the same at 32 as at 224 pixels. What needs other people's
-photographs (frost) or a warp (elastic, snow) is left out, so figures compare with each other and not with published ones.
+common corruptions and perturbations. Strengths of noise, brightness, contrast, pixelation and JPEG are those of that paper for
+ImageNet-C; blurs are measured in shares of the image's side, so that they mean the same at 32 as at 224 pixels. Fog is thinner
+(0.4–1.6, not 1.5–3) and of octaves that always halve; brightness is added to red, green and blue, not to the V of HSV. What needs
+other people's photographs (frost) or a warp (elastic, snow) is left out, so figures compare with each other and not with
+published ones.
 """
 
 from __future__ import annotations

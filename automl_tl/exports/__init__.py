@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from automl_tl.errors import InputError
 from automl_tl.home import write_text
 
 FORMS = ("timm", "onnx", "torch", "hub")
+STAGED = ".export-*.partial"
+ABANDONED = 24 * 3600
+"""Seconds after which the folder of an unfinished export is that of a killed one; another export may still be at work before."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +87,35 @@ def _write(folder: Path, run: Path, trained: model.Model, form: str, *, reposito
 
 @contextmanager
 def _staged(folder: Path, *, keep: bool) -> Iterator[Path]:
-    """A folder beside `folder`, whose files come to it once all are there."""
+    """A folder on the disk of `folder`, whose files come to it once all are there."""
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
+    _sweep(nearest)
     made = Path(tempfile.mkdtemp(prefix=".export-", suffix=".partial", dir=nearest))
     try:
         yield made
         names = {path.name for path in made.iterdir()}
-        others = sorted(path.name for path in folder.iterdir() if path.name not in {*names, made.name}) if folder.exists() else []
+        present = [path for path in folder.iterdir() if not path.match(STAGED)] if folder.exists() else []
+        others = sorted(path.name for path in present if path.name not in names)
         if others:
             raise InputError(f"{folder}: holds other things ({', '.join(others[:3])}); choose another --out")
         if keep:
             folder.mkdir(parents=True, exist_ok=True)
+            for path in present:  # killed from here on, the export lacks a file, rather than having one of another model
+                path.unlink(missing_ok=True)
             for name in sorted(names):
                 os.replace(made / name, folder / name)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what exports that were killed left in `folder`."""
+    for left in folder.glob(STAGED):
+        with suppress(FileNotFoundError):  # another export has removed it meanwhile
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from automl_tl import model
-from automl_tl.evaluation.classification import bootstrap_interval
+from automl_tl.evaluation.classification import accuracy_interval
 from automl_tl.model import Model
 
 MOST_CLASSES = 100
@@ -71,9 +70,12 @@ def plain(text: object) -> str:
 def without_paths(command: str) -> str:
     """A `fit` as somebody else could type it: PATH for every word that may say where files lie or what they are called.
 
-    Nothing of another program's command, whose words nobody here understands.
+    Nothing of another program's command, whose words nobody here understands, nor of one with an open quote, which has none.
     """
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
     if words[:2] != ["automl-tl", "fit"]:
         return ""
     shown = words[:2]
@@ -132,8 +134,8 @@ def _scores(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, float, 
         scores, count = facts.get(split) or {}, int(facts.get("images", {}).get(split, 0))
         rows = []
         for name, value in scores.items():
-            right = np.arange(count) < round(value * count)
-            rows.append((name.replace("_", " "), value, bootstrap_interval(right) if name == "accuracy" and count else None))
+            interval = accuracy_interval(round(value * count), count) if name == "accuracy" and count else None
+            rows.append((name.replace("_", " "), value, interval))
         if rows:
             tables.append((f"{count} {split} images" if count else f"{split} images", rows))
     return tables

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from automl_tl.augment import normalise
+from automl_tl.augment import channels
 from automl_tl.errors import AutomlError, InputError
+from automl_tl.facts import crop_fits
 from automl_tl.home import write_text
 from automl_tl.model import Model
-from automl_tl.records import INTERPOLATIONS
+from automl_tl.records import INTERPOLATIONS, LARGEST_SIDE
 
 from .predictor import Predictor, batched
 
@@ -29,16 +30,23 @@ PROBES = 6
 
 
 class Graph(nn.Module):
-    """uint8 N×S×S×3 RGB images to N×classes probabilities: normalisation and softmax are inside, so nobody can forget them."""
+    """uint8 N×S×S×3 RGB images to N×classes probabilities: normalisation and softmax are inside, so nobody can forget them.
+
+    Mean and std are the graph's own, and go where it goes: those that `normalise` keeps are shared by the whole process.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, trained: Model) -> None:
         super().__init__()
         self.net = trained.net
-        self.mean, self.std = trained.backbone.mean, trained.backbone.std
+        for name, values in (("mean", trained.backbone.mean), ("std", trained.backbone.std)):
+            self.register_buffer(name, channels(values, torch.device("cpu")))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.net(normalise(images.permute(0, 3, 1, 2), self.mean, self.std))
-        return F.softmax(logits, dim=1)
+        pixels = images.permute(0, 3, 1, 2).float()
+        return F.softmax(self.net((pixels - self.mean) / self.std), dim=1)
 
 
 def graph_of(trained: Model) -> Graph:
@@ -121,8 +129,8 @@ def predictor(file: Path, answer: Callable[[np.ndarray], np.ndarray]) -> Predict
         crop_pct = float(preparation["crop_pct"])
     except FileNotFoundError:
         raise InputError(f"{file}: {path.name}, which says how images are prepared, is not beside it; copy both") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: is damaged: {type(error).__name__}: {error}; export the run again") from None
-    if interpolation not in INTERPOLATIONS or not 0 < crop_pct <= 1 or not 0 < size <= 4096 or not classes:
+    if interpolation not in INTERPOLATIONS or not crop_fits(crop_pct) or not 0 < size <= LARGEST_SIDE or not classes:
         raise InputError(f"{path}: says how images are prepared, but not in a way that can be followed; export the run again")
     return Predictor(classes, size, interpolation, crop_pct, lambda images: batched(answer, images, len(classes)))

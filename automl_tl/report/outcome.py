@@ -16,7 +16,7 @@ from automl_tl import model
 from automl_tl.comparison import Compared, compare
 from automl_tl.evaluation.adaptation import adaptation
 from automl_tl.evaluation.calibration import calibration_error, cooled, reliability
-from automl_tl.evaluation.classification import bootstrap_interval, confusion, intervals, judge, per_class
+from automl_tl.evaluation.classification import confusion, intervals, judge, per_class
 from automl_tl.evaluation.cost import InferenceCost, brief, inference_cost
 from automl_tl.home import write_text
 from automl_tl.progress import once_each
@@ -78,7 +78,6 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
     judged = judge_winner(task, trained)
     scores, ranges = judge(judged.probabilities, judged.labels), intervals(judged.probabilities, judged.labels, seed=seed)
     scores |= {name: value for name, value in winner.test.items() if name in ("pgd_accuracy", "robust_accuracy")}
-    ranges["accuracy"] = bootstrap_interval(judged.probabilities.argmax(1) == judged.labels, seed=seed)
     compared = compare(outcome.trials, backbones, len(task.classes))
     classes = _classes(task, judged)
     page = (

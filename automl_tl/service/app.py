@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -43,10 +44,10 @@ LAST_WORDS = 2
 
 def build_app(settings: Settings) -> FastAPI:
     """The application; what lies in the state folder goes on when it starts."""
+    server = Server.of(settings)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def alive(app: FastAPI) -> AsyncIterator[None]:
-        server = Server.of(settings)
         app.state.server = server
         server.jobs.start()
         server.advisers.warm()
@@ -80,7 +81,8 @@ def serve(settings: Settings, *, host: str, port: int, say: Callable[[str], None
     """Serve until interrupted. One server at a time works on a state folder.
 
     Raises:
-        InputError: the settings are wrong, or another server has the state folder.
+        InputError: the settings are wrong, another server has the state folder, or the address cannot be listened on.
+        RuntimeError: the application does not start.
     """
     settings = settings.checked()
     lock = FileLock(settings.state / ".lock", timeout=0)
@@ -88,23 +90,40 @@ def serve(settings: Settings, *, host: str, port: int, say: Callable[[str], None
         lock.acquire()
     except Timeout:
         raise InputError(f"{settings.state}: another server works there; end it, or choose another --state") from None
+    try:
+        with _listening(host, port) as listener:
+            config = uvicorn.Config(
+                build_app(settings),
+                log_level="warning",
+                timeout_graceful_shutdown=LAST_WORDS,
+                timeout_keep_alive=KEEP_ALIVE,
+                server_header=False,
+                proxy_headers=False,  # or who is on this machine writes any address into them, and has a new allowance with each
+            )
+            _say_where(settings, host, port, say)
+            with contextlib.suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run(sockets=[listener])
+    except SystemExit as end:  # uvicorn's way to say it, after its log has said why
+        raise RuntimeError("the server could not start") from end
+    finally:
+        lock.release()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Before anything is said of the address: a link to somebody else's server would give them the token."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror.partition(" (")[0] if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"port {port} of {host}: cannot be listened on: {why}; choose another --port or --host") from None
+
+
+def _say_where(settings: Settings, host: str, port: int, say: Callable[[str], None]) -> None:
     shown = f"[{host}]" if ":" in host else host
     say(f"automl_tl serves http://{shown}:{port}/#token={settings.token}")
     say(f"token: {settings.token}   state: {settings.state}   images below: {settings.root or 'no folder (--root)'}")
     if host not in ("127.0.0.1", "::1", "localhost"):
         say("note: others can reach this address, and nothing between them and it is encrypted; put a proxy with TLS before it")
-    try:
-        uvicorn.run(
-            build_app(settings),
-            host=host,
-            port=port,
-            log_level="warning",
-            timeout_graceful_shutdown=LAST_WORDS,
-            timeout_keep_alive=KEEP_ALIVE,
-            server_header=False,
-        )
-    finally:
-        lock.release()
 
 
 def _operation(route: APIRoute) -> str:

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
 from automl_tl.errors import InputError
 from automl_tl.images import SUFFIXES
@@ -22,6 +22,12 @@ MOST_RATIO = 200
 SMALL = 64 * 2**20
 """An archive that unpacks to less is no bomb, whatever its ratio."""
 LONGEST_NAME = 255
+MOST_PARTS = 50
+"""Of a name: each is a folder in the next."""
+MOST_DIRECTORY = 128 * 2**20
+"""Bytes of the zip's list of its entries, which lies in memory as a whole: 268 for each of the most that are taken."""
+_ENTRY = b"PK\x01\x02"
+"""What each entry of that list begins with."""
 _CHUNK = 2**20
 
 
@@ -35,6 +41,25 @@ class Unpacked:
     """Files that are neither images nor manifests."""
 
 
+class _Guarded:
+    """An archive whose list of entries is looked at before `zipfile` makes an object of each: it reads the list at once, however
+    long it is, and does not believe the number of entries that the zip tells."""
+
+    def __init__(self, archive: IO[bytes]) -> None:
+        self._archive = archive
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._archive, name)
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MOST_DIRECTORY:
+            raise InputError(f"the archive's list of entries has {size:,} bytes, more than the {MOST_DIRECTORY:,} that are taken")
+        data = self._archive.read(size)
+        if (entries := data.count(_ENTRY)) > MOST_ENTRIES:
+            raise InputError(f"the archive has {entries:,} entries, more than the {MOST_ENTRIES:,} that are taken")
+        return data
+
+
 def unpack(archive: IO[bytes], folder: Path) -> Unpacked:
     """Unpack into `folder`, which is empty. Everything is checked before the first file is written.
 
@@ -42,10 +67,12 @@ def unpack(archive: IO[bytes], folder: Path) -> Unpacked:
         InputError: no zip, damaged, encrypted, a bomb, or an entry that leads elsewhere; it is named.
     """
     try:
-        with zipfile.ZipFile(archive) as file:
+        with zipfile.ZipFile(cast(IO[bytes], _Guarded(archive))) as file:
             wanted, passed_over = _check(file.infolist(), _size(archive))
             _check_room(folder, sum(entry.file_size for entry in wanted.values()))
             written = sum(_write(file, entry, folder / name) for name, entry in wanted.items())
+    except InputError:  # which is a ValueError, too
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OverflowError, NotImplementedError) as error:
         raise InputError(f"the archive cannot be unpacked: {error}; send a zip of CLASS/FILE") from None
     except OSError as error:
@@ -60,8 +87,6 @@ def _size(archive: IO[bytes]) -> int:
 
 def _check(entries: list[zipfile.ZipInfo], packed: int) -> tuple[dict[str, zipfile.ZipInfo], int]:
     """Name → entry of the files that are written, and how many others there are."""
-    if len(entries) > MOST_ENTRIES:
-        raise InputError(f"the archive has {len(entries):,} entries, more than the {MOST_ENTRIES:,} that are taken")
     total = sum(entry.file_size for entry in entries)
     if total > MOST_BYTES:
         raise InputError(f"the archive unpacks to {total:,} bytes, more than the {MOST_BYTES:,} that are taken")
@@ -98,6 +123,8 @@ def _inside(entry: zipfile.ZipInfo) -> PurePosixPath:
     too_long = any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts)
     if not name or too_long or not name.isprintable():
         raise InputError(f"the archive has {name[:80]!r}, which is no name for a file")
+    if len(path.parts) > MOST_PARTS:
+        raise InputError(f"the archive has {name[:80]!r}…, a name of {len(path.parts)} parts; up to {MOST_PARTS} are taken")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"the archive's {name!r} is packed in an unusual way; pack with plain zip (deflate)")
     if entry.flag_bits & 1:

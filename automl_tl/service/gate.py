@@ -30,13 +30,13 @@ class Allowance:
     left: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
     """Address → (what was left, when)."""
 
-    def seconds_to_wait(self, address: str, *, cost: float = 1.0) -> float:
-        """Takes `cost` from the allowance and returns 0, or says how long it takes until there is that much."""
+    def seconds_to_wait(self, address: str) -> float:
+        """Takes one from the allowance and returns 0, or says how long it takes until there is one."""
         now, rate = time.monotonic(), self.per_minute / 60
         amount, since = self.left.pop(address, (float(self.per_minute), now))
         amount = min(amount + (now - since) * rate, float(self.per_minute))
-        wait = max(cost - amount, 0.0) / rate
-        self.left[address] = (amount if wait else amount - cost, now)
+        wait = max(1 - amount, 0.0) / rate
+        self.left[address] = (amount if wait else amount - 1, now)
         if len(self.left) > MOST_ADDRESSES:
             self.left.popitem(last=False)
         return wait
@@ -82,13 +82,11 @@ class Gate:
             raise _too_often(f"more than {self.settings.requests_per_minute} requests a minute", wait)
         if not scope["path"].startswith("/api/") or scope["path"] in OPEN:
             return
-        if (wait := self.wrong_tokens.seconds_to_wait(address, cost=0)) > 0 or self.wrong_tokens.left[address][0] < 1:
-            raise _too_often("too many wrong tokens", max(wait, 60 / WRONG_TOKENS_PER_MINUTE))
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and secrets.compare_digest(token.strip().encode(), self.settings.token.encode()):
-            return
-        if token:
-            self.wrong_tokens.seconds_to_wait(address)
+            return  # whoever else guesses from this address, such as that of a proxy
+        if token and (wait := self.wrong_tokens.seconds_to_wait(address)) > 0:
+            raise _too_often("too many wrong tokens", wait)
         raise Refused(401, "send the token that the server printed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
 

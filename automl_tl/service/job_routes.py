@@ -116,7 +116,7 @@ def delete_job(id: Id, here: Here) -> None:
 @router.get("/jobs/{id}/report", response_class=FileResponse, responses={200: {"content": {"text/html": {}}}, **responses(404)})
 def show_report(id: Id, here: Here) -> Any:
     """The report of a fit: one HTML file that needs nothing else."""
-    if not (path := _report(here, id)).exists():
+    if not (path := _report(here, here.jobs.get(id))).exists():
         raise Refused(404, f"job {id!r} has no report, or none yet")
     return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
@@ -150,13 +150,12 @@ async def watch_job(
 def shown(here: Server, job: Job) -> dict[str, Any]:
     """A job as clients see it."""
     facts = {name: getattr(job, name) for name in ("id", "kind", "state", "request", "created", "started", "ended", "error")}
-    model = (here.jobs.folder / job.id / "run" / "model" / "model.json").exists()
-    more = {"name": data.shown(FilePath(job.location).stem), "before": here.jobs.place(job), "model": model}
-    return {**facts, **more, "report": _report(here, job.id).exists()}
+    more = {"name": data.shown(FilePath(job.location).stem), "before": here.jobs.place(job), "model": here.models.has(job)}
+    return {**facts, **more, "report": _report(here, job).exists()}
 
 
-def _report(here: Server, id: str) -> FilePath:
-    return here.jobs.path(id) / "run" / "report.html"
+def _report(here: Server, job: Job) -> FilePath:
+    return here.jobs.folder / job.id / "run" / "report.html"  # asks for no job of this id: it may be deleted meanwhile
 
 
 def _check_names(job: NewJob) -> None:

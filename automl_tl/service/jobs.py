@@ -66,7 +66,8 @@ class Jobs:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._changed = threading.Condition(threading.RLock())
-        self._jobs = {job.id: job for path in sorted(folder.glob("*/job.json")) for job in [_read(path)]}
+        found = [_read(path) for path in sorted(folder.glob("*/job.json"))]
+        self._jobs = {job.id: job for job in found if job is not None}
         self._worker: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
@@ -144,7 +145,8 @@ class Jobs:
         return job
 
     def cancel(self, id: str) -> Job:
-        """Take a job out of the queue, or interrupt it: a fit ends with its best model so far.
+        """Take a job out of the queue, where one that was resumed is again what it was, or interrupt it: a fit ends with its
+        best model so far.
 
         Raises:
             Refused: 409 where it has ended.
@@ -154,7 +156,8 @@ class Jobs:
             if job.state in ENDED:
                 raise Refused(409, f"the job is {job.state} already")
             if job.state == "queued":
-                return self._put(replace(job, state="cancelled", ended=time.time()))
+                state, error = _verdict(self.folder / id, 0, cancelled=True)
+                return self._put(replace(job, state=state, ended=time.time(), error=error))
             if job.state == "running":
                 job = self._keep(replace(job, state="cancelling"))
                 if self._worker is not None:
@@ -174,7 +177,6 @@ class Jobs:
                 raise Refused(409, f"the job is {job.state}; it goes on anyway")
             if job.state == "finished" and not changes:
                 raise Refused(409, "the job is finished; give a larger budget for it to go on")
-            (self.path(id) / "result.json").unlink(missing_ok=True)
             request = {**job.request, **changes}
             job = self._put(replace(job, state="queued", request=request, queued=time.time(), started=None, ended=None, error=""))
             self._changed.notify_all()
@@ -274,8 +276,13 @@ def _order(job: Job) -> tuple[float, str]:
     return job.queued, job.id
 
 
-def _read(path: Path) -> Job:
-    return Job(**json.loads(path.read_text(encoding="utf-8")))
+def _read(path: Path) -> Job | None:
+    """A job as it was left; None where that cannot be read: the others go on without it."""
+    try:
+        return Job(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        log.error("%s: passed over, as it cannot be read as a job: %s", path, error)
+        return None
 
 
 def _verdict(folder: Path, code: int, cancelled: bool) -> tuple[str, str]:

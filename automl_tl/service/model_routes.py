@@ -48,6 +48,10 @@ def download_model(id: Id, here: Here) -> Any:
     """A zip of the weights (safetensors) and the card (JSON); unpacked, `automl-tl predict` takes it."""
     here.models.folder(id)
     with tempfile.NamedTemporaryFile(suffix=".zip", dir=here.settings.state, delete=False) as file:
-        here.models.pack(id, file)
-    path = FilePath(file.name)
+        path = FilePath(file.name)
+        try:
+            here.models.pack(id, file)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     return FileResponse(path, filename=f"model-{id}.zip", background=BackgroundTask(path.unlink, missing_ok=True))

@@ -7,6 +7,7 @@ import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,12 +30,16 @@ class Models:
         self._lock = threading.Lock()
         """One prediction at a time: two at once on one device are no faster."""
 
+    def has(self, job: Job) -> bool:
+        """Whether it has left a model, whole."""
+        return all((_place(self.jobs, job) / name).exists() for name in (model.CARD, model.WEIGHTS))
+
     def folder(self, id: str) -> Path:
         """Raises Refused (404) where there is none (yet)."""
-        folder = self.jobs.path(id) / "run" / "model"
-        if not all((folder / name).exists() for name in (model.CARD, model.WEIGHTS)):
+        job = self.jobs.get(id)
+        if not self.has(job):
             raise Refused(404, f"job {id!r} has no model, or none yet; GET /api/models names those there are")
-        return folder
+        return _place(self.jobs, job)
 
     def card(self, id: str) -> dict[str, Any]:
         """What is known of a model. Raises Refused (404) where there is none."""
@@ -43,7 +48,11 @@ class Models:
 
     def all(self) -> list[dict[str, Any]]:
         """Of the newest job first."""
-        return [self.card(job.id) for job in self.jobs.all() if _has_model(self.jobs, job)]
+        found = []
+        for job in filter(self.has, self.jobs.all()):
+            with suppress(Refused, OSError, ValueError):  # deleted since, or damaged: the others are told of
+                found.append(self.card(job.id))
+        return found
 
     def predict(self, id: str, images: Sequence[bytes], names: Sequence[str]) -> Predictions:
         """Classify encoded images.
@@ -79,5 +88,5 @@ class Models:
 _TOLD = ("task", "fingerprint", "classes", "backbone", "candidate", "validation", "test")
 
 
-def _has_model(jobs: Jobs, job: Job) -> bool:
-    return job.kind == "fit" and (jobs.folder / job.id / "run" / "model" / model.CARD).exists()
+def _place(jobs: Jobs, job: Job) -> Path:
+    return jobs.folder / job.id / "run" / "model"

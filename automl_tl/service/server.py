@@ -27,6 +27,8 @@ class Server:
     @classmethod
     def of(cls, settings: Settings) -> Server:
         """Everything that lies in the state folder, as it was left."""
+        for packed in settings.state.glob("tmp*.zip"):  # of a download in which a server ended
+            packed.unlink(missing_ok=True)
         jobs = Jobs(settings.state / "jobs")
         return cls(settings, Datasets(settings.state / "datasets"), jobs, Models(jobs), Advisers())
 

@@ -79,6 +79,7 @@ def main() -> None:
         from filelock import FileLock
 
         with FileLock(folder / "worker.lock", timeout=LOCK_SECONDS):  # the worker of a server that was killed ends just now
+            (folder / "result.json").unlink(missing_ok=True)  # not before: a job that is resumed and cancelled keeps it
             result = _do(json.loads((folder / "job.json").read_text(encoding="utf-8")), folder)
         write_text(folder / "result.json", json.dumps(plain(result), indent=1))
     except AutomlError as error:

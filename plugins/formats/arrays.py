@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from automl_tl.errors import InputError
 
 
 class Arrays:
-    """A pair (images, labels): an array N×H×W or N×H×W×3, or a sequence of arrays, PIL images or paths."""
+    """A pair (images, labels): an array or tensor N×H×W, N×H×W×3 or N×3×H×W, or a sequence of such, PIL images or paths."""
 
     name = "arrays"
 
@@ -20,11 +21,16 @@ class Arrays:
 
     def open(self, location: Any) -> Listing:
         images, labels = location
-        if isinstance(images, np.ndarray) and images.dtype != object and images.ndim not in (3, 4):
-            raise InputError(f"images of shape {images.shape}; expected N×H×W, N×H×W×3 or N×H×W×4")
+        shape = getattr(images, "shape", ())
+        texts = getattr(getattr(images, "dtype", None), "kind", "") in ("U", "O")  # paths, or images of several sizes
+        if shape and len(shape) not in (3, 4) and not (texts and len(shape) == 1):
+            raise InputError(f"images of shape {tuple(shape)}; expected N×H×W, N×H×W×3, N×H×W×4 or a row of paths")
         if len(images) != len(labels):
             raise InputError(f"{len(images)} images, but {len(labels)} labels; give one label for each image")
         where = [f"image {i}" for i in range(len(images))]
+        for image, place in zip(images, where, strict=True):
+            if isinstance(image, (str, Path)) and not Path(image).is_file():
+                raise InputError(f"{place}: {image}: there is no such file")
         plain = labels.tolist() if hasattr(labels, "tolist") else labels
         return Listing("arrays", list(images), [_class(label, place) for label, place in zip(plain, where, strict=True)], where)
 

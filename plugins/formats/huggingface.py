@@ -9,15 +9,9 @@ from typing import Any
 from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
 
+from ._splits import KNOWN, split_of
+
 PREFIX = "hf:"
-SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 
 
 class HuggingFace:
@@ -39,9 +33,9 @@ class HuggingFace:
         splits: list[str] = []
         where: list[str] = []
         for name, part in parts.items():
-            split = SPLITS.get(name)
+            split = split_of(name)
             if split is None:
-                raise InputError(f"{location}: split {name!r} is not known; expected train, validation or test")
+                raise InputError(f"{location}: split {name!r} is not known; known are {KNOWN}")
             image, label = _columns(part, location)
             names = getattr(part.features[label], "names", None)
             images += [one and (one["bytes"] or one["path"]) for one in _encoded(part, image)]

@@ -8,16 +8,10 @@ from typing import Any
 
 from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
-from automl_tl.images import is_image
+from automl_tl.images import is_image, passed_over
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+from ._splits import KNOWN, split_of
+
 UNLABELLED = ("unlabelled", "unlabeled")
 
 
@@ -40,12 +34,12 @@ class ImageFolder:
         if not folders:
             raise InputError(f"{root}: is empty of folders; expected CLASS/FILE or train/CLASS/FILE and test/CLASS/FILE")
         without = [folder for folder in folders if folder.name.lower() in UNLABELLED]
-        splits = {folder: SPLITS.get(folder.name.lower()) for folder in folders if folder not in without}
+        splits = {folder: split_of(folder.name) for folder in folders if folder not in without}
         if not any(splits.values()):
             return _listing(root, [(root, None)] if splits else [], without)
         strangers = [folder.name for folder, split in splits.items() if split is None]
         if strangers:
-            raise InputError(f"{root}: has {strangers[0]!r} beside split folders; keep only train, validation and test there")
+            raise InputError(f"{root}: has {strangers[0]!r} beside split folders; keep only {KNOWN} there")
         return _listing(root, list(splits.items()), without)
 
 
@@ -53,26 +47,47 @@ def _listing(root: Path, parts: list[tuple[Path, str | None]], without: list[Pat
     images: list[Path] = []
     labels: list[str] = []
     splits: list[str] = []
+    merged: dict[str, list[str]] = {}
     for part, split in parts:
         classes = [folder for folder in _folders(part, root) if folder not in without]
         if not classes:
-            raise InputError(f"{part}: has no class folders; expected {part.name}/CLASS/FILE")
+            advice = f"; move it out of {root}, and give it to `predict`" if split == "test" and _images(part, root) else ""
+            raise InputError(f"{part}: has no class folders; expected {part.name}/CLASS/FILE{advice}")
         for folder in classes:
             found = _images(folder, root)
             if not found:
-                raise InputError(f"{folder}: is a class without an image; delete the folder or fill it")
+                advice = passed_over(folder) or "delete the folder or fill it"
+                raise InputError(f"{folder}: is a class without an image; {advice}")
+            merged.setdefault(folder.name, []).extend(_inner(folder, found))
             images += found
             labels += [folder.name] * len(found)
             splits += [split or "train"] * len(found)
     for folder in without:
         found = _images(folder, root)
         if not found:
-            raise InputError(f"{folder}: has no image; delete the folder or fill it")
+            raise InputError(f"{folder}: has no image; {passed_over(folder) or 'delete the folder or fill it'}")
         images += found
         labels += [""] * len(found)
         splits += ["target"] * len(found)
     where = [str(path.relative_to(root)) for path in images]
-    return Listing(root.resolve().name, images, labels, where, splits if without or parts[0][1] else None)
+    given = splits if without or parts[0][1] else None
+    alone = len(merged) == 1 and not given
+    warnings = [passed_over(root), *(_said(root, name, inner, alone=alone) for name, inner in merged.items() if inner)]
+    return Listing(root.resolve().name, images, labels, where, given, warnings=[warning for warning in warnings if warning])
+
+
+def _inner(folder: Path, found: list[Path]) -> list[str]:
+    """Folders in a class's that may be classes themselves: several with images, or one where no image lies beside it."""
+    parts = [path.relative_to(folder).parts for path in found]
+    inner = sorted({names[0] for names in parts if len(names) > 1})
+    return inner if len(inner) > any(len(names) == 1 for names in parts) else []
+
+
+def _said(root: Path, name: str, inner: list[str], *, alone: bool) -> str:
+    several = list(dict.fromkeys(inner))  # once, though they are in each split
+    names = ", ".join(several[:3]) + (" …" if len(several) > 3 else "")
+    advice = f"did you mean {root / name}?" if alone else "if they are classes, put them beside the others"
+    return f"sub-folders of {name!r} ({names}) were merged into one class; {advice}"
 
 
 def _folders(folder: Path, root: Path) -> list[Path]:

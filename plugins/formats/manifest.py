@@ -12,16 +12,9 @@ from typing import Any
 from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
 
+from ._splits import KNOWN, split_of
+
 COLUMNS = ("path", "label", "split", "group", "domain")
-SPLITS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "target": "target",
-    "": "train",
-}
 
 
 class Manifest:
@@ -68,9 +61,10 @@ def _check_labels(images: Sequence[Path], labels: Sequence[str], where: Sequence
 def _splits(rows: Sequence[Mapping[str, str]], where: Sequence[str]) -> list[str]:
     splits = []
     for row, place in zip(rows, where, strict=True):
-        split = SPLITS.get(row["split"].lower())
+        name = row["split"] or "train"
+        split = "target" if name.lower() == "target" else split_of(name)
         if split is None:
-            raise InputError(f"{place}: split {row['split']!r} is not known; write train, validation or test")
+            raise InputError(f"{place}: split {name!r} is not known; known are {KNOWN}")
         splits.append(split)
     return splits
 

@@ -30,6 +30,7 @@ class AdaBN(Strategy):
     name = "adabn"
     paper = "Li et al. (2018), Adaptive batch normalization for practical domain adaptation"
     needs = frozenset({"target"})
+    target_beside = False  # they are looked at after the training
     space = {name: one for name, one in _adapting.SPACE.items() if name != "norms"}
     probed: nn.Linear
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookimpl, loop
-from automl_tl.records import TRAIN
+from automl_tl.batches import steps_of
 from automl_tl.space import Float, Int, Value
+from automl_tl.strategy import Room
 
 from . import _adapting
 from ._losses import adversary_strength, reverse_gradient
@@ -33,12 +34,13 @@ class DANN(Strategy):
         "hidden": Int(64, 512, 256),
     }
     probed: nn.Linear
+    room: Room
     steps: int
-    step = 0
+    step = 0.0
 
     def run(self, job: Job) -> Fitted:
         self.probed = probe_job(job).head()
-        self.steps = max(1, len(job.task.part(TRAIN)) // self.hp.batch_size) * self.hp.epochs
+        self.room, self.steps = job.room, steps_of(self, job) * self.hp.epochs
         fitted = loop.fit(self, job)
         del fitted.model.adversary
         return fitted
@@ -60,7 +62,7 @@ class DANN(Strategy):
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         seen = _adapting.see_both(model, batch)
         strength = adversary_strength(min(self.step / self.steps, 1.0))
-        self.step += 1
+        self.step += 1 / self.room.pieces  # of a batch
         features = reverse_gradient(torch.cat([seen.features, seen.target_features]), strength)
         told = model.get_submodule("adversary")(features).float().squeeze(1)
         domain = torch.zeros_like(told)

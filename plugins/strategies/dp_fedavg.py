@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, checkpoint, federation, hookimpl
 from automl_tl.device import device
+from automl_tl.errors import TrialError
 from automl_tl.federation import Answer, Told
 from automl_tl.records import PUBLIC, TRAIN
 from automl_tl.space import Choice, Float, Int, Value
@@ -23,6 +24,10 @@ from automl_tl.space import Choice, Float, Int, Value
 DELTA = 1e-5
 CLIP = 1.0
 """Largest length of one image's gradient."""
+LARGEST = 1e6
+"""Of the numbers that a server may send: far more than training leads to, far less than floats overflow at."""
+LONGEST = 100.0
+"""Largest length of a projected image; a typical one has length 1."""
 
 
 class PrivateAveraging(Strategy):
@@ -49,6 +54,8 @@ class PrivateAveraging(Strategy):
         "components": Choice((16, 32, 64, 128), 64),
     }
     leaves = "the weights of a linear layer with (ε, δ)-private noise, the number of training images; no loss"
+    chance: Callable[[], torch.Generator] | None = None
+    """What `remote` gives a real client: each round draws sampling and noise from a new one. None: from the job's seed."""
 
     def run(self, job: Job) -> Fitted:
         return federation.train(self, job)
@@ -79,17 +86,47 @@ class _Client:
     def answer(self, arrays: list[np.ndarray], told: Told) -> Answer:
         hp, number, task = self.strategy.hp, int(told["round"]), self.job.task
         own = task.part(TRAIN)
-        projection = {name: tensor.numpy() for name, tensor in checkpoint.unpack(told["projection"]).items()}  # type: ignore[arg-type]
-        values = (self.job.features().values[own] - projection["mean"]) @ projection["directions"]
-        head = nn.Linear(values.shape[1], len(task.classes))
+        weight, bias, mean, directions = _received(arrays, told, self.strategy.facts.num_features, len(task.classes))
+        x, y = projected(self.job.features().values[own], mean, directions), torch.from_numpy(task.labels[own])
+        head = nn.Linear(x.shape[1], len(task.classes))
         with torch.no_grad():
-            head.weight.copy_(torch.from_numpy(arrays[0]))
-            head.bias.copy_(torch.from_numpy(arrays[1]))
-        chance = torch.Generator().manual_seed(self.job.seed * 1_000_003 + number)
-        x, y = torch.from_numpy(values.astype(np.float32)), torch.from_numpy(task.labels[own])
+            head.weight.copy_(torch.from_numpy(weight))
+            head.bias.copy_(torch.from_numpy(bias))
+        secret = self.strategy.chance
+        chance = secret() if secret else torch.Generator().manual_seed(self.job.seed * 1_000_003 + number)
         spent = _descend(head, x, y, hp, number, chance)
         trained = [head.weight.detach().numpy().copy(), head.bias.detach().numpy().copy()]
         return Answer(trained, len(own), {"epsilon": spent, "delta": DELTA})
+
+
+def _received(arrays: list[np.ndarray], told: Told, features: int, classes: int) -> list[np.ndarray]:
+    """Weight, bias, mean and directions, as an honest server could have sent them. Looks at nothing private.
+
+    Raises:
+        TrialError: they are of another form, or so large that a gradient could overflow: not a number is the same whatever
+            the noise, and would tell whether the image that it was aimed at is here.
+    """
+    projection = checkpoint.unpack(told["projection"])  # type: ignore[arg-type]
+    sent = [*arrays, *(projection[name].float().numpy() for name in ("mean", "directions"))]
+    components = sent[-1].size // features
+    forms = [(classes, components), (classes,), (features,), (features, components)]
+    if [values.shape for values in sent] != forms or any(values.dtype != np.float32 for values in sent):
+        raise TrialError("the probe or the projection that came is of another form than the one that was agreed on")
+    if not all((np.abs(values) <= LARGEST).all() for values in sent):
+        raise TrialError(
+            f"the probe or the projection that came holds numbers beyond {LARGEST:.0e}, or none at all; no image was looked at. "
+            "If the server is honest, lower the rate"
+        )
+    return sent
+
+
+def projected(values: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> Tensor:
+    """Features n×d on the directions (d×components), none longer than `LONGEST`: whatever the server sent, the gradient of every
+    image is a number, so that clipping holds it. Each row depends on its own image alone."""
+    known = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)  # in 64 bits nothing below overflows
+    found = (known - mean) @ directions
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    return torch.from_numpy((found * (LONGEST / np.maximum(lengths, LONGEST))).astype(np.float32))
 
 
 def _descend(head: nn.Linear, x: Tensor, y: Tensor, hp: Any, number: int, chance: torch.Generator) -> float:

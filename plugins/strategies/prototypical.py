@@ -92,7 +92,9 @@ class Prototypical(Strategy):
         """One epoch; the mean loss. It depends on the seed and its number alone."""
         torch.manual_seed(job.seed * 1_000_003 + epoch)
         rng, generator = np.random.default_rng([job.seed, epoch]), torch.Generator().manual_seed(job.seed * 1_000_003 + epoch)
-        dtype, total, count = precision(net), 0.0, int(self.hp.episodes)
+        total, count = 0.0, int(self.hp.episodes)
+        # fp16 would need its gradients scaled, by a factor that a checkpoint holds, too
+        dtype = torch.bfloat16 if precision(net) == torch.bfloat16 else torch.float32
         net.train()
         for step in range(count):
             for group in optimiser.param_groups:

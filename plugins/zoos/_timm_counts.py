@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from automl_tl.errors import ZooError
+from automl_tl.home import write_text
 from automl_tl.networks import Counts, count
 
 SHIPPED = Path(str(files("automl_tl_plugins.zoos.networks"))) / "timm_architectures.csv"
@@ -49,15 +50,14 @@ def read(path: Path) -> dict[Key, Counted]:
 
 
 def write(path: Path, counted: dict[Key, Counted]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for key in sorted(counted):
-            fact = counted[key]
-            numbers = (fact.counts.params, fact.counts.macs, fact.counts.num_features) if fact.counts else ("", "", "")
-            writer.writerow((key.architecture, key.input_size, *numbers, fact.left_out, fact.timm))
-    os.replace(partial, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for key in sorted(counted):
+        fact = counted[key]
+        numbers = (fact.counts.params, fact.counts.macs, fact.counts.num_features) if fact.counts else ("", "", "")
+        writer.writerow((key.architecture, key.input_size, *numbers, fact.left_out, fact.timm))
+    write_text(path, text.getvalue())
 
 
 def count_tag(tag: str, *, num_classes: int, input_size: int) -> Counted:

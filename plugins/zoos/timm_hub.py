@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from automl_tl import Backbone, hookimpl
 from automl_tl.errors import ZooError
-from automl_tl.home import cache
+from automl_tl.home import cache, write_text
 from automl_tl.networks import family, first_line, headless
 
 from ._tags import source_dataset, source_domain
@@ -73,18 +72,14 @@ class TimmHub:
         counted = read(SHIPPED)
         complete(counted, progress)
         catalogue = _read_timm(counted)
-        path = _kept()
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(catalogue))
-        os.replace(partial, path)
+        write_text(_kept(), json.dumps(catalogue))
         return catalogue
 
     def _catalogue(self) -> dict[str, Any]:
-        path = _kept()
-        if not path.exists():
+        try:
+            return dict(json.loads(_kept().read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # not built yet, or damaged
             return self.build_catalogue()
-        catalogue: dict[str, Any] = json.loads(path.read_text())
-        return catalogue
 
 
 def _kept() -> Path:

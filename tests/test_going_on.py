@@ -1,0 +1,41 @@
+"""The same folder again: what was advised, what was spent, what a larger budget may look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from small import QUICK, TINY, digits
+
+from automl_tl import Candidate, Profile, Ranked, Ranking, fit
+from automl_tl.api import KEPT, Advice, _advice_of, _keep_advice
+from automl_tl.backbones import catalogue
+
+
+def test_a_finished_run_costs_nothing_again_and_a_larger_budget_looks_at_more_networks(tmp_path: Path) -> None:
+    def run(budget: str) -> tuple[float, set[str]]:
+        outcome = fit(digits(), budget=budget, out=tmp_path / "run", strategies=["nearest-mean"])
+        return outcome.seconds, set(outcome.profile.transferability)
+
+    first, few = run("30s + 1 trials")
+    again, same = run("30s + 1 trials")
+    assert again == first
+    assert same == few
+    assert len(few) == 3
+    _, more = run("10m + 2 trials")
+    assert len(more) == 6
+    assert len(list((tmp_path / "run" / "trials").glob("*/trial.json"))) == 2, "what was trained is not trained again"
+
+
+def test_the_best_probe_of_each_network_is_kept_however_far_down_it_is(tmp_path: Path) -> None:
+    def ranked(strategy: str, backbone: str, number: int, **values: float) -> Ranked:
+        return Ranked(Candidate(backbone, strategy, {**values, "number": number}), 0.9, 0.8, 1.0, 1.0, 1.0)
+
+    trained = [ranked("fine-tuning", QUICK, number, epochs=6) for number in range(KEPT)]
+    probes = [ranked("lda", name, number) for number, name in enumerate((TINY, TINY, QUICK))]
+    profile = Profile("t", "f", {}, {}, {})
+    advice = Advice(profile, Ranking((*trained, *probes), "a test", 2), {name: catalogue()[name] for name in (QUICK, TINY)})
+    kept = _keep_advice(tmp_path, {}, advice, 3)
+    assert list(kept.ranking.items) == [*trained, probes[0], probes[2]]
+    read, looks = _advice_of(tmp_path)
+    assert [item.candidate for item in read.ranking.items] == [item.candidate for item in kept.ranking.items]
+    assert looks == 3
