@@ -135,13 +135,14 @@ class Search:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else works in the folder meanwhile. It is made; if nothing came into it, it is gone again afterwards.
+    """Nobody else works in the folder meanwhile. It is made; if nothing came into it, it is gone again afterwards. Where the work
+    fails nothing new stays, so that a folder of something else is as it was.
 
     Raises:
         InputError: another process works there, or it cannot be made.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock, new, done = FileLock(folder / LOCK, timeout=0), not (folder / LOCK).exists(), False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -151,9 +152,10 @@ def alone_in(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: cannot be made or used: {error.strerror}; choose another --out") from None
     try:
         yield
+        done = True
     finally:
         with suppress(OSError):
-            if [path.name for path in folder.iterdir()] == [LOCK]:
+            if (new and not done) or [path.name for path in folder.iterdir()] == [LOCK]:
                 (folder / LOCK).unlink()  # while it is held: nobody can have got it in between
             for path in made:
                 path.rmdir()
