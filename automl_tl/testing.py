@@ -33,8 +33,8 @@ from .trials import Limits, job_of, probabilities_on, run_trial
 
 DRAWS = 3
 """Random settings that are tried besides the defaults."""
-FEWEST_EPOCHS = 3
-"""Epochs of the trials here, where a strategy has them and its space allows."""
+FEWEST = {"epochs": 3, "episodes": 10}
+"""What the trials here train for, where a strategy has such a thing and its space allows."""
 
 
 def small_task() -> Task:
@@ -142,7 +142,7 @@ def check_strategy(
         _check_failure(task, strategy, backbone, values)
         _check_saved(whole, task, strategy, backbone, values)
         for number in range(draws):
-            values = {**draw(strategy.space, f"kit/{number}"), **_fewest_epochs(strategy)}
+            values = {**draw(strategy.space, f"kit/{number}"), **_fewest(strategy)}
             if strategy.requires(values) <= brings(task):
                 _train(task, strategy, backbone, values)
         for name, tensor in _copy(build(backbone)).items():
@@ -229,12 +229,12 @@ def _check_facts(strategy: type[Strategy], backbone: Backbone) -> None:
 
 
 def _short(strategy: type[Strategy]) -> dict[str, Value]:
-    return {**defaults(strategy.space), **_fewest_epochs(strategy)}
+    return {**defaults(strategy.space), **_fewest(strategy)}
 
 
-def _fewest_epochs(strategy: type[Strategy]) -> dict[str, Value]:
-    low = getattr(strategy.space.get("epochs"), "low", None)
-    return {} if low is None else {"epochs": max(int(low), FEWEST_EPOCHS)}
+def _fewest(strategy: type[Strategy]) -> dict[str, Value]:
+    lows = {name: getattr(strategy.space.get(name), "low", None) for name in FEWEST}
+    return {name: max(int(low), FEWEST[name]) for name, low in lows.items() if low is not None}
 
 
 def _train(

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("data", "distances", "gap", "transferability", "advice", "trials", "choice", "judgement", "cost", "reproduce")
+PARTS = ("data", "distances", "advice", "choice", "judgement")
 LARGEST, TALLEST = 300_000, 1500
 """Bytes and pixels of a picture."""
 MARGIN = 24
@@ -63,21 +63,12 @@ def take(run: Path, out: Path) -> list[Path]:
             if found.count():
                 page.screenshot(path=out / f"report-{part}.png", full_page=True, clip=_around(found.bounding_box()))
                 taken.append(out / f"report-{part}.png")
-        page.emulate_media(media="print")
-        page.set_viewport_size({"width": 794, "height": 1123})
-        page.evaluate("scrollTo(0, 0)")
-        page.screenshot(path=out / "report-print.png")
-    with browser_page(1100, 800, scheme="dark") as (page, more):
-        page.goto(address)
-        page.locator("#judgement").scroll_into_view_if_needed()
-        page.evaluate("document.querySelector('#judgement').scrollIntoView()")
-        page.screenshot(path=out / "report-dark.png")
     with browser_page(375, 800, scale=1.5) as (page, phone):
         page.goto(address)
         page.screenshot(path=out / "report-phone.png")
-    if wrong + more + phone:
-        raise SystemExit(f"{run / 'report.html'}: " + "; ".join(wrong + more + phone))
-    taken += [out / f"report-{name}.png" for name in ("print", "dark", "phone")]
+    if wrong + phone:
+        raise SystemExit(f"{run / 'report.html'}: " + "; ".join(wrong + phone))
+    taken.append(out / "report-phone.png")
     for path in taken:
         slim(path)
     return taken

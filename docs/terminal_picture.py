@@ -1,7 +1,7 @@
 """A picture of the terminal, for the documents:  python docs/terminal_picture.py FOLDER
 
 Runs `automl-tl fit digits` in a terminal of its own, 120 letters wide, and draws what it printed as docs/images/terminal.png.
-The run is left in FOLDER/digits: `report_pictures.py` takes it.
+The run is left in FOLDER/digits: `report_pictures.py` takes it. FOLDER/terminal.txt is what README shows of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import select
 import shlex
 import struct
@@ -85,5 +86,7 @@ if __name__ == "__main__":
         raise SystemExit(__doc__)
     place = Path(sys.argv[1])
     place.mkdir(parents=True, exist_ok=True)
-    draw(f"\x1b[1m$ {COMMAND}\x1b[0m\n" + printed(COMMAND, place), HERE / "images" / "terminal.png")
+    said = printed(COMMAND, place)
+    (place / "terminal.txt").write_text(re.sub(r"\x1b\[[0-9;]*m", "", said), encoding="utf-8")
+    draw(f"\x1b[1m$ {COMMAND}\x1b[0m\n" + said, HERE / "images" / "terminal.png")
     print(HERE / "images" / "terminal.png")

@@ -122,6 +122,7 @@ def test_only_gaps_are_filled() -> None:
         assert history.tasks()[fingerprint].source_dataset == "digits"
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     plan = {"tasks": [vars(DIGITS)], "trials": 30, "strategies": ["from-scratch"], "backbones": [QUICK]}
     path = tmp_path / "plan.json"

@@ -163,6 +163,7 @@ def test_predict_tells_of_images_that_it_does_not_read(command: Command, run: Pa
         assert len(command("predict", run, tmp_path / "new", "--json").facts) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a system with names that are not UTF-8")
 def test_names_that_are_not_utf_8(command: Command, tmp_path: Path) -> None:
     """From the images to the report and to predictions: nothing is lost for the want of a character."""

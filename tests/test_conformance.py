@@ -23,7 +23,14 @@ from automl_tl.testing import check_metric, check_strategy, small_task, smallest
 METRICS = [metric for kind in ("distance", "transferability") for metric in registry.metrics(kind).values()]
 
 
-@pytest.mark.parametrize("name", registry.strategies())
+ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan", "deep-coral", "mcc", "pgd", "fast-adversarial"}
+ALIKE |= {"synaptic-intelligence", "lwf", "rehearsal", "fedprox", "federated-distillation"}
+"""Each is trained by what another one of its kind is trained by, too, which is checked each time."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in registry.strategies()]
+)
 def test_strategies(name: str) -> None:
     check_strategy(registry.strategies()[name], draws=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from small import QUICK, TINY, digits
 
 from automl_tl import Candidate, Profile, Ranked, Ranking, fit
@@ -11,6 +12,7 @@ from automl_tl.api import KEPT, Advice, _advice_of, _keep_advice
 from automl_tl.backbones import catalogue
 
 
+@pytest.mark.slow
 def test_a_finished_run_costs_nothing_again_and_a_larger_budget_looks_at_more_networks(tmp_path: Path) -> None:
     def run(budget: str) -> tuple[float, set[str]]:
         outcome = fit(digits(), budget=budget, out=tmp_path / "run", strategies=["nearest-mean"])

@@ -118,6 +118,7 @@ def test_a_winner_of_votes_has_the_temperature_that_it_is_said_to_have(tmp_path:
     np.testing.assert_allclose(said[1], cooled(said[0], kept.facts["temperature"]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_paused_leader_goes_to_its_end_though_nothing_promises_more(tmp_path: Path) -> None:
     """Zeros and ones are told apart after a third of the epochs, and nobody expected as much: no draw surpasses all right."""
     items = [ranked("fine-tuning", QUICK, 0.2, seconds=3.0, epochs=6)]
@@ -324,6 +325,7 @@ def test_a_paused_trial_that_fails_later_keeps_its_model(how: str, tmp_path: Pat
     assert winner.test["accuracy"] == pytest.approx(right.mean())
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_remembers_what_failed_after_its_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first to be taken up again fails, and another one is taken up in its place, also by a later start."""
     items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]

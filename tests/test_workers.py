@@ -49,6 +49,7 @@ def test_every_unit_comes_back_and_errors_are_those_of_the_work() -> None:
             list(results(workers, divided, [1, 0]))
 
 
+@pytest.mark.slow
 def test_a_unit_that_no_process_survives_is_given_up_and_the_others_are_done() -> None:
     with open_workers(most=2) as workers:
         found = dict(results(workers, fatal, range(4)))
