@@ -102,7 +102,7 @@ def _source(picture: Picture, column: int, good: bool) -> str:
 
 def _task(picture: Picture, column: int, good: bool) -> str:
     name, value = picture.columns[column].name.replace("_", " "), float(picture.values[column])
-    return f"your images speak {_side(good)} {picture.candidate.strategy} with this network ({name} {value:.3g})"
+    return f"your images speak {_side(good)} {picture.candidate.strategy} with this network ({name} {_figure(value)})"
 
 
 def _strategy(picture: Picture, column: int, good: bool) -> str:
@@ -112,8 +112,13 @@ def _strategy(picture: Picture, column: int, good: bool) -> str:
 def _hyperparameter(picture: Picture, column: int, good: bool) -> str:
     name = picture.columns[column].name
     value = picture.candidate.hyperparameters[name]
-    shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+    shown = _figure(value) if isinstance(value, float) else str(value)
     return f"its setting speaks {_side(good)} it ({name.replace('_', ' ')} {shown})"
+
+
+def _figure(value: float) -> str:
+    """Three digits, but all those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _place(better: float) -> str:
