@@ -23,7 +23,7 @@ from automl_tl.testing import check_metric, check_strategy, small_task, smallest
 METRICS = [metric for kind in ("distance", "transferability") for metric in registry.metrics(kind).values()]
 
 
-ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan", "deep-coral", "mcc", "pgd", "fast-adversarial"}
+ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan", "deep-coral", "mcc", "trades", "fast-adversarial"}
 ALIKE |= {"synaptic-intelligence", "lwf", "rehearsal", "fedprox", "federated-distillation"}
 """Each is trained by what another one of its kind is trained by, too, which is checked each time."""
 

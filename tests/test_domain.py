@@ -87,6 +87,7 @@ def test_the_adversary_grows_by_the_batches_that_are_seen(
     assert done == [part / pieces / steps for part in range(steps * pieces)]
 
 
+@pytest.mark.slow
 def test_target_images_are_not_fetched_for_who_does_not_look_at_them(
     shift: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,6 +293,7 @@ def publish(hub: Hub, repository: str, config: Any, weights: bytes | None) -> No
         hub.files[f"{repository}/model.safetensors"] = weights
 
 
+@pytest.mark.slow
 def test_a_network_of_the_hub_is_added_by_name_and_revision(client: Client, headless_weights: bytes) -> None:
     """Its facts are read from its config, its weights come when it is built; then neither needs the hub."""
     import timm
