@@ -21,8 +21,8 @@ from automl_tl.space import Float, Int
 from automl_tl.testing import check_metric, check_strategy, small_task, smallest_backbone
 
 METRICS = [metric for kind in ("distance", "transferability") for metric in registry.metrics(kind).values()]
-ALIKE = {*"last-blocks layerwise-decay l2-sp bias-norm adabn dan deep-coral mcc trades fast-adversarial".split()}
-ALIKE |= {*"synaptic-intelligence lwf rehearsal fedprox federated-distillation".split()}
+ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan", "deep-coral", "mcc", "trades"}
+ALIKE |= {"fast-adversarial", "synaptic-intelligence", "lwf", "rehearsal", "fedprox", "federated-distillation"}
 """Each is trained by what another one of its kind is trained by, too, which is checked each time."""
 
 
