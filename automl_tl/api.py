@@ -39,7 +39,7 @@ from .exports.predictor import Predictor, open_predictor
 from .facts import backbone_of, profile_of
 from .halving import search as search
 from .history import History, open_history
-from .home import cache, write_text
+from .home import cache, read_json, write_text
 from .hookspecs import Tracker
 from .images import passed_over
 from .objectives import REQUIRED, brings, left_out
@@ -524,10 +524,7 @@ def _check_free(out: Path, request: dict[str, Any]) -> None:
     path = out / "run.json"
     if not path.exists():
         return
-    try:
-        before = {"remember": [], **json.loads(path.read_text(encoding="utf-8"))}
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: is damaged: {error}; choose another --out or delete it") from None
+    before = {"remember": [], **read_json(path, dict, remedy="choose another --out or delete it")}
     changed = [name for name in request if before.get(name) != request[name]]
     if changed:
         raise InputError(f"{out} holds another run (its {', '.join(changed)} differs); choose another --out or delete it")
@@ -558,7 +555,10 @@ def _keep_advice(out: Path, request: dict[str, Any], advice: Advice, looks: int)
 
 def _advice_of(out: Path) -> tuple[Advice, int]:
     """What an interrupted run was advised: it goes on with the same plan. And how many networks could be looked at for it."""
-    facts = json.loads((out / "advice.json").read_text(encoding="utf-8"))
+    return read_json(out / "advice.json", _advice_from, remedy="delete it, and the next start of the run asks for advice anew")
+
+
+def _advice_from(facts: Mapping[str, Any]) -> tuple[Advice, int]:
     ranking = facts["ranking"]
     items = tuple(
         Ranked(**{**item, "candidate": Candidate(**item["candidate"]), "reasons": tuple(item["reasons"])})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import registry
 from .errors import HistoryError, ZooError
 from .facts import LARGEST_CROP, MOST_CROPPED, backbone_facts, backbone_of, crop_fits, fault_as_json, is_number, is_whole
-from .home import cache, home, write_text
+from .home import cache, home, whole, write_text
 from .networks import RESERVED, Counts, count, create, family, first_line, headless
 from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone
 
@@ -216,23 +215,18 @@ def write_network(folder: Path, name: str, net: nn.Module, card: Mapping[str, An
         if not torch.isfinite(tensor).all():
             raise ZooError(f"{path}: {key!r} holds numbers that fp16 cannot; the training went wrong")
     weights = folder / f"{name}.safetensors"
-    partial = weights.with_name(f"{weights.name}.{os.getpid()}.partial")
-    save_file(tensors, partial)
     build = facts["build"]
-    try:
+    with whole(weights) as partial:
+        save_file(tensors, partial)
         load_weights(create(build["timm"], build.get("kwargs", {}), num_classes=facts["num_classes"]), partial)
-    except ZooError:
-        partial.unlink()
-        raise
-    facts |= {
-        "family": facts.get("family") or family(build["timm"]),
-        "params": sum(parameter.numel() for parameter in net.parameters()),
-        "backbone_params": counts.params,
-        "macs": counts.macs,
-        "num_features": counts.num_features,
-        "sha256": sha256(partial),
-    }
-    os.replace(partial, weights)
+        facts |= {
+            "family": facts.get("family") or family(build["timm"]),
+            "params": sum(parameter.numel() for parameter in net.parameters()),
+            "backbone_params": counts.params,
+            "macs": counts.macs,
+            "num_features": counts.num_features,
+            "sha256": sha256(partial),
+        }
     write_text(path, json.dumps(facts, indent=1) + "\n")
     return path
 

@@ -17,15 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .home import whole
+
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write `tensors`, and `facts` as JSON in the file's header. A crash leaves the old file."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(packed, partial, metadata={"facts": json.dumps(facts)})
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file(packed, partial, metadata={"facts": json.dumps(facts)})
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def beside(folder: Path | str, name: str) -> Path:

@@ -240,13 +240,21 @@ def _kept(what: str, measure: Callable[[], float], choose: Callable[[list[float]
     path = home() / "speed.json"
     key = f"{hardware()}, {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, workload {WORKLOAD}{what}"
     if (path, key) not in _CALIBRATED:
-        known: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = _measured(path)
         found = known.get(key, [])
         if len(found) < MEASUREMENTS:
             known[key] = found = [*found, measure()]
             write_text(path, json.dumps(known, indent=1))
         _CALIBRATED[path, key] = choose(found)
     return _CALIBRATED[path, key]
+
+
+def _measured(path: Path) -> dict[str, list[float]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: [float(number) for number in numbers] for key, numbers in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # not there, or damaged: it is measured anew
+        return {}
 
 
 def _measure(layer: torch.nn.Module, dtype: torch.dtype, seconds: float) -> float:

@@ -24,7 +24,7 @@ from . import registry
 from .errors import InputError
 from .home import cache, write_text
 from .hookspecs import Format
-from .images import SUFFIXES, images_below, read_image, square
+from .images import SUFFIXES, images_below, passed_over, read_image, square
 from .records import TARGET, TEST, TRAIN, VALIDATION, Listing, Task
 from .threads import spread
 
@@ -209,7 +209,8 @@ def load_unlabelled(location: Any, *, progress: Progress | None = None) -> Task:
     root = Path(location)
     found = images_below(root)
     if not found:
-        raise InputError(f"{shown(root)}: is not a folder with images")
+        missed = passed_over(root)
+        raise InputError(f"{shown(root)}: is not a folder with images{missed and '; ' + missed}")
     where = [shown(path.relative_to(root)) for path in found]
     listing = Listing(shown(root.resolve().name), found, [""] * len(found), where)
     seen = _read_all(listing, progress)
@@ -226,7 +227,7 @@ def load_unlabelled(location: Any, *, progress: Progress | None = None) -> Task:
         where=[where[i] for i in readable],
         hashes=hashes,
         sizes=np.array([(seen[i].width, seen[i].height) for i in readable]),
-        warnings=tuple(warnings),
+        warnings=tuple(filter(None, (passed_over(root), *warnings))),
     )
 
 

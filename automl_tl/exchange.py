@@ -12,12 +12,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import HistoryError
 from .facts import TaskFacts, backbone_of, profile_of, task_facts_of, trial_of
+from .home import whole
 from .records import Backbone, Profile, Trial
 
 TASKS, BACKBONES, PROFILES, TRIALS = FILES = ("tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl")
@@ -73,10 +75,9 @@ def write_facts(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -
     """Write the four files, each whole, none before all are; how many facts of each kind."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partials = {name: folder / f"{name}.{os.getpid()}.partial" for name in FILES}
-        counts = {name.partition(".")[0]: _write(partials[name], name, rows[name]) for name in FILES}
-        for name, partial in partials.items():
-            partial.replace(folder / name)
+        with ExitStack() as until_all_are:
+            partials = {name: until_all_are.enter_context(whole(folder / name)) for name in reversed(FILES)}  # tasks: first there
+            counts = {name.partition(".")[0]: _write(partials[name], name, rows[name]) for name in FILES}
     except OSError as error:
         raise HistoryError(f"{folder}: cannot be made or used: {error.strerror}; give another folder") from None
     return counts

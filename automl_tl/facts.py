@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from .errors import HistoryError
-from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone, Candidate, Point, Profile, Trial
+from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone, Candidate, Outcome, Point, Profile, Trial
 
 STATUSES = ("finished", "stopped", "failed")
 MOST_CROPPED, LARGEST_CROP = 0.1, 2.0
@@ -29,6 +29,19 @@ class TaskFacts:
     validation: int
     test: int
     objective: str = "accuracy"
+
+
+def outcome_facts(outcome: Outcome) -> dict[str, Any]:
+    """What a program is told of a search."""
+    return {
+        "winner": asdict(outcome.winner),
+        "trials": [asdict(trial) for trial in outcome.trials],
+        "seconds": outcome.seconds,
+        "rule": outcome.rule,
+        "notes": outcome.notes,
+        "basis": outcome.ranking.basis,
+        "interrupted": outcome.interrupted,
+    }
 
 
 def task_facts_of(facts: Mapping[str, Any]) -> TaskFacts:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import platformdirs
 
-from .errors import InputError
+from .errors import AutomlError, InputError
+
+Parsed = TypeVar("Parsed")
 
 
 def home() -> Path:
@@ -30,17 +37,41 @@ def cache() -> Path:
     return home() / "cache"
 
 
+def read_json(path: Path, parse: Callable[[Any], Parsed], *, remedy: str) -> Parsed:
+    """What `parse` makes of the JSON in a file that this project wrote.
+
+    Raises:
+        InputError: it is damaged; `remedy` says what to do.
+        OSError: it cannot be read, as when it is not there.
+    """
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError, RecursionError, AutomlError) as error:
+        raise InputError(f"{path}: is damaged: {error}; {remedy}") from None
+    except KeyError as error:
+        raise InputError(f"{path}: is damaged: {error} is missing; {remedy}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: a crash, a power cut or another writer leaves the old one or a new one.
 
     Bytes of a file's name that are no text become \\xNN.
     """
+    with whole(path) as partial, partial.open("xb") as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())  # or the name may reach the disk before the text, and an empty file outlives a power cut
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place for a file, or a folder, that becomes `path` at the end of the block; where the block fails it is gone."""
     partial = path.with_name(f"{path.name}.{os.urandom(6).hex()}.partial")  # each thread its own; `tempfile` hides it from others
     try:
-        with partial.open("xb") as file:
-            file.write(text.encode("utf-8", errors="backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())  # or the name may reach the disk before the text, and an empty file outlives a power cut
+        yield partial
         partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)  # what could not be written; on success it is gone
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)

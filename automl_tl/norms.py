@@ -6,7 +6,7 @@ how far a task's images are from the source without one image of it, and can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -95,10 +95,18 @@ def unmoved(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def adopt_statistics(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone, *, seed: int) -> None:
-    """Running means and variances become the average over batches of the `images` at `index` (Li et al., 2018, Adaptive batch
-    normalization for practical domain adaptation). Leaves `net` evaluating."""
-    layers = norms_of(net)
+def adopt_statistics(
+    net: nn.Module,
+    images: np.ndarray,
+    index: np.ndarray,
+    backbone: Backbone,
+    *,
+    seed: int,
+    layers: Sequence[_BatchNorm] | None = None,
+) -> None:
+    """Running means and variances of all batch norms, or of these `layers`, become the average over batches of the `images` at
+    `index` (Li et al., 2018, Adaptive batch normalization for practical domain adaptation). Leaves `net` evaluating."""
+    layers = norms_of(net) if layers is None else layers
     before = [layer.momentum for layer in layers]
     net.eval()
     for layer in layers:

@@ -18,7 +18,7 @@ from .errors import InputError
 from .facts import trial_of
 from .growth import Growths
 from .history import History
-from .home import write_text
+from .home import read_json, write_text
 from .hookspecs import Tracker
 from .records import Backbone, Candidate, Ranked, Ranking, Task, Trial, trial_id
 from .surrogate import Surrogate
@@ -210,14 +210,24 @@ def recall_trials(state: Search) -> None:
 
 
 def read_trial(path: Path) -> Trial:
-    """A trial as the search wrote it."""
-    return trial_of(json.loads(path.read_text(encoding="utf-8")))
+    """A trial as the search wrote it.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return read_json(path, trial_of, remedy="delete it, and the trial goes on from its last checkpoint, if it has one")
 
 
 def recall_spent(folder: Path) -> float:
-    """Seconds that earlier starts of the search took: one that was killed gets no second budget."""
+    """Seconds that earlier starts of the search took: one that was killed gets no second budget.
+
+    Raises:
+        InputError: the file that says so is damaged.
+    """
     path = folder / "spent.json"
-    return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+    if not path.exists():
+        return 0.0
+    return read_json(path, lambda facts: float(facts["seconds"]), remedy="delete it, and the run gets its time anew")
 
 
 def note_spent(state: Search) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from .cost import CostModel
 from .encoding import Column, Encoder
 from .experience import Experience, Rows
 from .explain import Picture, explain
+from .home import whole
 from .learning import Boosters, Learnt, Line, StageModel, learn_stages
 from .record import Record
 from .records import Backbone, Candidate, Profile, Ranked, Ranking
@@ -52,28 +52,26 @@ class Ranker:
 
     def save(self, folder: Path) -> None:
         """Write `folder` whole or not at all."""
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        stages = {}
-        for number, stage in self.learnt.stages.items():
-            for kind in _MODELS:
-                text = getattr(stage.boosters, kind).model_to_string()
-                (partial / f"stage{number}-{kind}.txt").write_text(text, encoding="utf-8")
-            stages[number] = {name: getattr(stage, name) for name in ("columns", "scale", "low", "high")}
-            stages[number]["spreads"] = (stage.boosters.effect_spread, stage.boosters.order_spread)
-            stages[number]["line"] = None if stage.boosters.line is None else asdict(stage.boosters.line)
-        facts = {
-            "version": VERSION,
-            **{name: getattr(self, name) for name in ("digest", "seed", "trials", "tasks")},
-            "columns": [asdict(column) for column in self.learnt.encoder.columns],
-            "options": self.learnt.encoder.options,
-            "stages": stages,
-            "record": self.learnt.record.facts(),
-        }
-        (partial / "ranker.json").write_text(json.dumps(facts), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        with whole(folder) as partial:
+            partial.mkdir(parents=True)
+            stages = {}
+            for number, stage in self.learnt.stages.items():
+                for kind in _MODELS:
+                    text = getattr(stage.boosters, kind).model_to_string()
+                    (partial / f"stage{number}-{kind}.txt").write_text(text, encoding="utf-8")
+                stages[number] = {name: getattr(stage, name) for name in ("columns", "scale", "low", "high")}
+                stages[number]["spreads"] = (stage.boosters.effect_spread, stage.boosters.order_spread)
+                stages[number]["line"] = None if stage.boosters.line is None else asdict(stage.boosters.line)
+            facts = {
+                "version": VERSION,
+                **{name: getattr(self, name) for name in ("digest", "seed", "trials", "tasks")},
+                "columns": [asdict(column) for column in self.learnt.encoder.columns],
+                "options": self.learnt.encoder.options,
+                "stages": stages,
+                "record": self.learnt.record.facts(),
+            }
+            (partial / "ranker.json").write_text(json.dumps(facts), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: Path) -> Ranker:
@@ -110,12 +108,22 @@ def ranker_for(experience: Experience, cache: Path, *, seed: int = 0) -> Ranker 
     name = xxhash.xxh128_hexdigest(experience.digest.encode())  # of all of it: that of a part begins as the whole's does
     folder = cache / f"{name}-{seed}-v{VERSION}"
     with FileLock(cache / f"{folder.name}.lock"):
-        if (folder / "ranker.json").exists():
-            return Ranker.load(folder)
+        if (known := _kept(folder)) is not None:
+            return known
         ranker = learn(experience, seed=seed)
         if ranker is not None:
             ranker.save(folder)
         return ranker
+
+
+def _kept(folder: Path) -> Ranker | None:
+    """None where there is none, or it is damaged, like whatever else a full disk or a cleaner left of a cache."""
+    from lightgbm.basic import LightGBMError
+
+    try:
+        return Ranker.load(folder)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, LightGBMError):
+        return None
 
 
 def rank(

@@ -266,6 +266,11 @@ class Trial:
     """Which command, versions, hardware and its measured speed, date."""
 
     @property
+    def note(self) -> str:
+        """What it found on the way, in words, such as how many groups of layers it trained."""
+        return self.curve[-1].note if self.curve else ""
+
+    @property
     def score(self) -> float | None:
         """What the task's objective makes of the validation images: their accuracy, unless it asks for something else."""
         return self.validation.get("score", self.validation.get("accuracy"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ from string import Template
 
 from . import registry
 from .errors import InputError
+from .home import whole
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 WRITTEN = {
@@ -38,11 +38,10 @@ def write_plugin(name: str, out: Path) -> Path:
         raise InputError(f"{folder} is there already; choose another --out, or delete it")
     class_name = "".join(word.capitalize() for word in name.split("-"))
     words = {"name": name, "module": module, "identifier": identifier, "class_name": class_name}
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    for place, template in WRITTEN.items():
-        path = partial / Template(place).substitute(words)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = files("automl_tl.starter").joinpath(template).read_text(encoding="utf-8")
-        path.write_text(Template(text).substitute(words), encoding="utf-8")
-    partial.replace(folder)
+    with whole(folder) as partial:
+        for place, template in WRITTEN.items():
+            path = partial / Template(place).substitute(words)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = files("automl_tl.starter").joinpath(template).read_text(encoding="utf-8")
+            path.write_text(Template(text).substitute(words), encoding="utf-8")
     return folder

@@ -112,6 +112,7 @@ class Fitted:
     complete: bool = True
     """False: stopped at `stop_after` or at the deadline, and can go on."""
     notes: tuple[str, ...] = ()
+    """What was found on the way, in words; kept as the note of the curve's last point, and told of the winner."""
     importance: dict[str, Tensor] | None = None
     """Of each weight, where it was asked for (`Job.path`) and could be had."""
 

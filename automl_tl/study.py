@@ -18,7 +18,7 @@ from .api import Progress, recommend
 from .backbones import catalogue
 from .errors import InputError, TrialError
 from .evaluation.efficiency import Curve, Saving, data_saving, fit_curve
-from .home import write_text
+from .home import read_json, write_text
 from .progress import alone_in
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Task
 from .space import check, defaults
@@ -249,10 +249,7 @@ def _read(out: Path) -> dict[str, Any]:
     path = out / "study.json"
     if not path.exists():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: is damaged: {error}; choose another --out or delete it") from None
+    return read_json(path, dict, remedy="choose another --out or delete it")
 
 
 def _keep(out: Path, facts: Mapping[str, Any]) -> None:

@@ -99,6 +99,8 @@ def run_trial(
     if job.room.pieces > 1:
         trial = replace(trial, provenance={**trial.provenance, "pieces": job.room.pieces})
     curve = tuple(fitted.curve)
+    if curve and fitted.notes:
+        curve = (*curve[:-1], replace(curve[-1], note="; ".join(fitted.notes)))
     seconds = curve[-1].seconds if curve else time.perf_counter() - start
     return (
         replace(

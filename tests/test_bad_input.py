@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -386,6 +387,21 @@ def out_of_a_damaged_run(place: Place) -> list[str]:
     (place.root / "other").mkdir()
     (place.root / "other" / "run.json").write_text("{")
     return fit(good(place), "--out", str(place.root / "other"))
+
+
+@bad(r"run/trials/0123/trial.json: is damaged: .*; delete it, and the trial goes on from its last checkpoint")
+def comparison_of_a_damaged_trial(place: Place) -> list[str]:
+    (place.root / "run" / "trials" / "0123").mkdir(parents=True)
+    (place.root / "run" / "advice.json").write_text("{}")
+    (place.root / "run" / "trials" / "0123" / "trial.json").write_text('{"id": "0123"}')
+    return ["compare", str(place.root / "run")]
+
+
+@bad(r"run/advice.json: is damaged: 'ranking' is missing; delete it, and the next start of the run asks for advice anew")
+def comparison_of_damaged_advice(place: Place) -> list[str]:
+    shutil.copytree(place.model, place.root / "run" / "model")
+    (place.root / "run" / "advice.json").write_text("{}")
+    return ["compare", str(place.root / "run")]
 
 
 @bad(r"photos holds no trained model \(model.json is missing\); run `automl-tl fit` first")

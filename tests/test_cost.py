@@ -141,6 +141,14 @@ def test_the_machine_is_measured_once_a_process(own_home: Path) -> None:
     assert calibrate(seconds=0.02) == speed
 
 
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"key": 1}', '{"key": ["fast"]}'])
+def test_measurements_that_are_damaged_are_taken_anew(own_home: Path, damaged: str) -> None:
+    (own_home / "speed.json").write_text(damaged)
+    assert calibrate(seconds=0.02) > 1e7
+    (found,) = json.loads((own_home / "speed.json").read_text()).values()
+    assert found == [calibrate()]
+
+
 def test_the_fastest_measurement_counts(own_home: Path) -> None:
     """A machine that was busy at its first measurement is not slow for ever."""
     script = "from automl_tl.cost import calibrate; print(calibrate(seconds=0.02))"

@@ -440,6 +440,16 @@ def test_dataset_of_the_hub_needs_the_library_or_the_net() -> None:
         read_listing("hf:nobody/nothing")
 
 
+def test_unlabelled_images_of_a_kind_that_is_not_read_are_told_of(pictures: Path) -> None:
+    root = pictures / "pictures"
+    (root / "a" / "9.heic").write_bytes(b"")
+    assert load_unlabelled(root).warnings == ("1 file was left out (.heic): convert to JPEG or PNG",)
+    for image in images_below(root):
+        image.unlink()
+    with pytest.raises(InputError, match=r"is not a folder with images; 1 file was left out \(\.heic\): convert"):
+        load_unlabelled(root)
+
+
 def test_what_is_hidden_is_no_image(pictures: Path) -> None:
     """Notebooks, file managers and Macs leave copies beside the images, of which nobody thinks."""
     root = pictures / "pictures"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from automl_tl.home import write_text
+from automl_tl.errors import InputError
+from automl_tl.home import read_json, whole, write_text
 
 
 def test_many_threads_write_one_file_and_who_reads_finds_one_of_their_texts(tmp_path: Path) -> None:
@@ -79,3 +80,29 @@ def test_who_may_read_it_is_the_user_s_choice(tmp_path: Path, umask: int) -> Non
 def test_bytes_of_a_name_that_are_no_text_are_escaped(tmp_path: Path) -> None:
     write_text(tmp_path / "facts.json", os.fsdecode(b"gr\xf6sse"))
     assert (tmp_path / "facts.json").read_text() == "gr\\udcf6sse"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seconds": []}', "[" * 100_000, '{"second": 1}'])
+def test_what_is_damaged_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "spent.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"spent\.json: is damaged: .*; delete it$"):
+        read_json(path, lambda facts: float(facts["seconds"]), remedy="delete it")
+    path.write_text('{"seconds": 1}')
+    assert read_json(path, lambda facts: float(facts["seconds"]), remedy="delete it") == 1.0
+
+
+def test_a_folder_becomes_what_it_is_to_be_at_once_or_not_at_all(tmp_path: Path) -> None:
+    def fill(folder: Path, *, fails: bool) -> None:
+        with whole(folder) as partial:
+            partial.mkdir()
+            (partial / "one.txt").write_text("1")
+            assert not folder.exists()
+            if fails:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fill(tmp_path / "new", fails=True)
+    assert not list(tmp_path.iterdir())
+    fill(tmp_path / "new", fails=False)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["new", "new/one.txt"]

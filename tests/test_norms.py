@@ -19,9 +19,10 @@ from automl_tl.fetching import fetched
 from automl_tl.inference import laid_out, prepare
 from automl_tl.norms import norm_statistics, norms_of
 from automl_tl.profiling import profile_task
-from automl_tl.records import TRAIN, Norms, Task
+from automl_tl.records import TRAIN, Norms, Task, Trial
 from automl_tl.registry import strategies
-from automl_tl.space import defaults
+from automl_tl.space import Value, defaults
+from automl_tl.strategy import Fitted
 from automl_tl.trials import Limits, job_of, run_trial
 
 
@@ -116,6 +117,34 @@ def test_every_strategy_with_moving_norms_begins_where_its_head_fits(name: str, 
     )
     (first, *_) = [point.loss for point in trial.curve if point.loss is not None]
     assert first < 2.0  # of which the penalty of L2-SP is one
+
+
+def trained_with_moving_norms(name: str, folder: Path, **values: Value) -> tuple[Trial, Fitted]:
+    values = {**defaults(strategies()[name].space), "norms": "moving", **values}
+    trial, fitted = run_trial(digits(), Candidate(QUICK, name, values), catalogue()[QUICK], seed=0, folder=folder)
+    assert fitted is not None, trial.error
+    return trial, fitted
+
+
+def test_frozen_norms_stay_as_pretrained(tmp_path: Path) -> None:
+    """Those below the last blocks: what they feed on has not changed, so the source's statistics are right."""
+    _, fitted = trained_with_moving_norms("last-blocks", tmp_path, blocks=2, epochs=3)
+    moved = [
+        not torch.equal(one.running_mean.cpu(), other.running_mean)
+        for one, other in zip(norms_of(fitted.model), norms_of(build(catalogue()[QUICK])), strict=True)
+        if one.running_mean is not None and other.running_mean is not None
+    ]
+    assert moved == sorted(moved)
+    assert set(moved) == {False, True}
+
+
+def test_each_stage_of_a_climb_with_moving_norms_begins_where_its_head_fits(tmp_path: Path) -> None:
+    trial, fitted = trained_with_moving_norms("gradual-unfreezing", tmp_path, epochs=2)
+    stages = {point.note for point in trial.curve}
+    assert len(stages) > 2, "it went on after the first"
+    assert all(point.loss < 2.0 for point in trial.curve if point.loss is not None)
+    assert trial.note == fitted.notes[0]
+    assert trial.note.endswith("groups of layers trained")
 
 
 def test_what_is_begun_with_is_not_what_is_trained(tmp_path: Path) -> None:

@@ -135,6 +135,26 @@ def test_a_ranker_is_learnt_once_for_a_history(world: World, tmp_path: Path) -> 
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "damaged"), [("ranker.json", ""), ("ranker.json", "{}"), ("*-order.txt", ""), ("*-order.txt", None)]
+)
+def test_a_ranker_that_is_damaged_is_learnt_anew(
+    world: World, tmp_path: Path, pattern: str, damaged: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = world.experience.take(np.arange(60))
+    ranker_for(small, tmp_path)
+    kept = {path: path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for path in tmp_path.rglob(pattern):
+        if damaged is None:
+            path.unlink()
+        else:
+            path.write_text(damaged)
+    again = ranker_for(small, tmp_path)
+    assert again is not None
+    assert {path: path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == kept
+    assert "Fatal" not in "".join(capfd.readouterr())
+
+
 def test_a_part_of_a_history_has_a_ranker_of_its_own(world: World, tmp_path: Path) -> None:
     """Also where the whole's digest is as long as that of a real history."""
     whole = replace(world.experience.take(np.arange(100)), digest="0123456789abcdef" * 2)

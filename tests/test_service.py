@@ -39,6 +39,7 @@ from automl_tl.errors import InputError
 from automl_tl.service import archives, events, gate, job_routes, model_routes
 from automl_tl.service.app import serve
 from automl_tl.service.archives import unpack
+from automl_tl.service.datasets import Datasets
 from automl_tl.service.faults import Refused
 from automl_tl.service.gate import Allowance, Gate
 from automl_tl.service.jobs import Job, Jobs
@@ -634,6 +635,33 @@ def test_a_job_that_runs_again_forgets_what_came_of_it(tmp_path: Path) -> None:
         jobs.stop()
 
 
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", "\0" * 100])
+def test_a_result_that_is_damaged_ends_no_server(tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture) -> None:
+    job = left_by("finished", tmp_path, 1)
+    (tmp_path / job.id / "result.json").write_text(damaged)
+    jobs = Jobs(tmp_path)
+    assert jobs.result(job.id) is None
+    assert jobs.resume(job.id, {"budget": "2 trials"}).state == "queued"
+    assert jobs.cancel(job.id).state == "cancelled"
+    assert f"{job.id}/result.json: is damaged" in caplog.text
+
+
+# Datasets
+
+
+def test_a_dataset_that_is_damaged_can_be_sent_again(tmp_path: Path) -> None:
+    kept = Datasets(tmp_path)
+    one, two = (zipped(("a/1.png", picture(shade)), ("b/1.png", picture(shade))) for shade in (0, 1))
+    whole, broken = kept.add(one, "one"), kept.add(two, "two")
+    (tmp_path / broken.id / "dataset.json").write_text("{")
+    assert kept.all() == [whole]
+    with pytest.raises(Refused, match=r"is damaged on the server; delete it and send it again") as refused:
+        kept.add(two, "two")
+    assert refused.value.status_code == 409
+    kept.remove(broken.id)
+    assert kept.add(two, "two") == broken
+
+
 # Models
 
 
@@ -656,6 +684,10 @@ def test_a_model_that_is_not_whole_is_not_told_of(tmp_path: Path) -> None:
     assert told == {whole.parents[1].name: True, half.parents[1].name: False, damaged.parents[1].name: True}
     with pytest.raises(Refused, match="has no model"):
         server.models.card(half.parents[1].name)
+    for ask in (server.models.card, lambda id: server.models.predict(id, [b""], ["1.png"])):
+        with pytest.raises(Refused, match="is damaged on the server; resume the job") as refused:
+            ask(damaged.parents[1].name)
+        assert str(tmp_path) not in refused.value.detail
 
 
 def test_a_model_that_cannot_be_packed_leaves_nothing(tmp_path: Path) -> None:

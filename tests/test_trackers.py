@@ -203,6 +203,28 @@ class Stumbling:
         return hear
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_trial_that_goes_on_keeps_its_number_and_says_nothing_twice(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    console = registry.trackers()["console"]
+    tell_of(console, task, tmp_path)
+    ended = replace(trial(task), status="stopped", curve=CURVE, validation={"accuracy": 0.8}, seconds=3.0)
+    other = trial(task, Candidate(QUICK, "lda"))
+    console.opened(task, math.inf, tmp_path)
+    for one in (ended, other, ended, ended):
+        console.started(trial(task, one.candidate))
+        console.finished(replace(ended, id=one.id, candidate=one.candidate))
+    lines = capsys.readouterr().err.split("\n")
+    said = [line.rpartition("\x1b[2K")[2] for line in lines[-3:]]
+    assert said[:2] == [
+        f"[1] fine-tuning on {QUICK}: paused: accuracy 0.800 in 3 s (best 0.800)",
+        f"[2] lda on {QUICK}: paused: accuracy 0.800 in 3 s (best 0.800)",
+    ]
+    assert said[2] == "", "nothing is left in the line"
+
+
 @pytest.mark.parametrize("at", ["opened", pytest.param("started", marks=pytest.mark.slow)])
 def test_a_tracker_that_stumbles_does_not_end_a_search(
     at: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -84,7 +84,8 @@ def _hyperparameters(values: Any) -> str:
 def print_outcome(outcome: Outcome) -> None:
     winner = outcome.winner
     tested = f", test {winner.test['accuracy']:.3f}" if winner.test else ", no test images"
-    print(f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}")
+    found = f" ({winner.note})" if winner.note else ""
+    print(f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}{found}")
     print(f"Accuracy: validation {winner.validation['accuracy']:.3f}{tested}")
     for note in outcome.notes:
         print(f"note: {note}")
@@ -116,20 +117,3 @@ def _print_robustness(scores: Mapping[str, float]) -> None:
         f"Under attack, of {scores['attacked_images']:.0f} test images: {scores['attacked_clean_accuracy']:.3f} as they are, "
         f"{scores['pgd_accuracy']:.3f} after PGD, {scores['robust_accuracy']:.3f} after all attacks"
     )
-
-
-def outcome_facts(outcome: Outcome) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    winner = asdict(outcome.winner)
-    return {
-        "winner": winner,
-        "trials": [asdict(trial) for trial in outcome.trials],
-        "seconds": outcome.seconds,
-        "rule": outcome.rule,
-        "folder": str(outcome.folder),
-        "report": str(outcome.folder / "report.html"),
-        "notes": outcome.notes,
-        "basis": outcome.ranking.basis,
-        "remembered": dict(outcome.remembered),
-    }

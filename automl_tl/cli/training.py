@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import print_json, progress_bars
-from .findings import outcome_facts, print_on_request, print_outcome, print_profile, print_ranking
+from .findings import print_on_request, print_outcome, print_profile, print_ranking
 from .options import AsJson, Images, RayAddress, Seed, ZooName, location
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def fit(
 ) -> None:
     """Find, train and explain the best classifier within a budget."""
     from automl_tl import api, processes
+    from automl_tl.facts import outcome_facts
 
     with progress_bars(json) as progress:
         outcome = api.fit(
@@ -92,7 +93,8 @@ def fit(
     if not processes.leads():
         return
     if json:
-        print_json(outcome_facts(outcome))
+        places = {"folder": str(outcome.folder), "report": str(outcome.folder / "report.html")}
+        print_json({**outcome_facts(outcome), **places, "remembered": dict(outcome.remembered)})
     else:
         print_outcome(outcome)
 

@@ -19,7 +19,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from automl_tl import model
 from automl_tl.evaluation.classification import accuracy_interval
+from automl_tl.home import read_json
 from automl_tl.model import Model
+from automl_tl.progress import read_trial
 
 MOST_CLASSES = 100
 """Names that the card lists; config.json has all."""
@@ -108,7 +110,7 @@ def _profile(run: Path) -> dict[str, Any] | None:
     path = run / "advice.json"
     if not path.exists():
         return None
-    profile = json.loads(path.read_text(encoding="utf-8"))["profile"]
+    profile = read_json(path, lambda facts: facts["profile"], remedy="delete it, and the card says nothing of the data")
     distances = {source: found["frechet"] for source, found in profile["distances"].items() if "frechet" in found}
     return {
         "meta": {name.replace("_", " "): value for name, value in profile["meta"].items() if math.isfinite(value)},
@@ -119,12 +121,12 @@ def _profile(run: Path) -> dict[str, Any] | None:
 
 def _training(run: Path, trained: Model) -> dict[str, Any]:
     """What the winner's training took, and among how many it was chosen."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("trials/*/trial.json"))]
-    winner = next((trial for trial in found if trial["id"] == trained.facts.get("trial")), None)
+    found = [read_trial(path) for path in sorted(run.glob("trials/*/trial.json"))]
+    winner = next((trial for trial in found if trial.id == trained.facts.get("trial")), None)
     if winner is None:
         return {"trials": len(found), "seconds": None, "epochs": None, "seed": None}
-    epochs = winner["curve"][-1]["epoch"] if winner["curve"] else None
-    return {"trials": len(found), "seconds": winner["seconds"], "epochs": epochs, "seed": winner["seed"]}
+    epochs = winner.curve[-1].epoch if winner.curve else None
+    return {"trials": len(found), "seconds": winner.seconds, "epochs": epochs, "seed": winner.seed}
 
 
 def _scores(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, float, tuple[float, float] | None]]]]:

@@ -16,7 +16,7 @@ router = APIRouter(prefix="/api/datasets", tags=["datasets"])
 Id = Annotated[str, Path(description="Of a dataset.", examples=["9f86d081884c7d65"])]
 
 
-@router.post("", status_code=201, response_model=DatasetShape, responses=responses())
+@router.post("", status_code=201, response_model=DatasetShape, responses=responses(409))
 def send_archive(archive: UploadFile, here: Here) -> Any:
     """Send a zip of CLASS/FILE, of train/CLASS/FILE and test/CLASS/FILE, or of files and a manifest (CSV: path,label).
 
@@ -31,7 +31,7 @@ def list_datasets(here: Here) -> Any:
     return [asdict(dataset) for dataset in here.datasets.all()]
 
 
-@router.get("/{id}", response_model=DatasetShape, responses=responses(404))
+@router.get("/{id}", response_model=DatasetShape, responses=responses(404, 409))
 def show_dataset(id: Id, here: Here) -> Any:
     """One archive that was sent."""
     return asdict(here.datasets.get(id))
@@ -40,7 +40,6 @@ def show_dataset(id: Id, here: Here) -> Any:
 @router.delete("/{id}", status_code=204, responses=responses(404, 409))
 def delete_dataset(id: Id, here: Here) -> None:
     """Delete the images; models that were trained on them stay."""
-    here.datasets.get(id)
     using = [job.id for job in here.jobs.all() if job.state in ACTIVE and job.request["images"].get("dataset") == id]
     if using:
         raise Refused(409, f"job {using[0]!r} needs it; cancel that first")

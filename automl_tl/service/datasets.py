@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import secrets
 import shutil
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 from automl_tl import data
 from automl_tl.errors import InputError
-from automl_tl.home import write_text
+from automl_tl.home import read_json, write_text
 
 from .archives import MANIFESTS, unpack
 from .faults import Refused
 
+log = logging.getLogger("automl_tl.service")
 FACTS = "dataset.json"
 _CHUNK = 2**20
 
@@ -85,15 +88,25 @@ class Datasets:
             shutil.rmtree(partial, ignore_errors=True)
 
     def get(self, id: str) -> Dataset:
-        """Raises Refused (404) where there is none."""
-        path = self.folder / id / FACTS
-        if not re.fullmatch("[0-9a-f]{16}", id) or not path.exists():
+        """Raises Refused: 404 where there is none, 409 where it is damaged."""
+        path = self._there(id) / FACTS
+        try:
+            return read_json(path, lambda facts: Dataset(**facts), remedy="")
+        except (InputError, OSError) as error:
+            log.error("dataset %s cannot be read: %s", id, error)
+            raise Refused(409, f"dataset {id!r} is damaged on the server; delete it and send it again") from None
+
+    def _there(self, id: str) -> Path:
+        if not re.fullmatch("[0-9a-f]{16}", id) or not (self.folder / id / FACTS).exists():
             raise Refused(404, f"there is no dataset {id!r}; GET /api/datasets names them")
-        return Dataset(**json.loads(path.read_text(encoding="utf-8")))
+        return self.folder / id
 
     def all(self) -> list[Dataset]:
-        """By name."""
-        found = [self.get(path.parent.name) for path in self.folder.glob(f"*/{FACTS}") if not path.parent.name.startswith(".")]
+        """By name; without what is damaged or was deleted meanwhile."""
+        found = []
+        for path in self.folder.glob(f"*/{FACTS}"):
+            with suppress(Refused):
+                found.append(self.get(path.parent.name))
         return sorted(found, key=lambda dataset: (dataset.name, dataset.id))
 
     def location(self, id: str) -> Path:
@@ -102,9 +115,9 @@ class Datasets:
 
     def remove(self, id: str) -> None:
         """Raises Refused (404) where there is none."""
-        self.get(id)
+        folder = self._there(id)
         grave = self.folder / f".partial-{secrets.token_hex(6)}"
-        (self.folder / id).rename(grave)  # gone at once, whatever happens while its files are deleted
+        folder.rename(grave)  # gone at once, whatever happens while its files are deleted
         shutil.rmtree(grave, ignore_errors=True)
 
 

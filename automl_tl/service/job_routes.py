@@ -59,7 +59,7 @@ _EXAMPLES: Any = {
 }
 
 
-@router.post("/jobs", status_code=202, response_model=JobShape, responses=responses(404))
+@router.post("/jobs", status_code=202, response_model=JobShape, responses=responses(404, 409))
 def start_job(job: Annotated[NewJob, Body(openapi_examples=_EXAMPLES)], here: Here) -> Any:
     """Queue a profile, advice or a fit. Jobs run one at a time, in the order of asking, and survive a restart of the server."""
     _check_names(job)

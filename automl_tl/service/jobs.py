@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from automl_tl.home import write_text
+from automl_tl.errors import InputError
+from automl_tl.home import read_json, write_text
 
 from .events import append
 from .faults import Refused
@@ -122,9 +123,8 @@ class Jobs:
         return self.folder / self.get(id).id
 
     def result(self, id: str) -> dict[str, Any] | None:
-        """What came of it; None where nothing did yet."""
-        path = self.path(id) / "result.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        """What came of it; None where nothing did yet, or what did is damaged."""
+        return _facts(self.path(id) / "result.json")
 
     # Deciding
 
@@ -287,9 +287,9 @@ def _read(path: Path) -> Job | None:
 
 def _verdict(folder: Path, code: int, cancelled: bool) -> tuple[str, str]:
     """State and error of a job whose worker has ended."""
-    path = folder / "result.json"
-    if code == 0 and path.exists():
-        interrupted = json.loads(path.read_text(encoding="utf-8")).get("interrupted", False)
+    result = _facts(folder / "result.json")
+    if code == 0 and result is not None:
+        interrupted = result.get("interrupted", False)
         return ("cancelled" if interrupted and cancelled else "finished"), ""
     if cancelled:
         return "cancelled", ""
@@ -300,7 +300,16 @@ def _verdict(folder: Path, code: int, cancelled: bool) -> tuple[str, str]:
 
 
 def _last_error(folder: Path) -> str:
-    path = folder / "error.json"
-    if path.exists():
-        return str(json.loads(path.read_text(encoding="utf-8"))["message"])
-    return "the worker ended without a word; the server's folder of the job has its log"
+    facts = _facts(folder / "error.json") or {}
+    return str(facts.get("message", "the worker ended without a word; the server's folder of the job has its log"))
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
+    """None where there are none, or they are damaged, which the log says: no job may take the server down with it."""
+    try:
+        return read_json(path, dict, remedy="")
+    except FileNotFoundError:
+        return None
+    except (InputError, OSError) as error:
+        log.error("%s", error)
+        return None

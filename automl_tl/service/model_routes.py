@@ -25,13 +25,13 @@ def list_models(here: Here) -> Any:
     return here.models.all()
 
 
-@router.get("/{id}", response_model=ModelCard, responses=responses(404))
+@router.get("/{id}", response_model=ModelCard, responses=responses(404, 409))
 def show_model(id: Id, here: Here) -> Any:
     """Classes, scores and origin of one model."""
     return here.models.card(id)
 
 
-@router.post("/{id}/predictions", response_model=PredictionsShape, responses=responses(404))
+@router.post("/{id}/predictions", response_model=PredictionsShape, responses=responses(404, 409))
 def predict(id: Id, images: list[UploadFile], here: Here) -> Any:
     """Classify images, up to 256 at once: the field `images` once for each file."""
     if len(images) > MOST_IMAGES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import threading
 import zipfile
 from collections import OrderedDict
@@ -13,10 +13,13 @@ from typing import IO, Any
 
 from automl_tl import data, model
 from automl_tl.api import Predictions
+from automl_tl.errors import AutomlError, InputError
+from automl_tl.home import read_json
 
 from .faults import Refused
 from .jobs import Job, Jobs
 
+log = logging.getLogger("automl_tl.service")
 KEPT = 4
 """Models that stay in memory."""
 
@@ -42,15 +45,18 @@ class Models:
         return _place(self.jobs, job)
 
     def card(self, id: str) -> dict[str, Any]:
-        """What is known of a model. Raises Refused (404) where there is none."""
-        facts = json.loads((self.folder(id) / model.CARD).read_text(encoding="utf-8"))
-        return {"id": id, **{name: facts.get(name) for name in _TOLD}}
+        """What is known of a model. Raises Refused: 404 where there is none, 409 where it is damaged."""
+        path = self.folder(id) / model.CARD
+        try:
+            return {"id": id, **read_json(path, lambda facts: {name: facts.get(name) for name in _TOLD}, remedy="")}
+        except InputError as error:
+            raise _damaged(id, error) from None
 
     def all(self) -> list[dict[str, Any]]:
         """Of the newest job first."""
         found = []
         for job in filter(self.has, self.jobs.all()):
-            with suppress(Refused, OSError, ValueError):  # deleted since, or damaged: the others are told of
+            with suppress(Refused, OSError):  # deleted since, or damaged: the others are told of
                 found.append(self.card(job.id))
         return found
 
@@ -59,11 +65,14 @@ class Models:
 
         Raises:
             InputError: one cannot be read; it is named.
-            Refused: 404 where there is no model.
+            Refused: 404 where there is no model, 409 where it is damaged.
         """
         folder = self.folder(id)
         with self._lock:
-            trained = self._load(id, folder)
+            try:
+                trained = self._load(id, folder)
+            except AutomlError as error:
+                raise _damaged(id, error) from None
             b = trained.backbone
             pixels = data.decode_images(images, names, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
             return Predictions(tuple(names), trained.classes, trained.probabilities(pixels))
@@ -86,6 +95,12 @@ class Models:
 
 
 _TOLD = ("task", "fingerprint", "classes", "backbone", "candidate", "validation", "test")
+
+
+def _damaged(id: str, error: AutomlError) -> Refused:
+    """What is wrong names places of the server, so that only its log has it."""
+    log.error("the model of job %s cannot be used: %s", id, error)
+    return Refused(409, f"the model of job {id!r} is damaged on the server; resume the job with a larger budget, or train anew")
 
 
 def _place(jobs: Jobs, job: Job) -> Path:

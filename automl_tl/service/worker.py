@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl_tl.errors import AutomlError
+from automl_tl.facts import outcome_facts
 from automl_tl.home import write_text
 
 from .events import append, plain
 
 if TYPE_CHECKING:
     from automl_tl.api import Advice
-    from automl_tl.records import Outcome, Point, Profile, Ranking, Task, Trial
+    from automl_tl.records import Point, Profile, Ranking, Task, Trial
 
 SECONDS_APART = 0.2
 """Between two events of progress or epochs of one kind: more would only be noise."""
@@ -167,19 +168,6 @@ def advice_facts(profile: Profile, ranking: Ranking, top: int) -> dict[str, Any]
         "stage": ranking.stage,
         "candidates": len(ranking.items),
         "ranking": [asdict(item) for item in ranking.items[:top]],
-    }
-
-
-def outcome_facts(outcome: Outcome) -> dict[str, Any]:
-    """What a client is told of a search."""
-    return {
-        "winner": asdict(outcome.winner),
-        "trials": [asdict(trial) for trial in outcome.trials],
-        "seconds": outcome.seconds,
-        "rule": outcome.rule,
-        "notes": outcome.notes,
-        "basis": outcome.ranking.basis,
-        "interrupted": outcome.interrupted,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,24 +56,31 @@ def probe_job(job: Job, *, path: tuple[float, ...] = PATH) -> Probe:
     return fit_probe(features[train], labels[train], features[validation], labels[validation], len(job.task.classes), path=path)
 
 
-def begin(job: Job, *, norms: str) -> tuple[Job, Probe]:
-    """The job and the probe that training pretrained layers begins with.
+def begin(
+    job: Job, *, norms: str, trained: Callable[[nn.Module], Iterable[nn.Parameter]] = nn.Module.parameters
+) -> tuple[Job, Probe]:
+    """The job and the probe that training pretrained layers begins with; `trained` are those of a backbone that will train.
 
     Where `norms` are moving they normalise by each batch of the task, and no longer as they did when a head was fitted to the
-    source's statistics: its loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So they
-    adopt the statistics of the training images first, and the head is fitted on what the backbone gives then: the job that is
-    returned has that backbone and its features.
+    source's statistics: its loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So those
+    that will move adopt the statistics of the training images first, and the head is fitted on what the backbone gives then:
+    the job that is returned has that backbone and its features.
     """
     if norms == "moving":
-        net = job.build_backbone()
-        if norms_of(net):
-            job = _adopting(job, channels_last(net))
+        job = adopting(job, trained)
     return job, probe_job(job)
 
 
-def _adopting(job: Job, net: nn.Module) -> Job:
-    images, parts = job.pixels.array, [job.task.part(split) for split in (TRAIN, VALIDATION)]
-    adopt_statistics(net, images, parts[0], job.backbone, seed=job.seed)
+def adopting(job: Job, trained: Callable[[nn.Module], Iterable[nn.Parameter]]) -> Job:
+    """The job with a backbone whose `trained` batch norms have the statistics of the training images, and with its features; the
+    same job where there are none."""
+    net = job.build_backbone()
+    moving = set(map(id, trained(net)))
+    layers = [layer for layer in norms_of(net) if any(id(parameter) in moving for parameter in layer.parameters())]
+    if not layers:
+        return job
+    net, images, parts = channels_last(net), job.pixels.array, [job.task.part(split) for split in (TRAIN, VALIDATION)]
+    adopt_statistics(net, images, parts[0], job.backbone, seed=job.seed, layers=layers)
 
     @torch.inference_mode()
     def run(batch: Tensor) -> tuple[Tensor]:

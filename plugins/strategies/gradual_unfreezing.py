@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -16,7 +18,7 @@ from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
 from ._layers import layer_groups, still_norms
-from ._probe import begin
+from ._probe import adopting, probe_job
 
 
 class GradualUnfreezing(Strategy):
@@ -24,7 +26,8 @@ class GradualUnfreezing(Strategy):
 
     Each lower group learns at `decay` times the rate of the one above (discriminative rates: equation 2 of the paper, whose
     section 3.3 has the unfreezing). A stage is kept if its best validation accuracy (ties: log-loss) beats everything before
-    it; the first that is not is rolled back and ends the climb, so the number of trained groups is found, not set.
+    it; the first that is not is rolled back and ends the climb, so the number of trained groups is found, not set. With moving
+    norms, those of the trained groups adopt the task's statistics before each stage (see `begin`), and the head is fitted anew.
     """
 
     name = "gradual-unfreezing"
@@ -43,10 +46,11 @@ class GradualUnfreezing(Strategy):
     }
     depth: int
     best: Fitted
+    start: nn.Module
     told_to_stop = False
 
     def run(self, job: Job) -> Fitted:
-        job, probe = begin(job, norms=self.hp.norms)
+        probe = probe_job(job)
         model = Classifier(job.build_backbone(), probe.head()).to(device())
         probabilities = probe.probabilities(job.features().values[job.task.part(VALIDATION)])
         curve: list[Point] = []
@@ -69,7 +73,9 @@ class GradualUnfreezing(Strategy):
         """The loop, on `depth` groups from the best model so far; its curve goes on from the stages before."""
         folder = job.folder / f"stage-{self.depth}"
         folder.mkdir(parents=True, exist_ok=True)
-        epoch, seconds, depth = before[-1].epoch, before[-1].seconds, self.depth
+        epoch, depth, began = before[-1].epoch, self.depth, time.perf_counter()
+        self._free(job)
+        seconds = before[-1].seconds + time.perf_counter() - began
         note = f"{depth} group{'s' * (depth > 1)} of layers"
 
         def shifted(point: Point) -> Point:
@@ -83,13 +89,28 @@ class GradualUnfreezing(Strategy):
         stage.curve = [shifted(point) for point in stage.curve]
         return stage
 
+    def _free(self, job: Job) -> None:
+        """What the stage begins with: the best so far. Where norms will move, they have the statistics of the training images,
+        and the head is fitted anew on what the backbone gives then: those above normalise what the freed ones change."""
+        self.start = self.best.model
+        if self.hp.norms == "still":
+            return
+        assert isinstance(self.start, Classifier)
+        backbone = self.start.backbone
+        best = replace(job, build_backbone=lambda: copy.deepcopy(backbone))
+        adopted = adopting(best, self._trained)
+        if adopted is not best:
+            self.start = Classifier(adopted.build_backbone(), probe_job(adopted).head())
+
+    def _trained(self, backbone: nn.Module) -> list[nn.Parameter]:
+        return [parameter for group in layer_groups(backbone)[-self.depth :] for parameter in group]
+
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
         model = Classifier(backbone, nn.Linear(self.facts.num_features, num_classes))
-        model.load_state_dict(self.best.model.state_dict())
+        model.load_state_dict(self.start.state_dict())
         model.backbone.requires_grad_(False)
-        for group in layer_groups(model.backbone)[-self.depth :]:
-            for parameter in group:
-                parameter.requires_grad_(True)
+        for parameter in self._trained(model.backbone):
+            parameter.requires_grad_(True)
         return model
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:

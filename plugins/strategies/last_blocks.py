@@ -41,7 +41,7 @@ class LastBlocks(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        job, probe = begin(job, norms=self.hp.norms)
+        job, probe = begin(job, norms=self.hp.norms, trained=self._trained)
         self.probed = probe.head()
         return loop.fit(self, job)
 

@@ -9,19 +9,26 @@ from pathlib import Path
 
 from automl_tl import Point, Task, Trial, hookimpl
 
+ERASE = "\r\x1b[2K"
+"""What a terminal takes back the line by."""
+
 
 class Console:
-    """Prints to standard error. On a terminal the running trial's line is rewritten after each epoch."""
+    """Prints to standard error. On a terminal the running trial's line is rewritten after each epoch.
+
+    A trial that goes on after a pause keeps its number; where there was no time for another epoch, nothing is said anew.
+    """
 
     name = "console"
 
     def opened(self, task: Task, seconds: float, folder: Path) -> None:
         self.end = time.monotonic() + seconds
         self.best = -1.0
-        self.count = 0
+        self.numbers: dict[str, int] = {}
+        self.said: dict[str, str] = {}
 
     def started(self, trial: Trial) -> None:
-        self.count += 1
+        self.numbers.setdefault(trial.id, len(self.numbers) + 1)
         self._show(trial, "starts")
 
     def epoch(self, trial: Trial, point: Point) -> None:
@@ -29,14 +36,18 @@ class Console:
         self._show(trial, f"epoch {point.epoch:g}, score {point.score:.3f} {point.note}")
 
     def finished(self, trial: Trial) -> None:
-        if trial.error:
-            self._show(trial, trial.error, last=True)
-            return
-        self.best = max(self.best, trial.score or 0.0)
-        verb = "done" if trial.status == "finished" else "paused"
-        accuracy, score = trial.validation["accuracy"], trial.validation.get("score")
-        asked = "" if score is None else f"score {score:.3f}, "
-        self._show(trial, f"{verb}: {asked}accuracy {accuracy:.3f} in {trial.seconds:.0f} s", last=True)
+        text = trial.error
+        if not text:
+            self.best = max(self.best, trial.score or 0.0)
+            verb = "done" if trial.status == "finished" else "paused"
+            accuracy, score = trial.validation["accuracy"], trial.validation.get("score")
+            asked = "" if score is None else f"score {score:.3f}, "
+            text = f"{verb}: {asked}accuracy {accuracy:.3f} in {trial.seconds:.0f} s"
+        if text != self.said.get(trial.id):
+            self._show(trial, text, last=True)
+        elif sys.stderr.isatty():
+            print(ERASE, end="", file=sys.stderr, flush=True)
+        self.said[trial.id] = text
 
     def _show(self, trial: Trial, text: str, *, last: bool = False) -> None:
         if not last and not sys.stderr.isatty():
@@ -44,9 +55,8 @@ class Console:
         left = self.end - time.monotonic()
         clock = f", {max(left, 0) / 60:.1f} min left" if math.isfinite(left) else ""
         name = f"{trial.candidate.strategy} on {trial.candidate.backbone}"
-        line = f"[{self.count}] {name}: {text} (best {max(self.best, 0):.3f}{clock})"
-        erase = "\r\x1b[2K" if sys.stderr.isatty() else ""
-        print(f"{erase}{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+        line = f"[{self.numbers[trial.id]}] {name}: {text} (best {max(self.best, 0):.3f}{clock})"
+        print(f"{ERASE * sys.stderr.isatty()}{line}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
 @hookimpl
