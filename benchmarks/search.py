@@ -38,9 +38,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _chart import Line, chart
 from _report import arguments, table, write
 from fit import SETS, home_without, images_of
-from markupsafe import Markup
 
 from automl_tl import Backbone, Candidate, Fitted, Point, Task, Trial, load_task, model
 from automl_tl.api import fit
@@ -60,8 +60,6 @@ CLOCK, QUICK_CLOCK = 60.0, 20.0
 REDUCTION = 3
 """Of Optuna's pruner, and the first rung: as in our search."""
 SVG = Path(__file__).resolve().parents[1] / "docs" / "images" / "search.svg"
-DASHES = {"ours": "", "optuna": "7 4", "best_on_average": "2 3"}
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 360, 56, 210, 34, 48
 
 Curve = list[tuple[float, float]]
 """Seconds from which on a model is the best by validation, and its test accuracy."""
@@ -271,38 +269,14 @@ def figures(found: Mapping[str, Mapping[str, Curve]], guesses: Mapping[str, floa
 
 def picture(found: Mapping[str, Mapping[str, Curve]], guesses: Mapping[str, float], clock: float) -> str:
     """Mean curves of the sets."""
-    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    times = np.linspace(0, clock, 241)
-
-    def place(second: float, accuracy: float) -> tuple[float, float]:
-        return round(LEFT + (right - LEFT) * second / clock, 1), round(floor - (floor - TOP) * accuracy, 1)
-
-    parts = [Markup('<text x="{}" y="18" font-weight="bold">Test accuracy of the best model so far</text>').format(LEFT)]
-    for share in np.linspace(0, 1, 6):
-        y, x = place(0, float(share))[1], place(float(share) * clock, 0)[0]
-        parts.append(Markup('<line x1="{}" x2="{}" y1="{}" y2="{}" stroke="#ccc"/>').format(LEFT, right, y, y))
-        parts.append(Markup('<text x="{}" y="{}" text-anchor="end">{:.1f}</text>').format(LEFT - 6, y + 4, share))
-        parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{:.0f}</text>').format(x, floor + 18, share * clock))
-    parts.append(
-        Markup('<text x="{}" y="{}" text-anchor="middle">seconds; mean of {} sets</text>').format(
-            (LEFT + right) / 2, floor + 38, len(found)
-        )
-    )
-    means = {way: [float(np.mean([at(found[n][way], t, guesses[n]) for n in found])) for t in times] for way in WAYS}
-    below = -math.inf
-    for way, own in sorted(means.items(), key=lambda pair: -pair[1][-1]):
-        path = " ".join(f"{x},{y}" for x, y in (place(float(t), v) for t, v in zip(times, own, strict=True)))
-        line = '<polyline points="{}" fill="none" stroke="currentColor" stroke-width="{}" stroke-dasharray="{}"/>'
-        parts.append(Markup(line).format(path, 3 if way == "ours" else 1.5, DASHES[way]))
-        below = max(place(clock, own[-1])[1], below + 16)
-        label = f"{way.replace('_', ' ')} {100 * own[-1]:.1f} %"
-        parts.append(Markup('<text x="{}" y="{}">{}</text>').format(right + 8, below + 4, label))
-    head = Markup(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" font-family="sans-serif" font-size="13" color="#234">'
-        "<title>Test accuracy of the best model so far, by seconds</title>"
-        '<rect width="100%" height="100%" fill="white"/>'
-    ).format(WIDTH, HEIGHT)
-    return str(head + Markup("").join(parts) + Markup("</svg>\n"))
+    lines = []
+    for way in WAYS:
+        times = [float(time) for time in np.linspace(0, clock, 241)]
+        means = [100 * float(np.mean([at(curves[way], time, guesses[name]) for name, curves in found.items()])) for time in times]
+        lines.append(Line(f"{way.replace('_', ' ')} {means[-1]:.1f} %", list(zip(times, means, strict=True))))
+    ticks = [(clock * part / 6, f"{clock * part / 6:.0f}") for part in range(7)]
+    title = f"Test accuracy (%) of the best model so far, mean of {len(found)} sets"
+    return chart(title, "seconds, advice included", lines, ticks)
 
 
 def main() -> None:
