@@ -93,18 +93,21 @@ class CostModel:
 
     def predict(
         self, candidates: Sequence[Candidate], images: float, backbones: Mapping[str, Backbone]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Median seconds on this machine and peak memory in MB, one of each a candidate, for `images` training images."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each candidate, for `images` training images: median seconds on this machine, peak memory in MB, and what the
+        seconds amount to in multiply-adds at full speed, which depends on no clock."""
         count = np.full(len(candidates), images, dtype=np.float64)
         work, features = _describe(candidates, count, backbones, self.strategies, self.known)
         gains = {name: self.gain if _in_bf16(backbone) else 1.0 for name, backbone in backbones.items()}
         speed = self.speed * np.array([gains[candidate.backbone] for candidate in candidates])
         if self.seconds is None:
-            seconds = START_SECONDS + OVERHEAD * work / speed
+            work *= OVERHEAD
+            seconds = START_SECONDS + work / speed
         else:
-            seconds = work / speed * np.exp(predict_by(self.seconds, features))
+            work *= np.exp(predict_by(self.seconds, features))
+            seconds = work / speed
         memory = _memory_formula(features) if self.memory is None else np.exp(predict_by(self.memory, features))
-        return seconds, memory
+        return seconds, memory, work
 
 
 def _fit(features: np.ndarray, target: np.ndarray, seed: int) -> Any:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -76,14 +76,12 @@ class Ranker:
     @classmethod
     def load(cls, folder: Path) -> Ranker:
         """Read what `save` wrote; it predicts the very same."""
-        import lightgbm
-
         facts = json.loads((folder / "ranker.json").read_text(encoding="utf-8"))
         columns = tuple(Column(**column) for column in facts["columns"])
         encoder = Encoder(columns, {name: tuple(texts) for name, texts in facts["options"].items()})
         stages = {}
         for number, stage in facts["stages"].items():
-            level, effect, order = (lightgbm.Booster(model_file=folder / f"stage{number}-{kind}.txt") for kind in _MODELS)
+            level, effect, order = (_booster(folder / f"stage{number}-{kind}.txt") for kind in _MODELS)
             line = None if stage["line"] is None else Line(**stage["line"])
             effect_spread, order_spread = stage["spreads"]
             boosters = Boosters(level, effect, order, effect_spread, order_spread, line)
@@ -117,13 +115,21 @@ def ranker_for(experience: Experience, cache: Path, *, seed: int = 0) -> Ranker 
 
 
 def _kept(folder: Path) -> Ranker | None:
-    """None where there is none, or it is damaged, like whatever else a full disk or a cleaner left of a cache."""
-    from lightgbm.basic import LightGBMError
-
+    """None where there is none, or it is damaged: it is a cache, and is learnt anew."""
     try:
         return Ranker.load(folder)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, LightGBMError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
+
+
+def _booster(path: Path) -> Any:
+    """Raises ValueError: the text is not whole. LightGBM would print of it before it raised an error of its own."""
+    import lightgbm
+
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith("tree\n") or "\nend of trees\n" not in text:
+        raise ValueError(f"{path}: is no model of LightGBM, or not all of one")
+    return lightgbm.Booster(model_str=text)
 
 
 def rank(
@@ -138,14 +144,14 @@ def rank(
 ) -> Ranking:
     """Candidates, best first. Without a ranker: by transferability, or by what else is known, as the basis says.
 
-    Equal predictions are ordered by predicted seconds. The first `EXPLAINED` come with reasons.
+    Equal predictions are ordered by predicted work: seconds hang on a measurement. The first `EXPLAINED` come with reasons.
     """
     start = time.perf_counter()
-    seconds, memory = cost_model.predict(candidates, profile.meta.get("images", 1000.0), backbones)
+    seconds, memory, work = cost_model.predict(candidates, profile.meta.get("images", 1000.0), backbones)
     if ranker is None:
-        basis, score = _without_history(candidates, profile, backbones, strategies, seconds)
+        basis, score = _without_history(candidates, profile, backbones, strategies, work)
         low, high = np.zeros(len(score)), np.ones(len(score))
-        order = np.lexsort((seconds, -score))
+        order = np.lexsort((work, -score))
         reasons: list[tuple[str, ...]] = []
     else:
         basis = ranker.basis
@@ -157,7 +163,7 @@ def rank(
         wider = np.where(np.isnan(table[:, strategy]), UNKNOWN_WIDER, 1.0)
         score, low, high = _sigmoid(logit), _sigmoid(logit + wider * model.low), _sigmoid(logit + wider * model.high)
         low, high = np.where(low < 0.005, 0.0, low), np.where(high > 0.99, 1.0, high)
-        order = np.lexsort((seconds, -logit))
+        order = np.lexsort((work, -logit))
         reasons = _reasons(ranker.learnt.encoder, model, table, order, candidates, profile, backbones)
     columns = (score, np.minimum(low, score), np.maximum(high, score), seconds, memory)
     told = reasons + [()] * (len(order) - len(reasons))
@@ -207,7 +213,7 @@ def _without_history(
     profile: Profile,
     backbones: Mapping[str, Backbone],
     strategies: Mapping[str, type[Strategy]],
-    seconds: np.ndarray,
+    work: np.ndarray,
 ) -> tuple[str, np.ndarray]:
     """What the order rests on, and a standing of each candidate between 0 and 1 (no accuracy: that would need a history).
 
@@ -228,7 +234,7 @@ def _without_history(
     plain = {name: defaults(strategy.space) for name, strategy in strategies.items()}
     drawn = [candidate.hyperparameters != plain.get(candidate.strategy) for candidate in candidates]
     below = [-standing[candidate.backbone] for candidate in candidates]
-    order = np.lexsort(np.array([seconds, below, drawn], dtype=np.float64))
+    order = np.lexsort(np.array([work, below, drawn], dtype=np.float64))
     score = np.empty(len(candidates))
     score[order] = 1 - np.arange(len(candidates)) / len(candidates)
     return basis, score

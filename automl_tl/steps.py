@@ -57,16 +57,8 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
     silence, trace = guard.silence(state.expected_seconds(item), left), IMPORTANCE in state.remember
     step = Step(candidate, backbone, state.seed, folder, limit, time.time() + left, silence, bar, state.command, trace)
     if state.workers is None:
-        planned = _planned(state, step)
-        _tell(state, "started", planned)
-
-        def report(point: Point) -> bool:
-            note_spent(state)
-            _tell(state, "epoch", planned, point)
-            return False
-
         began = time.monotonic()
-        trial = carry_out(state.task, step, report=report)
+        trial = _train(state, item, step)
         _seen(state, backbone, time.monotonic() - began - trial.seconds + (before.seconds if before is not None else 0.0))
         _settle(state, item, trial)
         return True
@@ -75,6 +67,26 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
     while len(state.training) >= state.workers.size:
         settle_next(state)
     return True
+
+
+def _train(state: Search, item: Ranked, step: Step) -> Trial:
+    """Carry the step out here. Where Ctrl-C ends it, what it had reached may be the best so far: it is settled, too."""
+    planned, heard = _planned(state, step), 0
+    _tell(state, "started", planned)
+
+    def report(point: Point) -> bool:
+        nonlocal heard
+        heard += 1
+        note_spent(state)
+        _tell(state, "epoch", planned, point)
+        return False
+
+    try:
+        return carry_out(state.task, step, report=report)
+    except KeyboardInterrupt:
+        if heard and processes.alone():  # from its last checkpoint, with no time for another epoch
+            _settle(state, item, carry_out(state.task, replace(step, deadline=0.0)))
+        raise
 
 
 def _as_of(trial: Trial, epochs: float) -> Trial:

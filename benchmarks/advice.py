@@ -301,7 +301,7 @@ def _nearest(left: LeftOut) -> dict[tuple[str, str], float]:
 
 def _seconds(result: Result, left: LeftOut) -> None:
     trials = left.trials
-    predicted, _ = left.costs.predict(left.candidates, float(trials.images[0]), left.known.backbones)
+    predicted, _, _ = left.costs.predict(left.candidates, float(trials.images[0]), left.known.backbones)
     ratio = np.log(trials.seconds * trials.speed / predicted)  # predicted for a machine of speed 1
     result.factors += np.exp(np.abs(ratio[np.isfinite(ratio)])).tolist()
 

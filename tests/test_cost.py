@@ -37,7 +37,7 @@ def world() -> World:
 def test_without_history_seconds_are_multiply_adds_over_speed(world: World) -> None:
     empty = world.experience.take(np.array([], dtype=np.int64))
     model = CostModel.learn(empty, strategies=STRATEGIES, speed=1e9)
-    seconds, memory = model.predict([Candidate("net03", "probe", {})], 100, world.backbones)
+    seconds, memory, _ = model.predict([Candidate("net03", "probe", {})], 100, world.backbones)
     assert seconds == pytest.approx([START_SECONDS + OVERHEAD * 100 * world.backbones["net03"].macs / 1e9])
     assert memory[0] > 400
 
@@ -48,7 +48,7 @@ def test_seconds_of_new_tasks_are_within_a_factor_and_scale_with_the_machine(wor
     factors = []
     for row in range(len(trials)):
         candidate = Candidate(trials.backbone[row], trials.strategy[row], trials.hyperparameters[row])
-        seconds, _ = model.predict([candidate], trials.images[row], world.backbones)
+        seconds, _, _ = model.predict([candidate], trials.images[row], world.backbones)
         factors.append(seconds[0] * SPEED / trials.speed[row] / trials.seconds[row])
     assert np.exp(np.median(np.abs(np.log(factors)))) < 1.5
     assert 0.7 < np.median(factors) < 1.4
@@ -61,7 +61,7 @@ def test_seconds_of_new_tasks_are_within_a_factor_and_scale_with_the_machine(wor
 def test_memory_is_learnt(world: World) -> None:
     model = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED)
     backbone = world.backbones["net11"]
-    _, memory = model.predict([Candidate(backbone.name, "tuning", {"rate": 1e-3, "epochs": 5})], 500, world.backbones)
+    _, memory, _ = model.predict([Candidate(backbone.name, "tuning", {"rate": 1e-3, "epochs": 5})], 500, world.backbones)
     assert memory[0] == pytest.approx(300 + 16 * backbone.params / 2**20, rel=0.25)
 
 
@@ -69,7 +69,7 @@ def test_a_strategy_that_is_unknown_or_fails_has_a_cost_all_the_same(world: Worl
     model = CostModel.learn(world.experience, strategies=STRATEGIES | {"broken": Broken}, speed=SPEED)
     candidates = [Candidate("net03", "broken", {}), Candidate("net03", "gone", {}), Candidate("net03", "probe", {})]
     with pytest.warns(UserWarning, match="cost of strategy 'broken' failed: KeyError"):
-        seconds, _ = model.predict(candidates, 100, world.backbones)
+        seconds, _, _ = model.predict(candidates, 100, world.backbones)
     assert np.isfinite(seconds).all()
     assert seconds[0] == seconds[1] > seconds[2]
 
@@ -84,15 +84,15 @@ def test_epochs_that_are_no_number_cost_as_the_usual_ones(world: World, odd: Val
     with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
         model = CostModel.learn(spoilt, strategies=STRATEGIES, speed=SPEED)
     five, strange = (Candidate("net03", "tuning", {"rate": 1e-3, "epochs": epochs}) for epochs in (5, odd))
-    clean, _ = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED).predict([five], 500, world.backbones)
+    clean, _, _ = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED).predict([five], 500, world.backbones)
     with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
-        seconds, memory = model.predict([strange, five], 500, world.backbones)
+        seconds, memory, _ = model.predict([strange, five], 500, world.backbones)
     assert np.isfinite([seconds, memory]).all()
     assert seconds[1] == pytest.approx(clean[0], rel=0.2)
     plain = CostModel(1e9, STRATEGIES)
     usual = Candidate("net03", "gone", {"epochs": TRAINING["epochs"].default})
     with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
-        found, _ = plain.predict([strange, usual, five], 500, world.backbones)
+        found, _, _ = plain.predict([strange, usual, five], 500, world.backbones)
     assert found[0] == found[1]
     assert found[2] == plain.predict([five], 500, world.backbones)[0][0]
 
@@ -100,7 +100,7 @@ def test_epochs_that_are_no_number_cost_as_the_usual_ones(world: World, odd: Val
 def test_a_batch_size_may_be_a_text(world: World) -> None:
     model = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED)
     full, none = (Candidate("net03", "probe", values) for values in ({"batch_size": "full"}, {}))
-    seconds, memory = model.predict([full, none], 100, world.backbones)
+    seconds, memory, _ = model.predict([full, none], 100, world.backbones)
     assert seconds[0] == seconds[1] > 0
     assert memory[0] == memory[1] > 0
 

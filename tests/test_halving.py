@@ -19,7 +19,7 @@ import pytest
 import torch
 from small import QUICK, TINY, digits
 
-from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, checkpoint, features, search, steps
+from automl_tl import Candidate, Fitted, Outcome, Profile, Ranked, Ranking, Task, Trial, checkpoint, features, loop, search, steps
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
 from automl_tl.crowning import RULE
@@ -435,6 +435,34 @@ def test_interruption_ends_with_the_best_so_far(tmp_path: Path, monkeypatch: pyt
     assert outcome.winner.candidate.backbone == TINY
     assert json.loads((tmp_path / "trials" / outcome.winner.id / "trial.json").read_text())["status"] == "finished"
     assert math.isfinite(outcome.seconds)
+
+
+def test_what_was_training_when_it_was_interrupted_may_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who has waited for most of a long training does not get the probe of its beginning."""
+    items = [ranked("linear-probe", TINY, 0.5, seconds=0.1), ranked("fine-tuning", QUICK, 0.9, rate=0.004, epochs=12)]
+    whole = run(items, tmp_path / "whole", "2 trials")
+    train, left = loop.train_epoch, 7
+
+    def interrupted(*rest: Any, **options: Any) -> float:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        return train(*rest, **options)
+
+    monkeypatch.setattr(loop, "train_epoch", interrupted)
+    first = run(items, tmp_path / "run", "2 trials")
+    assert first.interrupted
+    (winner,) = [trial for trial in first.trials if trial.candidate.strategy == "fine-tuning"]
+    assert first.winner.id == winner.id
+    assert winner.status == "stopped"
+    assert 4 < winner.curve[-1].epoch <= 6, "a checkpoint is at most some epochs old"
+    assert load(tmp_path / "run" / "model").candidate == winner.candidate
+    monkeypatch.setattr(loop, "train_epoch", train)
+    again = run(items, tmp_path / "run", "2 trials")
+    assert reached(again) == reached(whole)
+    assert again.winner.validation == whole.winner.validation
+    assert again.winner.test == whole.winner.test
 
 
 def reached(outcome: Outcome) -> dict[str, tuple[str, float]]:

@@ -254,6 +254,23 @@ def test_without_history_the_order_is_that_of_transferability(fresh: World, worl
     assert nearest.items[0].candidate.backbone == min(distances, key=lambda name: distances[name])
 
 
+def test_the_order_does_not_hang_on_how_fast_the_machine_was_measured(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    """Where predictions are equal, it is the work that counts: networks that train in bf16 gain more here than there."""
+    families = {
+        name: replace(b, family="resnet" if i % 2 else "mobilenetv2") for i, (name, b) in enumerate(fresh.backbones.items())
+    }
+    candidates, profile = propose(families, STRATEGIES, seed=1), next(iter(fresh.profiles.values()))
+    for advised in (ranker, None):
+        orders = [
+            [
+                item.candidate.id
+                for item in rank(advised, candidates, profile, families, here, strategies=STRATEGIES, stage=1).items
+            ]
+            for here in (costs, replace(costs, gain=20.0))
+        ]
+        assert orders[0] == orders[1]
+
+
 def test_the_shortlist_has_the_best_and_several_sources(fresh: World, ranker: Ranker, costs: CostModel) -> None:
     ranking = advise(ranker, fresh, next(iter(fresh.profiles.values())), costs, stage=1)
     order = list(dict.fromkeys(item.candidate.backbone for item in ranking.items))

@@ -179,7 +179,7 @@ def test_fine_tuning_moves_every_layer(tmp_path: Path, pretrained: dict[str, tor
 def test_unfreezing_goes_from_the_top_and_stops_where_it_does_not_pay(
     tmp_path: Path, pretrained: dict[str, torch.Tensor]
 ) -> None:
-    trial, fitted = trained(digits(), "gradual-unfreezing", tmp_path, epochs=2)
+    _, fitted = trained(digits(), "gradual-unfreezing", tmp_path, epochs=2)
     depths = [int(point.note.split()[0]) if point.note[0].isdigit() else 0 for point in fitted.curve]
     assert depths[0] == 0, "first the head alone"
     assert depths == sorted(depths), "then one more group of layers at a time"
