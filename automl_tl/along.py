@@ -15,6 +15,8 @@ from .images import SUFFIXES
 from .records import TRAIN, Task
 
 Progress = Callable[[str, int, int], None]
+MILD = 1.0
+"""How unlike simulated clients are where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Along:
     """Labelled images of what `after` knows; without them, those that it remembers, if it does."""
     clients: int | tuple[Any, ...] = ()
     """Folders of federated clients, or how many to simulate."""
-    skew: float = 1.0
+    skew: float = MILD
     """Of simulated clients: small values give each few classes."""
     robust: float = 0.0
     """Largest change of a pixel, of 0–1."""
@@ -51,10 +53,12 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
     _check(along)
     told = None if progress is None else lambda done, total: progress("reading images", done, total)
     if along.source is not None and _is_flat(location):
+        _check_shots(along.shots, 0, Path(location).name)
         source, target = _source(along.source, seed, told), load_unlabelled(location, progress=told)
         return _hardened(objectives.adapt(source, target), along)
     task = load_task(location, seed=seed, target=along.source is not None, progress=told)
     if along.shots:
+        _check_shots(along.shots, len(task.part(TRAIN)), task.name)
         task = objectives.few_shots(task, along.shots, seed=seed)
     if along.source is not None:
         source = _source(along.source, seed, told)
@@ -68,7 +72,7 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
         folder = model.model_folder(Path(along.after))
         kept = _kept(folder, along.keep, seed, told)
         task = objectives.retain(task, folder, model.load(folder).classes, kept)
-    if along.clients:
+    if _has_clients(along):
         clients = along.clients
         real = clients if isinstance(clients, int) else [load_task(one, seed=seed, progress=told) for one in clients]
         task = objectives.federate(task, real, skew=along.skew, seed=seed)
@@ -112,16 +116,29 @@ def _hardened(task: Task, along: Along) -> Task:
 def _check(along: Along) -> None:
     if along.keep is not None and along.after is None:
         raise InputError("--keep names images of what an earlier model knows; give that model with --after")
-    asked = {"--source": along.source is not None, "--after": along.after is not None, "--clients": bool(along.clients)}
+    asked = {"--source": along.source is not None, "--after": along.after is not None, "--clients": _has_clients(along)}
     both = [name for name, there in asked.items() if there]
     if len(both) > 1:
         raise InputError(f"{' and '.join(both)} ask for different things; give one of them")
     if along.robust:
         require_attacks()
-    if along.clients:
-        federation.require_flower()
-    if along.robust and (along.after is not None or along.clients):
+    if along.robust and (along.after is not None or _has_clients(along)):
         raise InputError("--robust goes with images alone or with --source, not with --after or --clients")
+    if along.skew != MILD and not isinstance(along.clients, int):
+        raise InputError("--skew says how unlike simulated clients are; say how many with --clients N")
+    if _has_clients(along):
+        federation.require_flower()
+
+
+def _has_clients(along: Along) -> bool:
+    """None to simulate is a number, too: one that is refused, rather than a model that is not federated."""
+    return isinstance(along.clients, int) or bool(along.clients)
+
+
+def _check_shots(shots: int, labelled: int, name: str) -> None:
+    """Raises InputError: there is no labelled training image to take so many of."""
+    if shots and not labelled:
+        raise InputError(f"--shots {shots}: {name} has no labelled training image to choose from; leave it out")
 
 
 def _is_flat(location: Any) -> bool:
@@ -136,10 +153,13 @@ def fraction(text: str, option: str) -> float:
     """ "8/255" or "0.03" as a number.
 
     Raises:
-        InputError: neither.
+        InputError: neither, or not above 0: nothing would be asked for.
     """
     above, _, below = text.partition("/")
     try:
-        return float(above) / float(below or 1)
+        value = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
         raise InputError(f"{option}: expected a number such as 8/255 or 0.03, but got {text!r}") from None
+    if not value > 0:
+        raise InputError(f"{option}: expected a number above 0, such as 8/255, but got {text!r}; leave it out for none")
+    return value

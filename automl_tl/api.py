@@ -243,6 +243,8 @@ def fit(
     """
     start = time.monotonic()
     limits, out, kinds = parse_budget(budget), Path(out), memory.check_kinds(remember)
+    if exemplars != memory.MOST_EXEMPLARS and EXEMPLARS not in kinds:
+        raise InputError("--exemplars says how many images are kept; ask for them with --remember exemplars")
     task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
     if ray is not None and not processes.alone():
         raise InputError("--ray and `accelerate launch` both spread the work; use one of them")
@@ -256,7 +258,7 @@ def fit(
         "backbones": list(backbones or ()),
         "remember": sorted(kinds),
     }
-    _check_writable(out)
+    check_writable(out)
     if EXEMPLARS in kinds:
         memory.each_of(exemplars, task)
     told_of = [_tracker(each) if isinstance(each, str) else each for each in trackers]
@@ -486,9 +488,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     """A CSV: path, label, confidence, and the probability of each class."""
     import csv
 
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; --out is the file to write")
-    _check_writable(path.parent)
+    check_file(path)
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -500,6 +500,17 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_file(path: Path) -> None:
+    """Worth asking before the work whose result is written there.
+
+    Raises:
+        InputError: `path` is a folder, or lies in one that cannot be written to.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; --out is the file to write")
+    check_writable(path.parent)
 
 
 def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str]]:
@@ -530,7 +541,12 @@ def _check_free(out: Path, request: dict[str, Any]) -> None:
         raise InputError(f"{out} holds another run (its {', '.join(changed)} differs); choose another --out or delete it")
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Worth asking before the work whose results are written there.
+
+    Raises:
+        InputError: `folder`, or the nearest one above it that is there, cannot be written to.
+    """
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
@@ -541,16 +557,27 @@ def _keep_advice(out: Path, request: dict[str, Any], advice: Advice, looks: int)
     items = advice.ranking.items
     probes = {item.candidate.backbone: item for item in reversed(items) if "epochs" not in item.candidate.hyperparameters}
     kept = replace(advice.ranking, items=items[:KEPT] + tuple(item for item in items[KEPT:] if item in probes.values()))
-    used = {item.candidate.backbone for item in kept.items}
+    backbones = {**_backbones_before(out), **advice.backbones}
+    used = {item.candidate.backbone for item in kept.items} | _trained(out)
     facts = {
         "looks": looks,
         "profile": asdict(advice.profile),
         "ranking": asdict(kept),
-        "backbones": {name: asdict(backbone) for name, backbone in advice.backbones.items() if name in used},
+        "backbones": {name: asdict(backbone) for name, backbone in backbones.items() if name in used},
     }
     write_text(out / "run.json", json.dumps(request, indent=1))
     write_text(out / "advice.json", json.dumps(facts, indent=1))
-    return replace(advice, ranking=kept)
+    return replace(advice, ranking=kept, backbones=backbones)
+
+
+def _backbones_before(out: Path) -> dict[str, Backbone]:
+    """Those of the advice that a new one takes the place of: what was trained by then may be at hand no longer."""
+    return _advice_of(out)[0].backbones if (out / "advice.json").exists() else {}
+
+
+def _trained(out: Path) -> set[str]:
+    """The networks of the trials in `out`: whatever a new advice ranks, these are compared, and the best of them may go on."""
+    return {read_trial(path).candidate.backbone for path in out.glob("trials/*/trial.json")}
 
 
 def _advice_of(out: Path) -> tuple[Advice, int]:

@@ -28,7 +28,7 @@ def parse_budget(text: str | float | Budget) -> Budget:
     Budget(seconds=600.0, trials=5.0, epochs=inf)
 
     Raises:
-        InputError: another form, or nothing left to spend.
+        InputError: another form, nothing left to spend, or two limits of one kind, of which one would be lost.
     """
     if isinstance(text, Budget):
         return text
@@ -40,8 +40,9 @@ def parse_budget(text: str | float | Budget) -> Budget:
         if match is None or float(match[1]) <= 0:
             raise InputError(f"cannot read the budget {text!r}; write it like 90s, 10m, 1h, '5 trials' or '60 epochs'")
         amount, unit = float(match[1]), match[2]
-        if unit in _UNITS:
-            limits["seconds"] = amount * _UNITS[unit]
-        else:
-            limits["trials" if unit.startswith("trial") else "epochs"] = amount
+        kind = "seconds" if unit in _UNITS else "trials" if unit.startswith("trial") else "epochs"
+        if math.isfinite(limits[kind]):
+            what = "a time" if kind == "seconds" else kind
+            raise InputError(f"the budget {text!r} names {what} twice; write one limit of each kind, such as '90m + 5 trials'")
+        limits[kind] = amount * _UNITS.get(unit, 1.0)
     return Budget(**limits)

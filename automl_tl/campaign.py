@@ -142,12 +142,15 @@ def build_history(
 
 
 def _gaps(plan: Plan, data: Path, history: History) -> list[Unit]:
-    """What `plan` asks for and `history` lacks; the tasks and backbones of all that are recorded by then."""
+    """What `plan` asks for and `history` lacks, once; the tasks and backbones of all that are recorded by then.
+
+    Tasks of two plans are one where their images are the same, such as grey images and their grey copies.
+    """
     backbones = catalogue()
     for name in plan.backbones:
         registry.lookup("backbone", name, backbones)
     done = {id_ for id_, status in history.known().items() if status != "stopped"}
-    seen = {fingerprint: profile.transferability for fingerprint, profile in history.profiles().items()}
+    seen = {fingerprint: set(profile.transferability) for fingerprint, profile in history.profiles().items()}
     units: list[Unit] = []
     for task_plan in plan.tasks:
         task = make_task(data, task_plan)
@@ -155,9 +158,11 @@ def _gaps(plan: Plan, data: Path, history: History) -> list[Unit]:
         unseen = [name for name in plan.backbones or backbones if name not in seen.get(task.fingerprint, ())]
         if unseen:
             units.append(Unit(str(data), task_plan, None, tuple(unseen), plan.seed))
+            seen.setdefault(task.fingerprint, set()).update(unseen)
         for candidate in sample_candidates(plan, task, backbones):
-            if trial_id(task.fingerprint, candidate, plan.seed) not in done:
+            if (id_ := trial_id(task.fingerprint, candidate, plan.seed)) not in done:
                 units.append(Unit(str(data), task_plan, candidate, (), plan.seed))
+                done.add(id_)
     for backbone in backbones.values():
         if not plan.backbones or backbone.name in plan.backbones:
             history.record_backbone(backbone)

@@ -67,7 +67,10 @@ def propose(
 
 @lru_cache(256)
 def _pool(strategy: type[Strategy], seed: str, met: frozenset[str], kept: float) -> list[dict[str, Value]]:
-    """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose. Drawn once."""
+    """The defaults and up to `POOL` draws, all different; the defaults alone where there is nothing to choose. Drawn once.
+
+    Empty where the strategy `requires` what is not met in all of them.
+    """
     space = strategy.space
     draws = _draws(space, seed, kept) if space else []
     fit = [values for values in (defaults(space), *draws) if strategy.requires(values) <= met]
@@ -88,7 +91,7 @@ def _draws(space: Space, seed: str, kept: float) -> list[dict[str, Value]]:
 
 
 def _settings(pool: list[dict[str, Value]], count: int, *, offset: int) -> list[dict[str, Value]]:
-    """The defaults and `count - 1` neighbours in the pool, from a place of the backbone's own."""
+    """The defaults and `count - 1` neighbours in the pool, from a place of the backbone's own; nothing of an empty pool."""
     draws = pool[1:]
     taken = [draws[(offset + step) % len(draws)] for step in range(min(count - 1, len(draws)))]
-    return [pool[0], *taken]
+    return [*pool[:1], *taken]

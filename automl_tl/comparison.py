@@ -32,7 +32,8 @@ def compare(
 ) -> list[Compared]:
     """The trials that have a score, in their order: validation score, latency of one image, size, seconds of training.
 
-    Latency is measured here and now, once a backbone; trials whose backbone is no longer at hand are left out.
+    Latency is measured here and now, once a backbone; trials are left out whose backbone is not in `backbones`, or no longer at
+    hand.
 
     Raises:
         InputError: the weights.
@@ -40,6 +41,8 @@ def compare(
     check_weights(weights)
     latency: dict[str, float] = {}
     for name in dict.fromkeys(trial.candidate.backbone for trial in trials if trial.validation):
+        if name not in backbones:
+            continue
         try:
             latency[name] = time_passes(build(backbones[name]), backbones[name].input_size, 1, seconds=TIMED).seconds
         except ZooError:

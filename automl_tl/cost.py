@@ -161,7 +161,7 @@ def _multiply_adds(
             if key not in complete:
                 complete[key] = {**plain[name], **values}
             try:
-                work[row] = strategies[name].cost(backbone, count, complete[key])
+                work[row] = _asked(strategies[name], backbone, count, complete[key])
                 continue
             except PLUGIN_FAULTS as error:  # it is named, and the usual formula stands in for these values alone
                 failed.add(key)
@@ -170,6 +170,14 @@ def _multiply_adds(
                 named.add(name)
         work[row] = _usual_cost(backbone, count, values)
     return np.maximum(np.nan_to_num(work), 1.0)
+
+
+def _asked(strategy: type[Strategy], backbone: Backbone, images: int, values: Mapping[str, Value]) -> float:
+    """Raises ValueError where `Strategy.cost` says no amount of work: such a candidate would pass for free, or for endless."""
+    found = float(strategy.cost(backbone, images, values))
+    if not (0 < found < np.inf or found == 0 == images * backbone.macs):
+        raise ValueError(f"expected multiply-adds above 0, but got {found}")
+    return found
 
 
 def _usual_cost(backbone: Backbone, images: int, values: Mapping[str, Value]) -> float:

@@ -99,7 +99,6 @@ def _remember_for_later(state: Search, winner: Trial, trained: model.Model, temp
     if not state.remember:
         return {}
     found = memory.recall(state.folder / winner.artefact, IMPORTANCE)
-    importance = None if found is None else memory.cooled(found[0], temperature)
     return memory.remember(
         state.folder / "model",
         trained.net,
@@ -107,7 +106,8 @@ def _remember_for_later(state: Search, winner: Trial, trained: model.Model, temp
         pixels_of(state.task, trained.backbone).array,
         trained.backbone,
         kinds=state.remember,
-        importance=importance,
+        importance=None if found is None else found[0],
+        temperature=temperature,
         most=state.exemplars,
         seed=state.seed,
     )

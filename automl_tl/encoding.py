@@ -25,6 +25,11 @@ class Column:
     """`value`; `lead` (over the best of the others looked at, or the closest source) and `place` (0: best) among the
     alternatives; `all` and `near` (over all earlier tasks, over those like this one); `option` (code of a text)."""
 
+    @property
+    def key(self) -> str:
+        """Of its texts among `Encoder.options`: a hyperparameter may have any name, also that of another column."""
+        return f"{self.about}/{self.name}"
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -32,7 +37,7 @@ class Encoder:
 
     columns: tuple[Column, ...]
     options: Mapping[str, tuple[str, ...]]
-    """Texts of a column in the order of their codes; a text unknown here is encoded as missing."""
+    """Texts of a column, by its key, in the order of their codes; a text unknown here is encoded as missing."""
 
     @classmethod
     def of(cls, rows: Rows) -> Encoder:
@@ -41,21 +46,21 @@ class Encoder:
         distances = sorted({m for profile in rows.profiles for values in profile.distances.values() for m in values})
         looks = sorted({m for profile in rows.profiles for values in profile.transferability.values() for m in values})
         names = sorted({name for values in rows.hyperparameters for name in values})
-        options = {"strategy": tuple(sorted(set(rows.strategy)))}
         columns = [Column("task", name) for name in meta]
         columns += [Column("source" if name.startswith("source") else "network", name) for name in _NETWORK]
         columns += [Column("distance", name, form) for name in distances for form in _RELATIVE]
         columns += [Column("transferability", name, form) for name in looks for form in _RELATIVE]
         columns += [Column("record", kind, form) for kind in KINDS for form in SHRINK]
         columns.append(Column("strategy", "strategy", "option"))
+        options = {columns[-1].key: tuple(sorted(set(rows.strategy)))}
         for name in names:
             found = {values[name] for values in rows.hyperparameters if name in values}
             texts = tuple(sorted(value for value in found if isinstance(value, str)))
             if len(texts) < len(found):
                 columns.append(Column("hyperparameter", name))
             if texts:
-                options[name] = texts
                 columns.append(Column("hyperparameter", name, "option"))
+                options[columns[-1].key] = texts
         return cls(tuple(columns), options)
 
     def find(self, *about: str) -> list[int]:
@@ -89,7 +94,7 @@ class Encoder:
     def _values(self, raw: Sequence[Any], column: Column) -> np.ndarray:
         """Numbers as they are, texts as codes, NaN for whatever does not fit."""
         if column.form == "option":
-            codes = {text: float(code) for code, text in enumerate(self.options[column.name])}
+            codes = {text: float(code) for code, text in enumerate(self.options[column.key])}
             return np.array([codes.get(value, np.nan) for value in raw])
         return np.array([value if isinstance(value, bool) or is_number(value) else np.nan for value in raw], dtype=np.float64)
 

@@ -111,6 +111,9 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Fit on images (array or tensor N×H×W[×3] or N×3×H×W, or a sequence of PIL images, arrays or paths) with labels `y`.
 
         Warns (`InputWarning`) of images that cannot be read and are left out, and of near-duplicates.
+
+        Ctrl-C ends the search. Where a model was trained by then, the estimator is fitted with the best one, and
+        KeyboardInterrupt is raised all the same: a loop over folds must not take it for a whole fit and go on with the next.
         """
         labels, seed = _labels(y), _seed(self.random_state)
         data.read_listing((X, labels))  # names an image without a label, while a label is not text yet
@@ -134,6 +137,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._use(trained, _with_earlier(classes, trained.classes), _shape(X)[1:])
         self.ranking_ = self.outcome_.ranking
         self.report_ = out / "report.html"
+        if self.outcome_.interrupted:
+            raise KeyboardInterrupt("fit was cut short; the estimator has the best model that was trained until then")
         return self
 
     def __sklearn_tags__(self) -> Any:
@@ -198,9 +203,14 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         parameters = {
             **self.get_params(),
             **dict.fromkeys(("out", "source", "after", "keep")),
-            "clients": (),
-        }  # places of this machine
-        facts = {"parameters": parameters, "classes": self.classes_.tolist(), "image_shape": self.image_shape_}
+            "clients": self.clients if isinstance(self.clients, int) else (),
+        }  # without the places of this machine
+        facts = {
+            "parameters": parameters,
+            "classes": self.classes_.tolist(),
+            "dtype": _dtype(self.classes_),
+            "image_shape": self.image_shape_,
+        }
         write_text(folder / ESTIMATOR, json.dumps(facts, indent=1, default=_plain))
         for kind in self.outcome_.remembered if hasattr(self, "outcome_") and self.outcome_.folder.is_dir() else ():
             _copy(checkpoint.beside(self.outcome_.folder / "model", kind), checkpoint.beside(folder, kind))
@@ -216,10 +226,16 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         except FileNotFoundError:
             raise InputError(f"{folder} holds no saved TransferClassifier ({ESTIMATOR} is missing)") from None
         estimator = cls(**facts["parameters"])
-        estimator._use(model.load(folder), np.array(facts["classes"]), tuple(facts.get("image_shape", ())))
+        classes = np.array(facts["classes"], dtype=facts.get("dtype"))  # older files name no type: NumPy's choice
+        estimator._use(model.load(folder), classes, tuple(facts.get("image_shape", ())))
         if (folder / "report.html").exists():
             estimator.report_ = folder / "report.html"
         return estimator
+
+
+def _dtype(classes: np.ndarray) -> str:
+    """In words that `np.dtype` reads back; those of texts of any length are none of them."""
+    return "T" if classes.dtype.kind == "T" else str(classes.dtype)
 
 
 def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:

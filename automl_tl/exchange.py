@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import HistoryError
-from .facts import TaskFacts, backbone_of, profile_of, task_facts_of, trial_of
+from .facts import TaskFacts, backbone_facts, backbone_of, profile_of, task_facts_of, trial_of
 from .home import whole
 from .records import Backbone, Profile, Trial
 
 TASKS, BACKBONES, PROFILES, TRIALS = FILES = ("tasks.csv", "backbones.jsonl", "profiles.jsonl", "trials.jsonl")
+KINDS = tuple(name.partition(".")[0] for name in FILES)
+PUBLIC_ZOOS = ("embedded", "timm")
+"""Whose networks everybody can have; what another zoo has may be somebody's own."""
 _PROVENANCE = ("command", "date", "hardware", "speed", "versions")
 RECORDING = ("automl-tl fit", "automl-tl history build")
 """The commands that add trials to a history."""
@@ -43,6 +48,42 @@ class Facts:
     """Of a trial, before its number, for messages."""
 
 
+@dataclass(frozen=True)
+class Public:
+    """What may be named to anybody: what the package ships, and networks that everybody can have."""
+
+    tasks: Collection[str]
+    """Fingerprints."""
+    backbones: Mapping[str, Backbone]
+    """By name, as they may be written."""
+    sources: Collection[str]
+
+
+def public_of(tasks: Iterable[TaskFacts], backbones: Mapping[str, Backbone], shipped: Facts) -> Public:
+    """Of a history's tasks and backbones. A shipped task that the user had named before has the user's words."""
+    named = {task.fingerprint: (task.name, task.source_dataset) for task in shipped.tasks}
+    known = {backbone.name: backbone for backbone in shipped.backbones}
+    public = {}
+    for name, backbone in backbones.items():
+        if name in known and _same_network(backbone, known[name]):
+            public[name] = known[name]
+        elif backbone.zoo in PUBLIC_ZOOS:
+            public[name] = backbone
+    sources = {backbone.source_dataset for backbone in public.values()}
+    return Public(
+        {task.fingerprint for task in tasks if named.get(task.fingerprint) == (task.name, task.source_dataset)},
+        public,
+        sources.union(*(profile.distances for profile in shipped.profiles)),
+    )
+
+
+def _same_network(backbone: Backbone, shipped: Backbone) -> bool:
+    """The same weights, or nothing is said of it that is not shipped."""
+    if shipped.digest and backbone.digest == shipped.digest:
+        return True
+    return to_json(backbone_facts(backbone)) == to_json(backbone_facts(shipped))
+
+
 def read_facts(folder: Path) -> Facts:
     """What `write_facts` wrote.
 
@@ -61,7 +102,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def checked(rows: Mapping[str, Iterable[Mapping[str, Any]]], source: Path) -> Facts:
-    """The same of the rows of another database."""
+    """The same of the rows of another database, which may be damaged: what reading them raises is told with its place."""
     return Facts(
         _check(rows[TASKS], task_facts_of, f"{source} task"),
         _check(rows[BACKBONES], backbone_of, f"{source} backbone"),
@@ -77,7 +118,7 @@ def write_facts(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as until_all_are:
             partials = {name: until_all_are.enter_context(whole(folder / name)) for name in reversed(FILES)}  # tasks: first there
-            counts = {name.partition(".")[0]: _write(partials[name], name, rows[name]) for name in FILES}
+            counts = {kind: _write(partials[name], name, rows[name]) for kind, name in zip(KINDS, FILES, strict=True)}
     except OSError as error:
         raise HistoryError(f"{folder}: cannot be made or used: {error.strerror}; give another folder") from None
     return counts
@@ -94,8 +135,13 @@ def task_row(task: TaskFacts, *, anonymous: bool, salt: str) -> dict[str, Any]:
     return asdict(task)
 
 
-def profile_row(profile: Profile, name: str) -> dict[str, Any]:
-    """Warnings quote names of files and classes: they stay here."""
+def profile_row(profile: Profile, name: str, public: Public | None) -> dict[str, Any]:
+    """Warnings quote names of files and classes: they stay here; of networks and sources those that are not `public` (None: all
+    may be named)."""
+    if public is not None:
+        looks = {backbone: scores for backbone, scores in profile.transferability.items() if backbone in public.backbones}
+        distances = {source: found for source, found in profile.distances.items() if source in public.sources}
+        profile = replace(profile, transferability=looks, distances=distances)
     return {**vars(profile), "task": name, "warnings": ()}
 
 
@@ -138,16 +184,22 @@ def _write(path: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with path.open("w", newline="", encoding="utf-8") as file:
         if name == TASKS:
-            table = csv.DictWriter(file, list(TaskFacts.__dataclass_fields__), lineterminator="\n")
-            table.writeheader()
+            file.write(_csv_line(TaskFacts.__dataclass_fields__))
         for count, row in enumerate(rows, 1):  # noqa: B007
             if name == TASKS:
-                table.writerow(row)
+                file.write(_csv_line(row[column] for column in TaskFacts.__dataclass_fields__))
             else:
                 file.write(to_json(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
     return count
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    """Python quotes a text with a carriage return, which would end the line, only where lines end with one."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(values)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _check(rows: Iterable[_Row], parse: Callable[[_Row], _Fact], place: str, *, first: int = 1) -> Iterator[_Fact]:
@@ -158,6 +210,8 @@ def _check(rows: Iterable[_Row], parse: Callable[[_Row], _Fact], place: str, *, 
             number += 1
     except (HistoryError, ValueError, RecursionError, csv.Error) as error:
         raise HistoryError(f"{place} {number}: {error}") from None
+    except (TypeError, AttributeError, KeyError, sqlite3.Error) as error:  # of rows that are not what this project writes
+        raise HistoryError(f"{place} {number}: no history of automl_tl, or damaged: {type(error).__name__}: {error}") from None
 
 
 def _read_csv(path: Path) -> Iterator[TaskFacts]:

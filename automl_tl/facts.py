@@ -166,7 +166,7 @@ def _check_names(record: type, facts: Any) -> None:
         raise HistoryError(f"expected an object with the fields of a {record.__name__}, but got {type(facts).__name__}")
     known, required = _fields_of(record)
     if strange := facts.keys() - known:
-        raise HistoryError(f"{min(strange)!r} is no field of a {record.__name__}; known: {', '.join(sorted(known))}")
+        raise HistoryError(f"{min(strange, key=str)!r} is no field of a {record.__name__}; known: {', '.join(sorted(known))}")
     if missing := required - facts.keys():
         raise HistoryError(f"incomplete: {min(missing)!r} is missing")
 

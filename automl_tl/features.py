@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +15,14 @@ from torch import Tensor, nn
 from . import checkpoint
 from .data import Pixels
 from .device import autocast, channels_last, device, precision
-from .errors import ZooError
+from .errors import PLUGIN_FAULTS, ZooError
 from .fetching import in_batches
 from .home import cache
 from .inference import laid_out
 from .records import Backbone, Features, Task
 
+VERSION = 2
+"""Of what is kept on disk: what an earlier version found is computed anew."""
 BATCH = 128
 SAMPLE = 256
 """Features of a source that are kept besides its mean and covariance."""
@@ -69,11 +73,13 @@ def _spread(rows: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
 
 
 def cached_at(kind: str, task: Task, backbone: Backbone, index: np.ndarray) -> Path:
-    """The file for what `backbone` gives on the images at `index`: the same images wherever they lie, and the same weights."""
+    """The file for what `backbone` gives on the images at `index`: the same images wherever they lie, and the same weights
+    in the same network: two cards may take other features from one file."""
     digest = hashlib.sha256(task.hashes[index].tobytes())
     b = backbone
     preparation = (b.input_size, b.interpolation, b.crop_pct, b.mean, b.std)
-    digest.update(f"{b.zoo}/{b.name}/{b.digest}/{preparation}/{device().type}".encode())
+    network = json.dumps([b.architecture, dict(b.kwargs)], sort_keys=True, default=repr)
+    digest.update(f"{VERSION}/{b.zoo}/{b.name}/{b.digest}/{network}/{preparation}/{device().type}".encode())
     return cache() / kind / f"{digest.hexdigest()[:32]}.safetensors"
 
 
@@ -86,7 +92,7 @@ def _forward(
     progress: Progress | None,
 ) -> dict[str, Tensor]:
     net = channels_last(build(backbone.num_classes > 0).eval())
-    head = _source_head(net, backbone)
+    head = source_head(net, backbone)
     if backbone.num_classes and head is None:  # what enters the head cannot be seen: two networks, two passes
         headless = channels_last(build(False).eval())
     seen: list[Tensor] = []
@@ -120,12 +126,33 @@ def _forward(
     return tensors
 
 
-def _source_head(net: nn.Module, backbone: Backbone) -> nn.Linear | None:
-    """The last layer, if it is linear on the features: its input is what the headless network gives."""
-    linears = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
-    if linears and linears[-1].in_features == backbone.num_features and linears[-1].out_features == backbone.num_classes:
-        return linears[-1]
-    return None
+def source_head(net: nn.Module, backbone: Backbone) -> nn.Linear | None:
+    """What `net` itself calls its classifier, if that is one linear layer and all that the headless network goes without.
+
+    Then its input is what the headless network gives. It is not where two heads share the work, as in distilled transformers,
+    whose features are the mean of two, nor where a norm belongs to the head and goes with it, as in LeViT.
+    """
+    try:
+        head = net.get_classifier()  # type: ignore[operator]
+        fits = isinstance(head, nn.Linear) and (head.in_features, head.out_features) == (
+            backbone.num_features,
+            backbone.num_classes,
+        )
+        return head if fits and _dropped(net) == _tensors(head) else None
+    except PLUGIN_FAULTS:  # a network of somebody's zoo that cannot say: two networks, two passes
+        return None
+
+
+def _dropped(net: nn.Module) -> set[int]:
+    """The weights that a network loses with its head. A copy loses it, of the layers alone: they share their weights."""
+    headless = copy.deepcopy(net, {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())})
+    headless.reset_classifier(0)  # type: ignore[operator]
+    return _tensors(net) - _tensors(headless)
+
+
+def _tensors(net: nn.Module) -> set[int]:
+    """Which weights these are."""
+    return {id(tensor) for tensor in (*net.parameters(), *net.buffers())}
 
 
 def source_statistics(values: np.ndarray, *, seed: int = 0) -> Features:

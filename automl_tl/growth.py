@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import InputError
 from .records import Candidate, Grown
-from .space import Space, Value, check, scaled
+from .space import Space, Value, check, placed
 from .surrogate import Growth, part_of
 
 ALIKE = 0.5
@@ -28,6 +28,8 @@ SURE = 10.0
 """Trials with the same settings that the strategy's whole record is worth."""
 ASSUMED = 3.0
 """Trials that the growth assumed without any is worth."""
+STILL = Growth(0.0, 0.0)
+"""Of what cannot go on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +50,20 @@ class Growths:
         self._records = {name: self._record(name, grown.get(name, ())) for name in spaces}
 
     def foretell(self, candidate: Candidate, ended: Sequence[Grown] = ()) -> Growth:
-        """Of a paused trial of `candidate`; `ended` are trials by the same strategy on the task itself."""
+        """Of a paused trial of `candidate`; `ended` are trials by the same strategy on the task itself.
+
+        An earlier version may have begun it: one whose strategy is gone grows no more, and a setting that has no place any more
+        is like no other.
+        """
         name = candidate.strategy
+        if name not in self._spaces:
+            return STILL
         space = self._spaces[name]
         others, own = self._records[name], self._record(name, ended)
         gains = np.concatenate([others.gains, own.gains])
         worth = np.repeat((1.0, OWN), (len(others.gains), len(own.gains)))
         apart = np.concatenate([others.places, own.places]) - _place(space, candidate.hyperparameters)
+        apart = np.nan_to_num(apart, nan=1.0)
         parts = np.array([part_of(space, each) for each in space])
         alike = np.exp(-(apart**2 @ parts) / (2 * ALIKE**2))
         before = Growth()
@@ -82,7 +91,7 @@ def _normal(gains: np.ndarray, weights: np.ndarray, before: Growth, sure: float)
 
 
 def _place(space: Space, values: Mapping[str, Value]) -> np.ndarray:
-    return np.array([scaled(parameter, values[name]) for name, parameter in space.items()])
+    return np.array(list(placed(space, values).values()))
 
 
 def _logit(score: float) -> float:

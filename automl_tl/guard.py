@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +23,12 @@ DEATHS = 3
 """Starts in a row that may die in one and the same epoch of a trial. The next one records it as failed."""
 AGAIN = 5.0
 """Seconds after which one who goes on all the same is told again."""
+
+
+_counted: dict[Path, int] = {}
+"""Where this process counts as a start that may die, and how many had died there before."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_counted.clear)  # what a plugin forked may end as it likes
 
 
 class _Silent(BaseException):
@@ -99,6 +106,8 @@ def outlived(folder: Path) -> Iterator[Callable[[], None]]:
     """Count in `folder` the starts that die inside the block: an error and Ctrl-C leave it alive, `os._exit`, a crash or the
     system's killer do not. What it is given is to be called whenever an epoch has ended, and forgets them.
 
+    Who is ended by SIGTERM, or calls `pardon` first, is not counted either.
+
     Raises:
         TrialError: so many starts in a row died in it.
     """
@@ -106,12 +115,53 @@ def outlived(folder: Path) -> Iterator[Callable[[], None]]:
     died = len(path.read_text(encoding="utf-8")) if path.exists() else 0
     if died >= DEATHS:
         raise TrialError(f"{died} starts in a row died in it, without an error, before another epoch ended")
-    write_text(path, "x" * (died + 1))  # this one counts until it is known to live
 
     def lives() -> None:
+        _counted.pop(path, None)
+        _write(path, 0)
+
+    with _pardoned_by_sigterm():
+        _counted[path] = died
+        _write(path, died + 1)  # this one counts until it is known to live
+        try:
+            yield lives
+        finally:
+            lives()
+
+
+def pardon() -> None:
+    """Take this process's start out of the counts: it is about to be ended on purpose, and no trial is to blame for that."""
+    with suppress(OSError):  # whoever calls this ends the process next, whatever happens here
+        for path, died in list(_counted.items()):
+            _write(path, died)
+
+
+def _write(path: Path, died: int) -> None:
+    if died:
+        write_text(path, "x" * died)
+    else:
         path.unlink(missing_ok=True)
 
+
+@contextmanager
+def _pardoned_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends this process as ever, but is no trial's doing: a machine that is shut down, or taken back, says it so.
+
+    It is heard between two lines of Python, as Ctrl-C is. Where somebody else listens to it, it is left to them.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _end)
     try:
-        yield lives
+        yield
     finally:
-        lives()
+        if signal.getsignal(signal.SIGTERM) is _end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    pardon()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

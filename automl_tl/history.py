@@ -29,8 +29,10 @@ from .exchange import (
     PROFILES,
     TASKS,
     TRIALS,
+    Public,
     checked,
     profile_row,
+    public_of,
     read_facts,
     task_row,
     to_json,
@@ -48,8 +50,18 @@ BUSY_SECONDS = 60.0
 CACHE_KB = 65_536
 """Of pages that a connection may keep: an index of a million trials fits."""
 
+ALL_RESULTS = "SELECT (SELECT count(*) FROM trials) + (SELECT count(*) FROM other_results)"
+
 ONE_CYCLE = """instr(t.hyperparameters, '"cycles"') = 0"""
 """Of trials as they are begun (see `restarts`)."""
+
+
+MEASURED = (
+    "hash, (((hash & 1048575) + 1) * (CAST(memory_mb * 1000 AS INTEGER) & 1099511627775) & 1099511627775)"
+    " + (((hash >> 20) + 1) * (CAST(coalesce(speed, -1) AS INTEGER) & 1099511627775) & 1099511627775) AS cost"
+)
+"""Of a trial its hash, and a number of its memory and speed, which the hash does not tell: whole, of 40 bits each, so that the
+order of a sum of them does not matter, and each times another part of the hash, so that it matters which trial has which."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,18 +253,27 @@ class History:
         return {row[0]: TaskFacts(*row) for row in self._rows("SELECT * FROM tasks", [])}
 
     def digest(self, *, without: str = "", objective: str = "accuracy") -> str:
-        """Name of all that a ranker learns from, but for the task `without`; the order of recording does not matter."""
+        """Name of all that advice is learnt from, but for the task `without`; the order of recording does not matter.
+
+        Of source datasets it tells which tasks have one in common: their names stay here when the facts go elsewhere.
+        """
         tasks = "task <> :task AND task IN (SELECT fingerprint FROM tasks WHERE objective = :objective)"
         trials = f"trials WHERE status = 'finished' AND {tasks}"
         others = f"other_results WHERE status = 'finished' AND trial IN (SELECT id FROM trials WHERE {tasks})"
         hashes = (
-            f"SELECT hash FROM {trials} UNION ALL SELECT hash FROM {others}",
-            f"SELECT hash FROM profiles WHERE {tasks}",
-            f"SELECT hash FROM backbones WHERE name IN (SELECT backbone FROM {trials})",
+            f"SELECT {MEASURED} FROM {trials} UNION ALL SELECT {MEASURED} FROM {others}",
+            f"SELECT hash, 0 AS cost FROM profiles WHERE {tasks}",
+            f"SELECT hash, 0 AS cost FROM backbones WHERE name IN (SELECT backbone FROM {trials})",
         )
+        together = (
+            "SELECT fingerprint, min(fingerprint) OVER (PARTITION BY source_dataset), train FROM tasks"
+            " WHERE fingerprint <> :task AND objective = :objective"
+            " AND EXISTS (SELECT 1 FROM trials WHERE task = fingerprint AND status = 'finished') ORDER BY fingerprint"
+        )
+        sums = [f"SELECT count(*), coalesce(sum(hash), 0), coalesce(sum(cost), 0) FROM ({each})" for each in hashes]
         values = {"task": without, "objective": objective}
-        sums = [self.db.execute(f"SELECT count(*), coalesce(sum(hash), 0) FROM ({each})", values).fetchone() for each in hashes]
-        return hashlib.sha256(repr([tuple(row) for row in sums]).encode()).hexdigest()[:32]
+        told = [tuple(row) for sql in (*sums, together) for row in self.db.execute(sql, values)]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
 
     def summary(self) -> dict[str, Any]:
         """Counts, for a person."""
@@ -275,13 +296,17 @@ class History:
     def export(self, folder: Path, *, names: bool = False) -> dict[str, int]:
         """Write everything as text, sorted, so that the same facts give the same files; how many facts of each kind.
 
-        Numbers, and names of what is public. With `names` also what tells of this machine's data: names of the tasks and of
-        their source datasets, notes and the text of errors.
+        Numbers, and names of what is public; networks that may be the user's own are left out, with their trials, and counted.
+        With `names` also what tells of this machine's data: those networks, names of the tasks and of their source datasets,
+        notes and the text of errors.
         """
         with self._writing():
             self.db.execute("INSERT OR IGNORE INTO state VALUES ('salt', ?)", [secrets.token_hex(16)])
         with self._snapshot():
-            return write_facts(folder, self.rows(names=names))
+            counts = write_facts(folder, self.rows(names=names))
+            (backbones,), (trials,) = self._rows(f"SELECT count(*) FROM backbones UNION ALL {ALL_RESULTS}", [])
+        left = {"backbones": backbones - counts["backbones"], "trials": trials - counts["trials"]}
+        return counts | {f"{kind} left out": count for kind, count in left.items() if count}
 
     def import_facts(self, folder: Path) -> dict[str, int]:
         """Add what `export` wrote; how many facts of each kind were new. All of them are added or, if a line is wrong, none.
@@ -301,29 +326,42 @@ class History:
             return self.import_facts(source)
         if not source.is_file():
             raise HistoryError(f"{source}: is neither a folder that `history export` wrote nor a history.db")
-        with tempfile.TemporaryDirectory() as folder, open_database(_copied(source, Path(folder))) as other:
+        with tempfile.TemporaryDirectory() as folder, _opened_copy(source, Path(folder)) as other:
             return merge(self.db, checked(other.rows(names=True), source), self._writing)
 
     def rows(self, *, names: bool) -> dict[str, Iterator[Mapping[str, Any]]]:
-        """All facts as they are written, by file; names of shipped facts are public anyway."""
-        salt = "".join(value for (value,) in self._rows("SELECT value FROM state WHERE name = 'salt'", []))
-        public = self.tasks().keys() if names else {task.fingerprint for task in read_facts(_shipped()).tasks}
-        tasks = {
-            facts.fingerprint: task_row(facts, anonymous=facts.fingerprint not in public, salt=salt)
-            for facts in sorted(self.tasks().values(), key=lambda facts: facts.fingerprint)
-        }
+        """All facts as they are written, by file, read as they are drawn; names of what is public may be told anyway."""
+        public = None if names else public_of(self.tasks().values(), self.backbones(), read_facts(_shipped()))
         return {
-            TASKS: iter(tasks.values()),
-            BACKBONES: (backbone_facts(backbone) for _, backbone in sorted(self.backbones().items())),
-            PROFILES: (profile_row(profile, tasks[task]["name"]) for task, profile in sorted(self.profiles().items())),
-            TRIALS: self._trial_rows(names=names),
+            TASKS: self._task_rows(public),
+            BACKBONES: self._backbone_rows(public),
+            PROFILES: self._profile_rows(public),
+            TRIALS: self._trial_rows(public),
         }
 
-    def _trial_rows(self, *, names: bool) -> Iterator[Mapping[str, Any]]:
+    def _task_rows(self, public: Public | None) -> Iterator[dict[str, Any]]:
+        salt = "".join(value for (value,) in self._rows("SELECT value FROM state WHERE name = 'salt'", []))
+        for fingerprint, facts in sorted(self.tasks().items()):
+            yield task_row(facts, anonymous=public is not None and fingerprint not in public.tasks, salt=salt)
+
+    def _backbone_rows(self, public: Public | None) -> Iterator[Mapping[str, Any]]:
+        for _, backbone in sorted((self.backbones() if public is None else public.backbones).items()):
+            yield backbone_facts(backbone)
+
+    def _profile_rows(self, public: Public | None) -> Iterator[Mapping[str, Any]]:
+        named = {row["fingerprint"]: row["name"] for row in self._task_rows(public)}
+        for task, profile in sorted(self.profiles().items()):
+            yield profile_row(profile, named[task], public)
+
+    def _trial_rows(self, public: Public | None) -> Iterator[Mapping[str, Any]]:
         """By task and trial, one at a time; all results of a trial in the order of their text, whichever came first here."""
+        names = public is None
         several = {id_ for (id_,) in self._rows("SELECT DISTINCT trial FROM other_results", [])}
         for row in self.db.execute("SELECT * FROM trials ORDER BY task, id"):
-            first = trial_row(trial_of_row(self.db, row), anonymous=not names)
+            trial = trial_of_row(self.db, row)
+            if public is not None and trial.candidate.backbone not in public.backbones:
+                continue
+            first = trial_row(trial, anonymous=not names)
             others = self.other_results(first["id"]) if first["id"] in several else []
             yield from sorted([first, *(trial_row(other, anonymous=not names) for other in others)], key=to_json)
 
@@ -372,23 +410,30 @@ def open_history(path: Path | None = None) -> History:
 
 
 def open_database(path: Path) -> History:
-    """A commit is on the disk when it returns (synchronous = FULL): what was recorded survives a power cut."""
+    """A history as it is there, or an empty one.
+
+    Raises:
+        HistoryError: the file is no history, is damaged, or cannot be written.
+    """
     try:
-        connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", f"cache_size = -{CACHE_KB}"):
-            connection.execute(f"PRAGMA {pragma}")
-        history = History(connection)
-        if migrations.pending(history.db):
-            _migrate(history, path)
-    except sqlite3.DatabaseError as error:
-        raise HistoryError(
-            f"{path}: cannot be used as a history: {error}; move it away, or set AUTOML_TL_HOME elsewhere"
-        ) from None
+        return _open(path)
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise HistoryError(f"{path}: {_why_not(error)}") from None
+
+
+def _open(path: Path) -> History:
+    """A commit is on the disk when it returns (synchronous = FULL): what was recorded survives a power cut."""
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    history = History(connection)
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",) or migrations.pending(history.db):
+        _make_ready(history, path)
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", f"cache_size = -{CACHE_KB}"):
+        connection.execute(f"PRAGMA {pragma}")
     return history
 
 
-def _copied(source: Path, folder: Path) -> Path:
-    """A copy of another history at one moment, so that it can be brought to our schema; it is only read itself."""
+def _opened_copy(source: Path, folder: Path) -> History:
+    """A copy of another history at one moment, brought to our schema; it is only read itself."""
     copy = folder / "history.db"
     with closing(sqlite3.connect(copy)) as target:
         try:
@@ -398,15 +443,26 @@ def _copied(source: Path, folder: Path) -> Path:
             raise HistoryError(f"{source}: cannot be read as a history: {error}") from None
         if not target.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone():
             raise HistoryError(f"{source}: is a database, but no history")
-    return copy
+    try:
+        return _open(copy)
+    except sqlite3.DatabaseError as error:
+        raise HistoryError(f"{source}: is no history of automl_tl, or damaged: {error}") from None
 
 
-def _migrate(history: History, path: Path) -> None:
-    """Only one process migrates; the others wait for it."""
+def _make_ready(history: History, path: Path) -> None:
+    """Only one process at a time changes the journal, for which SQLite itself would not wait, and migrates."""
     from filelock import FileLock
 
     with FileLock(path.with_name(f"{path.name}.lock")):
+        history.db.execute("PRAGMA journal_mode = WAL")
         migrations.apply(history.db)
+
+
+def _why_not(error: sqlite3.Error | OSError) -> str:
+    """A database cannot be opened, and what to do."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"another process is using it ({error}); try again"
+    return f"cannot be used as a history: {error}; move it away, or set AUTOML_TL_HOME elsewhere"
 
 
 def _shipped() -> Path:

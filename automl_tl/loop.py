@@ -66,6 +66,8 @@ class _Progress:
     cycle: int = 1
     began: int = 0
     """Epochs before this cycle."""
+    pieces: int = 1
+    """Of a batch, since memory did not suffice for it whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +109,14 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     kept = _Kept(progress.epoch)
     epochs, cycles = int(option(strategy, "epochs")), int(option(strategy, "cycles"))
     patience, half_rate = max(4, math.ceil(PATIENCE * epochs)), round((1 + WARM_UP) / 2 * epochs)
-    last, complete = _last_epoch(progress.curve), progress.cycle > cycles
+    last, complete = last_epoch(progress.curve), progress.cycle > cycles
     while progress.cycle <= cycles:
-        if progress.epoch >= job.stop_after or _time_is_up(job, last):
+        if progress.epoch >= job.stop_after or time_is_up(job, last):
             kept.save(path, parts, best, progress, job, now=True)
             break
         start = time.perf_counter()
         loss = train_epoch(strategy, parts, job, progress.epoch, epochs, began=progress.began)
-        progress.scaler = parts.scaler.state_dict()
+        progress.scaler, progress.pieces = parts.scaler.state_dict(), job.room.pieces
         memory = memory_mb()
         validated = validate(parts.judged, job.pixels.array, job.task, job.backbone, dtype=parts.dtype)
         score, validation_loss = agreed(validated.score, validated.loss)
@@ -276,16 +278,16 @@ def _shrink(optimiser: torch.optim.Optimizer) -> None:
                     parameter.sub_(parameter.clamp(-step, step))
 
 
-def _last_epoch(curve: Sequence[Point]) -> float:
+def last_epoch(curve: Sequence[Point]) -> float:
     """Seconds of the last epoch, of an earlier call, too; 0 before the first."""
     if not curve:
         return 0.0
     return curve[-1].seconds - (curve[-2].seconds if len(curve) > 1 else 0.0)
 
 
-def _time_is_up(job: Job, last_epoch: float) -> bool:
-    """Whether the next epoch, as long as the last, would end too late. All processes follow the first one's clock."""
-    (late,) = agreed(float(time.monotonic() + last_epoch > job.deadline))
+def time_is_up(job: Job, last: float) -> bool:
+    """Whether the next epoch, as long as the `last`, would end too late. All processes follow the first one's clock."""
+    (late,) = agreed(float(time.monotonic() + last > job.deadline))
     return bool(late)
 
 
@@ -330,4 +332,5 @@ def _restore(path: Path, parts: Parts, job: Job) -> tuple[_Progress, dict[str, T
     progress = _Progress(**{**facts, "curve": [Point(**point) for point in facts["curve"]]})
     if progress.scaler:
         parts.scaler.load_state_dict(progress.scaler)
+    job.room.pieces = max(job.room.pieces, progress.pieces)
     return progress, checkpoint.nested(tensors, "best")

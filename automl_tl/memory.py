@@ -47,19 +47,22 @@ def remember(
     *,
     kinds: Collection[str],
     importance: Mapping[str, Tensor] | None = None,
+    temperature: float = 1.0,
     most: int = MOST_EXEMPLARS,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Write what is asked for into the model's `folder`; the bytes of each. What an earlier model remembered goes on in it.
+    """Write what is asked for into the model's `folder`; the bytes of each. What an earlier model remembered goes on in it, and
+    like `importance` it is of the head before that was divided by the `temperature`.
 
     `images` are all images of the task, uint8 N×size×size×3. `importance`, which only training can tell, is left out where it
     is None, and fisher where the network has no gradients.
     """
     if FISHER in kinds and _has_gradients(net):
         own = fisher_diagonal(net, images, task.part(TRAIN), np.unique(task.labels[task.part(TRAIN)]), backbone, seed=seed)
-        _write(folder, FISHER, together(own, earlier_fisher(task, images, backbone, seed=seed)), {})
+        earlier = earlier_fisher(task, images, backbone, seed=seed)
+        _write(folder, FISHER, together(own, None if earlier is None else cooled(earlier, temperature)), {})
     if IMPORTANCE in kinds and importance is not None:
-        _write(folder, IMPORTANCE, together(importance, earlier_importance(task)), {})
+        _write(folder, IMPORTANCE, cooled(together(importance, earlier_importance(task)), temperature), {})
     if EXEMPLARS in kinds:
         chosen = choose_exemplars(net.backbone, task, images, backbone, most)
         tensors = {"images": torch.from_numpy(images[chosen].copy()), "labels": torch.from_numpy(task.labels[chosen])}

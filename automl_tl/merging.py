@@ -126,7 +126,8 @@ def _take_in(db: Database) -> dict[str, int]:
     )
     rest = db.conn.execute(
         "SELECT i.* FROM incoming i JOIN trials t ON t.id = i.id WHERE t.number <> i.number + ? AND NOT"
-        " (t.hash = i.hash AND t.status = i.status AND t.error = i.error AND (t.test = i.test OR i.test = '{}'))",
+        " (t.status <> 'failed' AND t.hash = i.hash AND t.status = i.status AND t.error = i.error"
+        " AND (t.test = i.test OR i.test = '{}'))",
         [first],
     ).fetchall()
     said = [put_trial(db, trial_of_row(db, row, points="incoming_points", key=row[0])) for row in rest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, heads
 from .adapters import Grown
-from .backbones import build
+from .backbones import build, catalogue
 from .cards import sha256
 from .device import device
 from .errors import HistoryError, InputError, PluginError, ZooError
@@ -27,6 +28,9 @@ from .records import Backbone, Candidate
 from .strategy import Classifier
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
+MOST_TASKS = 1000
+MOST_BEYOND = 1 << 28
+"""Numbers that a network may compute with besides its weights, such as which pixels are in one window."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,37 +159,66 @@ def _rebuild(card: Any, tensors: Mapping[str, Tensor], where: str) -> Model:
         raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
     if not all(isinstance(name, str) for name in classes):
         raise InputError(f"{where}{CARD} is damaged: its classes are not all texts")
+    told, listed = card.get("head", {"kind": heads.LINEAR}), _listed(backbone, where)
+    copied = None if listed is None else copy.deepcopy(listed).to("meta")
     try:
-        facts_of_head = card.get("head", {"kind": heads.LINEAR})
-        head = _head(facts_of_head, backbone.num_features, len(classes), tensors)
-        ranks = _ranks(facts_of_head, head)
-        network = _architecture(backbone)
-        net = Classifier(network if ranks is None else Grown(network, ranks), head)
+        with torch.device("meta"):  # a card may ask for any size: nothing is made before the weights are seen to be as large
+            outline = _classifier(copied, backbone, told, len(classes))
     except (InputError, ZooError, AttributeError) as error:
         raise InputError(f"{where}{CARD} is damaged, or of another version: {error}") from None
+    if misfit := _misfit(outline, tensors):
+        raise InputError(f"{where}{WEIGHTS} does not fit its card: {misfit}")
     try:
+        net = _classifier(listed, backbone, told, len(classes))
         net.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{where}{WEIGHTS} does not fit its card: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:  # numbers of a kind that torch does not turn into ours
+        raise InputError(f"{where}{WEIGHTS} does not fit its card: {first_line(error)}") from None
     return Model(net.to(device()).eval(), backbone, candidate, classes, facts)
 
 
-def _head(facts: Mapping[str, Any], num_features: int, classes: int, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The head of a card; made only where the weights are as large as it, since a card may ask for any size.
+def _listed(backbone: Backbone, where: str) -> nn.Module | None:
+    """The network of a zoo on this machine, where timm does not build it. The card says its name and no more: what it is, and
+    where it comes from, is for the zoo to say.
 
     Raises:
-        InputError: they are not, or there is no such head.
+        InputError: no zoo lists it.
+    """
+    if backbone.architecture:
+        return None
+    known = catalogue().get(backbone.name)
+    if known is None or known.zoo != backbone.zoo or known.architecture:
+        raise InputError(
+            f"{where}{CARD}: its network {backbone.name[:80]!r} is none that timm builds, and no zoo {backbone.zoo[:80]!r} here "
+            "lists it; install the plugin that has it: loading a model fetches nothing"
+        )
+    return build(known)
+
+
+def _classifier(listed: nn.Module | None, backbone: Backbone, told: Mapping[str, Any], classes: int) -> Classifier:
+    """An untrained classifier as a card tells it: timm's network, or the one that is `listed`.
+
+    Raises:
+        InputError, ZooError: there is no such network or head.
     """
     try:
-        with torch.device("meta"):
-            outline = heads.rebuild(facts, num_features, classes).state_dict()
+        head = heads.rebuild(told, backbone.num_features, classes)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"its head cannot be made: {str(error).splitlines()[0]}") from None
-    given = checkpoint.nested(tensors, "head")
-    for name, tensor in outline.items():
-        if name in given and given[name].shape != tensor.shape:
-            raise InputError(f"{WEIGHTS} does not fit its card: {name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}")
-    return heads.rebuild(facts, num_features, classes)
+        raise InputError(f"its head cannot be made: {first_line(error)}") from None
+    ranks = _ranks(told, head)
+    network = create(backbone.architecture, backbone.kwargs, num_classes=0) if listed is None else listed
+    return Classifier(network if ranks is None else Grown(network, ranks), head)
+
+
+def _misfit(outline: Classifier, tensors: Mapping[str, Tensor]) -> str:
+    """Why `tensors` are not those of `outline`, or would not be all that it takes; empty: they are."""
+    wanted = outline.state_dict()
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        return f"it lacks {name}" if name in wanted else f"it has an unexpected {name}"
+    for name, tensor in wanted.items():
+        if tensor.shape != tensors[name].shape:
+            return f"{name} is {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
+    beyond = sum(buffer.numel() for name, buffer in outline.named_buffers() if name not in wanted)
+    return f"the network computes with {beyond:,} numbers more" if beyond > MOST_BEYOND else ""
 
 
 def _ranks(facts: Mapping[str, Any], head: nn.Module) -> list[int] | None:
@@ -198,13 +231,8 @@ def _ranks(facts: Mapping[str, Any], head: nn.Module) -> list[int] | None:
     if ranks is None and not isinstance(head, heads.Tasks):
         return None
     tasks = len(head.classes) if isinstance(head, heads.Tasks) else 0
+    if tasks > MOST_TASKS:
+        raise InputError(f"a head of {tasks:,} tasks is more than the {MOST_TASKS:,} that a network grows for")
     if not isinstance(ranks, list) or len(ranks) != tasks - 1 or not all(isinstance(r, int) and 1 <= r <= 4096 for r in ranks):
         raise InputError(f"adapters of the ranks {ranks!r} do not fit a head of {tasks} tasks")
     return ranks
-
-
-def _architecture(backbone: Backbone) -> nn.Module:
-    """An untrained network: timm's where timm builds it, so that a model needs nothing but its folder."""
-    if not backbone.architecture:
-        return build(backbone)
-    return create(backbone.architecture, backbone.kwargs, num_classes=0)

@@ -18,7 +18,10 @@ _ROOTS = ("efficientnet", "mobilenet", "convnext", "resnext", "resnet", "res2net
 RESERVED = re.compile(r"pretrained.*|checkpoint_path|cache_dir|features_only|num_classes|in_chans|scriptable|exportable|no_jit")
 """Words of timm's `create_model` that fetch or unpickle files or change what comes out: not for a card to say."""
 LARGEST = 100_000
-"""Number in what a card says of a network: a million layers would never be made."""
+"""Number in what a card says of a network: no layer is wider."""
+_DEEPEST = {re.compile(r".*(depth_mult|deepen).*"): 10, re.compile(r".*(depth|layers|blocks|levels).*"): 200}
+"""Words that say how many layers there are → the largest sum: timm's deepest networks have 139 blocks (resnetrs420) and 5.3 times
+as many as usual (EfficientNet-L2). A hundred thousand would take minutes to make, even without numbers in them."""
 _UNMADE = (TypeError, ValueError, LookupError, RuntimeError, AssertionError, ArithmeticError, AttributeError, MemoryError)
 _PREFIX = re.compile(r"^_?(?:(?:tf|legacy|gc|test|dm|eca|ese|nf|tiny)_)?")
 
@@ -46,8 +49,12 @@ def create(architecture: str, kwargs: Mapping[str, Any], *, num_classes: int) ->
         raise ZooError(f"build: timm {timm.__version__} has no network {architecture[:80]!r}")
     for name in filter(RESERVED.fullmatch, kwargs):
         raise ZooError(f"build: kwargs: {name!r} is not for a card to say; remove it")
-    if any(abs(number) > LARGEST for number in _numbers(kwargs)):
+    if not all(abs(number) <= LARGEST for number in _numbers(kwargs)):
         raise ZooError(f"build: kwargs: a number above {LARGEST:,} makes no network")
+    for name, value in kwargs.items():
+        most = next((most for words, most in _DEEPEST.items() if words.fullmatch(name)), LARGEST)
+        if most < LARGEST and sum(map(abs, _numbers(value))) > most:
+            raise ZooError(f"build: kwargs: {name}: more than {most} in all makes no network")
     try:
         net: nn.Module = timm.create_model(architecture, num_classes=num_classes, **kwargs)
     except _UNMADE as error:
@@ -55,9 +62,9 @@ def create(architecture: str, kwargs: Mapping[str, Any], *, num_classes: int) ->
     return net
 
 
-def _numbers(value: Any) -> Iterator[int]:
-    """Whole numbers in a JSON value, however deep."""
-    if isinstance(value, int):
+def _numbers(value: Any) -> Iterator[float]:
+    """Numbers in a JSON value, however deep."""
+    if isinstance(value, int | float):
         yield value
     elif isinstance(value, (Mapping, list, tuple)):
         for part in value.values() if isinstance(value, Mapping) else value:

@@ -10,7 +10,6 @@ import numpy as np
 
 from . import data, features, registry
 from .backbones import build
-from .evaluation.domains import gap
 from .norms import norm_statistics
 from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
 from .scores import scores
@@ -51,12 +50,17 @@ def profile_task(
         target = labelled
         if TARGET in task.splits:
             target = look_features(task, encoder, seen, progress)
-            meta |= {f"gap_{name}": value for name, value in gap(labelled, target).items()}
+            meta |= {f"gap_{name}": value for name, value in _gap(labelled, target, notes).items()}
         for source, statistics in sources.items():
             distances[source] = scores("distance", target, statistics, notes)
     seconds = time.perf_counter() - start
     profile = Profile(task.name, task.fingerprint, meta, distances, {}, seconds, (*task.warnings, *dict.fromkeys(notes)))
     return look_through(profile, task, backbones, look=look, seed=seed, progress=progress) if look else profile
+
+
+def _gap(labelled: Features, target: Features, notes: list[str]) -> dict[str, float]:
+    """Every distance that is defined between the images of two domains; `notes` says what a metric could not do."""
+    return scores("distance", Features(target.values), Features(labelled.values), notes)
 
 
 def look_through(
@@ -109,7 +113,8 @@ def _norms(task: Task, backbone: Backbone, sample: np.ndarray) -> Norms | None:
 
 
 def look_sample(task: Task, seed: int) -> np.ndarray:
-    """Positions of at most `LOOK` training images, each class in proportion but with at least two where it has them."""
+    """Positions of about `LOOK` training images, each class in proportion but with at least two where it has them: there are more
+    where so many classes are small. All of them where there are no more than `LOOK`."""
     train = task.part(TRAIN)
     if len(train) <= LOOK:
         return train
@@ -154,9 +159,13 @@ def imbalance(task: Task) -> list[str]:
 
 
 def appearance(task: Task, backbone: Backbone, sample: np.ndarray) -> dict[str, float]:
-    """Meta-features of pixels: size, brightness, contrast, colour, entropy of the grey values, sharpness of edges."""
+    """Meta-features of pixels: size, brightness, contrast, colour, entropy of the grey values, sharpness of edges.
+
+    Pixels are those of `LOOK` images at most, evenly spaced in `sample`, where the images of a class may lie together.
+    """
     pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
-    images = pixels.array[sample[:LOOK]].astype(np.float32) / 255
+    seen = sample[np.linspace(0, len(sample) - 1, min(LOOK, len(sample))).astype(int)]
+    images = pixels.array[seen].astype(np.float32) / 255
     red, green, blue = np.moveaxis(images, 3, 0)  # a tenth of the time of reductions over an axis of three
     grey = (red + green + blue) / 3
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)

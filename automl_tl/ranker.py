@@ -26,7 +26,7 @@ from .space import defaults
 if TYPE_CHECKING:
     from .strategy import Strategy
 
-VERSION = 4
+VERSION = 5
 """Of the saved form and of the learning: a ranker of another version is learnt anew."""
 FEWEST_TASKS, FEWEST_TRIALS = 2, 20
 UNKNOWN_WIDER = 2.0
@@ -196,10 +196,14 @@ def _reasons(
     profile: Profile,
     backbones: Mapping[str, Backbone],
 ) -> list[tuple[str, ...]]:
-    """Why the first ones are first: what moves their prediction away from that of the other candidates."""
+    """Why the first ones are first: what moves their prediction away from that of the other candidates.
+
+    Both are asked at once, as a candidate's place on the line is told from the mean of those that are asked with it.
+    """
     top = order[:EXPLAINED]
     background = order[np.linspace(0, len(order) - 1, min(BACKGROUND, len(order))).astype(int)]
-    relative = model.contributions(table[top]) - model.contributions(table[background]).mean(axis=0)
+    both = model.contributions(table[np.concatenate([top, background])])
+    relative = both[: len(top)] - both[len(top) :].mean(axis=0)
     reasons = []
     for row, index in enumerate(top):
         candidate = candidates[index]
@@ -218,7 +222,7 @@ def _without_history(
     """What the order rests on, and a standing of each candidate between 0 and 1 (no accuracy: that would need a history).
 
     Defaults stand before draws; then backbones by their mean rank over the transferability scores, else over the distances
-    of their sources, else by size; then the cheaper before the dearer.
+    of their sources, else by size, with those of which neither is known last; then the cheaper before the dearer.
     """
     names = list(dict.fromkeys(candidate.backbone for candidate in candidates))
     if any(name in profile.transferability for name in names):
@@ -226,7 +230,8 @@ def _without_history(
         merit = _mean_rank([profile.transferability.get(name, {}) for name in names])
     elif any(backbones[name].source_dataset in profile.distances for name in names):
         basis = "closeness of the sources only: there is no history to learn from"
-        merit = 1 - _mean_rank([profile.distances.get(backbones[name].source_dataset, {}) for name in names])
+        distances = [profile.distances.get(backbones[name].source_dataset, {}) for name in names]
+        merit = np.where([bool(known) for known in distances], 1 - _mean_rank(distances), 0.0)
     else:
         basis = "size of the networks only: there is no history to learn from"
         merit = _mean_rank([{"params": float(backbones[name].params)} for name in names])

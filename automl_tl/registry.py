@@ -100,7 +100,7 @@ def _collect(hook: str) -> dict[str, Any]:
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         owner = implementation.plugin_name
         try:
-            objects = implementation.function()
+            objects = list(implementation.function())  # of a generator this is where it may raise
         except PLUGIN_FAULTS as error:  # as in _load
             text = f"{type(error).__name__}: {error}"
             warnings.warn(f"{hook} of plugin {owner!r} is left out: {text}", PluginWarning, stacklevel=3)

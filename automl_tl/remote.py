@@ -24,13 +24,17 @@ from .data import load_task
 from .errors import InputError, TrialError
 from .evaluation.classification import judge
 from .federation import Answer, Client, Told
+from .home import read_json, write_text
 from .objectives import offer_public, take_part
-from .records import PUBLIC, VALIDATION, Candidate, Task
+from .progress import alone_in
+from .records import PUBLIC, VALIDATION, Candidate, Point, Task
 from .space import Value, check, defaults
 from .strategy import Strategy
 from .trials import job_of, judge_on_test
 
 MODEL, WORK, LEFT = "model", "work", "left.jsonl"
+REQUEST = "run.json"
+"""What was asked for. `fit` keeps its own under this name, too, so that neither takes the folder of the other."""
 NEEDED = frozenset({"clients"})
 ANSWER = "answer-{}.safetensors"
 _WORDS = slice(3, 3 + 624)
@@ -70,7 +74,8 @@ def serve(
     be read on its way.
 
     Raises:
-        InputError: the images, the strategy, the backbone or the certificates.
+        InputError: the images, the strategy, the backbone or the certificates; or `out` holds another training, or another
+            process works in it.
         TrialError: a client failed.
     """
     federation.require_flower()
@@ -83,12 +88,20 @@ def serve(
     values = check(chosen.space, {**defaults(chosen.space), **(hyperparameters or {})})
     candidate = Candidate(backbone, strategy, values)
     meeting = flower.far(address, clients, certificates=None if tls is None else _certificates(tls))
-    work = out / WORK
-    work.mkdir(parents=True, exist_ok=True)
-    job = job_of(task, candidate, facts, seed=seed, folder=work)
-    fitted = federation.train(chosen(values, facts), job, meeting=meeting, plan=_plan(task, candidate))
-    found = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
-    model.save(out / MODEL, fitted.model, facts, candidate, task.classes, found)
+    request = _request(task, candidate, seed)
+
+    def claim(_: Point) -> bool:
+        write_text(out / REQUEST, json.dumps(request, indent=1))  # not before a round ended: until then nothing could be lost
+        return False
+
+    with alone_in(out):
+        _check_free(out, request)
+        work = out / WORK
+        work.mkdir(exist_ok=True)
+        job = job_of(task, candidate, facts, seed=seed, folder=work, report=claim)
+        fitted = federation.train(chosen(values, facts), job, meeting=meeting, plan=_plan(task, candidate))
+        found = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
+        model.save(out / MODEL, fitted.model, facts, candidate, task.classes, found)
     notes = tuple(point.note for point in fitted.curve)
     return Served(out / MODEL, [point.score for point in fitted.curve], judge_on_test(task, facts, fitted.model), notes)
 
@@ -258,6 +271,28 @@ def _digest(arrays: Sequence[np.ndarray], *said: object) -> str:
 def _federated(name: str) -> type[Strategy]:
     known = {one: strategy for one, strategy in registry.strategies().items() if strategy.needs == NEEDED}
     return registry.lookup("federated strategy", name, known)
+
+
+def _request(task: Task, candidate: Candidate, seed: int) -> dict[str, Any]:
+    """What makes one training of a server; the rest of its plan follows from it."""
+    return {
+        "strategy": candidate.strategy,
+        "backbone": candidate.backbone,
+        "hyperparameters": dict(candidate.hyperparameters),
+        "images": task.fingerprint,
+        "seed": seed,
+    }
+
+
+def _check_free(out: Path, request: Mapping[str, Any]) -> None:
+    """Raises InputError where `out` holds another training: this one would go on with its rounds, or replace its model."""
+    path, remedy = out / REQUEST, "choose another --out or delete it"
+    if not path.exists() and not (out / WORK / federation.CHECKPOINT).exists():
+        return
+    before = read_json(path, dict, remedy=remedy) if path.exists() else {}
+    changed = [name for name in request if before.get(name) != request[name]]
+    if changed:
+        raise InputError(f"{out} holds another training (its {', '.join(changed)} differs); {remedy}")
 
 
 def _plan(task: Task, candidate: Candidate) -> str:

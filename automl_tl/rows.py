@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from .exchange import kind_of_failure, to_json
+from .exchange import kind_of_failure, to_json, trial_row
 from .facts import TaskFacts, backbone_facts, profile_of, trial_of
 from .records import Backbone, Candidate, Point, Profile, Trial
 
@@ -72,7 +72,8 @@ def put_trial(db: Database, trial: Trial) -> str:
 
     - a stopped one gives way to one that went further, failed or finished; a failed one to one that finished, but is kept;
     - a finished one is only ever completed by its test scores, a stopped one also by the error that ended it for good;
-    - another result of the same trial never replaces the first: both are kept and, if finished, learnt from.
+    - another result of the same trial never replaces the first: both are kept and, if finished, learnt from;
+    - of several failures of one kind one is kept, whichever came first (`_united`).
     """
     row = db.conn.execute("SELECT * FROM trials WHERE id = ?", [trial.id]).fetchone()
     if row is None:
@@ -89,13 +90,13 @@ def put_trial(db: Database, trial: Trial) -> str:
     elif known.status != "stopped" and (known.status, trial.status) != ("failed", "finished"):
         if not _same_run(known, trial):
             return _put_other(db, trial)
-        if not trial.test or known.test:
+        trial = _united(known, trial)
+        if trial == known:
             return ""
-        trial = replace(known, test=trial.test)
     db.conn.execute("DELETE FROM points WHERE trial = ?", [trial.id])
     db.conn.execute("DELETE FROM trials WHERE id = ?", [trial.id])
     _insert_trial(db, trial)
-    if known.status == "failed":
+    if (known.status, trial.status) == ("failed", "finished"):
         _put_other(db, known)
     return "more"
 
@@ -105,9 +106,9 @@ def _put_other(db: Database, trial: Trial) -> str:
     for text in other_results(db, trial.id):
         same = trial_of(json.loads(text))
         if _same_run(same, trial):
-            if not trial.test or same.test:
+            trial = _united(same, trial)
+            if trial == same:
                 return ""
-            trial = replace(same, test=trial.test)
             db.conn.execute("DELETE FROM other_results WHERE trial = ? AND result = ?", [trial.id, _result(same)])
     columns = [trial.status, trial.score, trial.seconds, trial.memory_mb, trial.provenance.get("speed")]
     values = [trial.id, _result(trial), *columns, learnt_hash(trial), to_json(asdict(trial))]
@@ -128,6 +129,17 @@ def _same_run(a: Trial, b: Trial) -> bool:
     if a.status == "failed":
         return kind_of_failure(a) == kind_of_failure(b)
     return (a.validation, a.seconds) == (b.validation, b.seconds) and (a.test == b.test or not a.test or not b.test)
+
+
+def _united(known: Trial, trial: Trial) -> Trial:
+    """What is kept of two reports of one run.
+
+    Of two failures of one kind that whose text without names comes first, so that the order of merging does not decide what is
+    exported; the words of the error do not count, as what was exported without them is still the same.
+    """
+    if known.status == "failed":
+        return min(known, trial, key=lambda one: to_json(trial_row(one, anonymous=True)))
+    return replace(known, test=known.test or trial.test)
 
 
 def _result(trial: Trial) -> str:

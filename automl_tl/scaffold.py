@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -31,12 +32,14 @@ def write_plugin(name: str, out: Path) -> Path:
         raise InputError(f"{name!r} is no name for a strategy; write lower-case words joined by hyphens, such as my-method")
     if name in registry.strategies():
         raise InputError(f"there is a strategy {name!r} already; choose another name")
+    class_name = "".join(word.capitalize() for word in name.split("-"))
+    if keyword.iskeyword(class_name):
+        raise InputError(f"{name!r} is no name for a strategy: Python keeps {class_name} for itself; choose another name")
     identifier = name.replace("-", "_")
     module = f"automl_tl_{identifier}"
     folder = out / module
     if folder.exists():
         raise InputError(f"{folder} is there already; choose another --out, or delete it")
-    class_name = "".join(word.capitalize() for word in name.split("-"))
     words = {"name": name, "module": module, "identifier": identifier, "class_name": class_name}
     with whole(folder) as partial:
         for place, template in WRITTEN.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import HistoryError
-from .exchange import FILES, TASKS
+from .exchange import FILES, KINDS, TASKS
 from .history import History, open_database
 
 PROBE_SECONDS = 5.0
@@ -36,17 +36,20 @@ class Leaving:
     sha256: Mapping[str, str]
     texts: Mapping[str, tuple[str, ...]]
     """Field → every text in it; all else is numbers."""
+    left_out: Mapping[str, int]
+    """What stays here, as it is of networks that may be somebody's own → how much of it."""
 
 
 def leaving(history: History, *, names: bool = False) -> Leaving:
     """What a push would send, read from the very files; nothing is sent."""
     with tempfile.TemporaryDirectory() as name:
-        history.export(Path(name), names=names)
-        return _read_leaving(Path(name))
+        counts = history.export(Path(name), names=names)
+        return _read_leaving(Path(name), {kind: count for kind, count in counts.items() if kind not in KINDS})
 
 
 def push(history: History, repository: str, *, names: bool = False) -> dict[str, int]:
-    """Add this history to a repository, which is made (private) if there is none; how many facts were new there.
+    """Add this history to a repository, which is made (private) if there is none; how many facts were new there, and how many
+    were left out.
 
     What is there already stays, and a push on top of somebody else's loses nothing: it is refused if they came in between.
 
@@ -57,22 +60,24 @@ def push(history: History, repository: str, *, names: bool = False) -> dict[str,
 
     with tempfile.TemporaryDirectory() as name, _plainly(repository):
         folder = Path(name)
-        history.export(folder / "ours", names=names)
+        ours = history.export(folder / "ours", names=names)
+        left_out = {kind: count for kind, count in ours.items() if kind not in KINDS}
         head = _head(repository)
+        if head is None and any(ours[kind] for kind in KINDS):
+            # before anything is merged: somebody may make it and push at this very moment, which only its head tells
+            create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+            head = _head(repository)
         with open_database(folder / "union.db") as union:
             if head is not None and (there := _download(repository, head)) is not None:
                 union.import_facts(there)
             new = union.import_facts(folder / "ours")
             if not any(new.values()):
-                return new
+                return new | left_out
             union.export(folder / "union", names=True)
-        if head is None:
-            create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
-            head = _head(repository)
         files = [CommitOperationAdd(name, folder / "union" / name) for name in FILES]
         message = f"automl-tl history push: {new['trials']} trials"
         create_commit(repository, files, commit_message=message, repo_type="dataset", parent_commit=head)
-        return new
+        return new | left_out
 
 
 def pull(history: History, repository: str) -> dict[str, int]:
@@ -146,7 +151,7 @@ def _plainly(repository: str) -> Iterator[None]:
         raise HistoryError(f"{repository}: {text}; try again when it answers") from None
 
 
-def _read_leaving(folder: Path) -> Leaving:
+def _read_leaving(folder: Path, left_out: Mapping[str, int]) -> Leaving:
     texts: dict[str, set[str]] = {}
     counts, sizes, hashes = {}, {}, {}
     for name in FILES:
@@ -156,7 +161,8 @@ def _read_leaving(folder: Path) -> Leaving:
         for row in _rows(folder / name):
             counts[name] += 1
             _collect(row, name.partition(".")[0], texts)
-    return Leaving(counts, sizes, hashes, {field: tuple(sorted(found - {""})) for field, found in texts.items() if found - {""}})
+    told = {field: tuple(sorted(found - {""})) for field, found in texts.items() if found - {""}}
+    return Leaving(counts, sizes, hashes, told, left_out)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

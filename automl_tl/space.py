@@ -115,13 +115,34 @@ def draw(space: Space, seed: str, *, kept: float = 0.0) -> dict[str, Value]:
 
 
 def scaled(parameter: Parameter, value: Value) -> float:
-    """The place of a value in its range, 0–1, by ratios where those count; options stand in the order that they are listed in."""
+    """The place of a value in its range, 0–1, by ratios where those count; options stand in the order that they are listed in.
+
+    Whole numbers of a range that starts below 1 have ratios only once they are counted from 1.
+
+    >>> [round(scaled(Int(low, low + 9, low), low + step), 2) for low in (0, 1) for step in (0, 1, 9)]
+    [0.0, 0.3, 1.0, 0.0, 0.3, 1.0]
+    """
     if isinstance(parameter, Choice):
         return parameter.options.index(value) / max(len(parameter.options) - 1, 1)
     low, high, here = float(parameter.low), float(parameter.high), float(value)
-    if isinstance(parameter, Int) or parameter.log:
+    if isinstance(parameter, Int) and low < 1:
+        low, high, here = 0.0, math.log1p(high - low), math.log1p(max(here - low, 0.0))
+    elif isinstance(parameter, Int) or parameter.log:
         low, high, here = math.log(max(low, 1e-12)), math.log(max(high, 1e-12)), math.log(max(here, 1e-12))
     return (here - low) / (high - low) if high > low else 0.0
+
+
+def placed(space: Space, values: Mapping[str, Value]) -> dict[str, float]:
+    """`scaled` of every hyperparameter; of one that `values` lack its default's. They may be of an earlier version, or of another
+    plugin of that name: NaN is what no longer has a place, such as an option that is gone."""
+    return {name: _place(parameter, values.get(name, parameter.default)) for name, parameter in space.items()}
+
+
+def _place(parameter: Parameter, value: Value) -> float:
+    try:
+        return scaled(parameter, value)
+    except (ValueError, TypeError, OverflowError):
+        return math.nan
 
 
 def check(space: Space, values: Mapping[str, object]) -> dict[str, Value]:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +71,11 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
 
 
 def _train(state: Search, item: Ranked, step: Step) -> Trial:
-    """Carry the step out here. Where Ctrl-C ends it, what it had reached may be the best so far: it is settled, too."""
+    """Carry the step out here. Where Ctrl-C ends it, what it had reached may be the best so far: it is settled, too.
+
+    That is what its last checkpoint says. Where it has none yet, or cannot be had from it, the trial stays as it was before, and
+    the next start goes on with it.
+    """
     planned, heard = _planned(state, step), 0
     _tell(state, "started", planned)
 
@@ -81,12 +86,13 @@ def _train(state: Search, item: Ranked, step: Step) -> Trial:
         _tell(state, "epoch", planned, point)
         return False
 
-    try:
+    with suppress(KeyboardInterrupt):
         return carry_out(state.task, step, report=report)
-    except KeyboardInterrupt:
-        if heard and processes.alone():  # from its last checkpoint, with no time for another epoch
-            _settle(state, item, carry_out(state.task, replace(step, deadline=0.0)))
-        raise
+    if heard and processes.alone():  # out of the handler, which would hold on to the memory of what it interrupted
+        reached = carry_out(state.task, replace(step, deadline=0.0))  # no time for another epoch
+        if reached.status != "failed" and epochs_of(reached) > epochs_of(state.trials.get(reached.id)):
+            _settle(state, item, reached)
+    raise KeyboardInterrupt
 
 
 def _as_of(trial: Trial, epochs: float) -> Trial:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .records import Backbone, Candidate, Ranked
-from .space import Space, defaults, scaled
+from .space import Space, placed
 
 SHARES = {"task": 0.06, "backbone": 0.09, "strategy": 0.09, "pair": 0.06, "hyperparameters": 0.7}
 """Of the variance of the ranking's error, before any trial: what all candidates of a task have in common, those of one backbone,
@@ -182,7 +182,7 @@ class _Likeness:
     strategy: np.ndarray
     """n: codes."""
     values: np.ndarray
-    """n × hyperparameters, each within 0–1; NaN where a strategy has none of that name."""
+    """n × hyperparameters, each within 0–1; NaN where a strategy has none of that name, or no longer such a value."""
     shares: np.ndarray
     """Of the components, before any trial."""
 
@@ -194,11 +194,8 @@ class _Likeness:
         hyperparameters = sorted({name for strategy in strategies for name in spaces.get(strategy, {})})
         values = np.full((len(candidates), len(hyperparameters)), np.nan)
         for row, candidate in enumerate(candidates):
-            space = spaces.get(candidate.strategy, {})
-            given = {**defaults(space), **candidate.hyperparameters}  # advice of an earlier version may lack some
-            for column, name in enumerate(hyperparameters):
-                if name in space:
-                    values[row, column] = scaled(space[name], given[name])
+            given = placed(spaces.get(candidate.strategy, {}), candidate.hyperparameters)
+            values[row] = [given.get(name, np.nan) for name in hyperparameters]
         parts = np.array([[part_of(spaces.get(strategy, {}), name) for name in hyperparameters] for strategy in strategies])
         parts = parts.reshape(len(strategies), len(hyperparameters))
         own = SHARES["hyperparameters"] * parts.max(axis=0, initial=0.0) / max(parts.sum(axis=1).max(initial=0.0), 1.0)

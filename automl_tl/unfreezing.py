@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from . import loop
 from .backbones import build
 from .device import autocast, channels_last, precision
 from .errors import InputError
+from .features import source_head
 from .inference import BATCH, prepare
 from .layers import layer_groups, still_norms
 from .objectives import validate
@@ -232,6 +233,5 @@ def _source_head(backbone: Backbone) -> nn.Linear | None:
     """The classifier that the backbone was pretrained with, if it is one linear layer on its features."""
     if not backbone.num_classes:
         return None
-    linears: Sequence[nn.Linear] = [layer for layer in build(backbone, head=True).modules() if isinstance(layer, nn.Linear)]
-    fits = linears and (linears[-1].in_features, linears[-1].out_features) == (backbone.num_features, backbone.num_classes)
-    return linears[-1].cpu() if fits else None
+    head = source_head(build(backbone, head=True), backbone)
+    return None if head is None else head.cpu()

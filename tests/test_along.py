@@ -122,6 +122,9 @@ def test_clients_in_folders_and_in_number(tmp_path: Path, source: Path) -> None:
         (Along(robust=0.7), "at most 0.5"),
         (Along(source="nowhere"), "nowhere does not exist"),
         (Along(clients=1), "at least two clients"),
+        (Along(clients=0), "at least two clients, but there is 0"),
+        (Along(skew=0.1), "say how many with --clients N"),
+        (Along(skew=0.1, clients=("x", "y")), "say how many with --clients N"),
         (Along(after="nowhere"), "holds no trained model"),
     ],
     ids=str,
@@ -131,9 +134,21 @@ def test_what_does_not_go_together(source: Path, along: Along, words: str) -> No
         read_task(source, along)
 
 
+def test_shots_are_of_labelled_images(tmp_path: Path, source: Path) -> None:
+    flat = lay(tmp_path / "flat", range(3), start=20, flat=True)
+    lay(tmp_path / "target" / "unlabelled", range(3), start=20, flat=True)
+    lay(tmp_path / "target" / "test", range(3), start=40, count=4)
+    for place in (flat, tmp_path / "target"):
+        with pytest.raises(InputError, match=f"--shots 2: {place.name} has no labelled training image to choose from"):
+            read_task(place, Along(source=source, shots=2))
+
+
 def test_fractions() -> None:
     assert fraction("8/255", "--robust") == 8 / 255
     assert fraction("0.03", "--robust") == 0.03
     for text in ("eight", "1/0", "1/2/3", ""):
         with pytest.raises(InputError, match="expected a number such as 8/255"):
+            fraction(text, "--robust")
+    for text in ("0", "0/255", "-0.1", "nan"):
+        with pytest.raises(InputError, match="--robust: expected a number above 0, such as 8/255"):
             fraction(text, "--robust")

@@ -315,6 +315,39 @@ def budget_that_is_empty(place: Place) -> list[str]:
     return fit(good(place), "--budget", "")
 
 
+@bad("the budget '5 trials . 8 trials' names trials twice; write one limit of each kind")
+def trials_in_two_options(place: Place) -> list[str]:
+    return ["fit", str(good(place)), "--out", "run", "--budget", "5 trials", "--trials", "8"]
+
+
+@bad("--robust: expected a number above 0, such as 8/255, but got '0'; leave it out for none")
+def robust_against_nothing(place: Place) -> list[str]:
+    return fit(good(place), "--robust", "0")
+
+
+@bad("federated training takes at least two clients, but there is 0")
+def no_clients(place: Place) -> list[str]:
+    pytest.importorskip("flwr", reason="needs the extra `federated`")
+    return fit(good(place), "--clients", "0")
+
+
+@bad("--skew says how unlike simulated clients are; say how many with --clients N")
+def skew_of_no_clients(place: Place) -> list[str]:
+    return fit(good(place), "--skew", "0.1")
+
+
+@bad("--exemplars says how many images are kept; ask for them with --remember exemplars")
+def exemplars_that_nobody_asked_for(place: Place) -> list[str]:
+    return fit(good(place), "--exemplars", "20", "--remember", "fisher")
+
+
+@bad("--shots 2: flat has no labelled training image to choose from; leave it out")
+def shots_of_images_without_labels(place: Place) -> list[str]:
+    (place.root / "flat").mkdir()
+    drawn(0).save(place.root / "flat" / "0.png")
+    return fit(place.root / "flat", "--source", str(good(place)), "--shots", "2")
+
+
 @bad("unknown backbone 'resnet9000'.* Known: ")
 def unknown_backbone(place: Place) -> list[str]:
     return fit(good(place), "--backbone", "resnet9000")

@@ -37,6 +37,15 @@ def test_what_is_no_budget_is_said(text: str) -> None:
         parse_budget(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("1h + 30m", "a time"), ("90s+90s", "a time"), ("10m+5 trials+8 trials", "trials"), ("1 epoch + 60 epochs", "epochs")],
+)
+def test_two_limits_of_one_kind_are_refused(text: str, what: str) -> None:
+    with pytest.raises(InputError, match=rf"names {what} twice; write one limit of each kind, such as '90m \+ 5 trials'"):
+        parse_budget(text)
+
+
 def test_what_is_neither_text_nor_number_is_no_budget() -> None:
     for other in (None, True, [60]):
         with pytest.raises(InputError, match="cannot read the budget"):

@@ -17,7 +17,7 @@ import pytest
 from small import QUICK, TINY
 
 from automl_tl.backbones import catalogue
-from automl_tl.campaign import Plan, TaskPlan, build_history, make_task, read_plan, sample_candidates
+from automl_tl.campaign import Plan, TaskPlan, _gaps, build_history, make_task, read_plan, sample_candidates
 from automl_tl.errors import InputError
 from automl_tl.history import open_history
 from automl_tl.images import read_image
@@ -120,6 +120,16 @@ def test_only_gaps_are_filled() -> None:
         fingerprint = trials[0].task
         assert set(history.profiles()[fingerprint].transferability) == {TINY, QUICK}
         assert history.tasks()[fingerprint].source_dataset == "digits"
+
+
+def test_what_two_plans_have_in_common_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits have no colour to lose: their grey copies are the same images."""
+    monkeypatch.setattr("automl_tl.history._add_shipped", lambda history: None)
+    both = replace(PLAN, tasks=(DIGITS, replace(DIGITS, name="grey digits", copy="grey")))
+    with open_history() as history:
+        units = _gaps(both, Path("."), history)
+        assert units == _gaps(PLAN, Path("."), history)
+    assert len(units) == 1 + PLAN.trials
 
 
 @pytest.mark.slow

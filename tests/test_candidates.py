@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from automl_tl_plugins.strategies.fine_tuning import FineTuning
 from synthetic import STRATEGIES, Tuning, make_backbone
 
 from automl_tl.candidates import propose
-from automl_tl.space import Choice, Int, check, defaults
+from automl_tl.space import Choice, Int, Value, check, defaults
 from automl_tl.strategy import Strategy
 
 BACKBONES = {backbone.name: backbone for backbone in map(make_backbone, range(4))}
@@ -17,6 +18,17 @@ BACKBONES = {backbone.name: backbone for backbone in map(make_backbone, range(4)
 class NeedsSource(Strategy):
     name = "needs-source"
     needs = frozenset({"source"})
+
+
+class NeedsSourceInAll(Strategy):
+    """Says so for each of its settings, not for itself."""
+
+    name = "needs-source-in-all"
+    space = {"depth": Int(1, 9, 1)}
+
+    @classmethod
+    def requires(cls, hyperparameters: Mapping[str, Value]) -> frozenset[str]:
+        return frozenset({"source"})
 
 
 class Narrow(Strategy):
@@ -57,6 +69,12 @@ def test_unmet_needs_drop_a_strategy() -> None:
     assert {c.strategy for c in propose(BACKBONES, strategies, seed=0)} == {"tuning"}
     met = propose(BACKBONES, strategies, seed=0, met=frozenset({"source"}))
     assert {c.strategy for c in met} == {"tuning", "needs-source"}
+
+
+def test_a_strategy_that_allows_no_setting_is_left_out() -> None:
+    strategies = {"needs-source-in-all": NeedsSourceInAll, "tuning": Tuning}
+    assert {c.strategy for c in propose(BACKBONES, strategies, seed=0)} == {"tuning"}
+    assert {c.strategy for c in propose(BACKBONES, strategies, seed=0, met=frozenset({"source"}))} == set(strategies)
 
 
 def test_only_what_was_asked_for() -> None:

@@ -21,8 +21,8 @@ import typer
 from PIL import Image
 from small import QUICK, TINY, arrays
 
-from automl_tl import cli
-from automl_tl.errors import InputWarning
+from automl_tl import Candidate, Outcome, api, cli, steps
+from automl_tl.errors import InputError, InputWarning
 
 PHOTOS = 240
 EVALUATION = Path(__file__).resolve().parents[1] / "docs" / "evaluation.md"
@@ -116,6 +116,119 @@ def test_fit_for_programs(command: Command, photos: Path, tmp_path: Path) -> Non
     assert facts["winner"]["status"] == "finished"
     assert Path(facts["report"]).exists()
     assert 0 < facts["winner"]["test"]["accuracy"] <= 1
+
+
+def test_an_interrupted_fit_is_not_taken_for_a_finished_one(
+    command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells what there is, and then ends as what was interrupted; to programs, too."""
+    trained, first = steps.run_trial, []
+
+    def interrupted(task: object, candidate: Candidate, *rest: Any, **options: Any) -> Any:
+        if first:
+            raise KeyboardInterrupt
+        first.append(candidate)
+        return trained(task, candidate, *rest, **options)
+
+    only = ("--strategy", "linear-probe", "--backbone", TINY, "--backbone", QUICK)
+    words = ("fit", photos, "--trials", 2, "--out", tmp_path / "out", *only)
+    outcomes, whole = [], api.fit
+
+    def watched(*given: Any, **options: Any) -> Outcome:
+        outcomes.append(whole(*given, **options))
+        return outcomes[-1]
+
+    monkeypatch.setattr(steps, "run_trial", interrupted)
+    monkeypatch.setattr(api, "fit", watched)
+    said = command(*words)
+    assert said.code == 130
+    assert "Interrupted: this is the best of what was trained until then; the same command goes on" in said.out
+    assert "Winner: linear-probe on" in said.out
+    assert said.err.endswith("error: interrupted; the same command goes on where it stopped\n")
+    monkeypatch.setattr(api, "fit", lambda *_, **__: outcomes[0])
+    again = command(*words, "--json")
+    assert (again.code, json.loads(again.out)["interrupted"]) == (130, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "work", "resumed"),
+    [
+        (("fit", "digits"), "automl_tl.api.fit", True),
+        (("study", "data", "digits"), "automl_tl.study.study_data", True),
+        (("history", "build", "plan.json", "--data", "."), "automl_tl.campaign.read_plan", True),
+        (("zoo", "pretrain", "recipe.json", "--out", "."), "automl_tl.pretraining.pretrain_recipe", True),
+        (("federate", "join", "host:1", "digits", "--strategy", "fedavg"), "automl_tl.remote.join", True),
+        (("unfreeze-study", "digits"), "automl_tl.api.study_unfreezing", False),
+        (("predict", "run", "photos"), "automl_tl.api.predict", False),
+        (("evaluate", "run", "photos"), "automl_tl.api.judge_model", False),
+        (("recommend", "digits"), "automl_tl.api.read_task", False),
+        (("history", "export", "folder"), "automl_tl.history.open_history", False),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)
+def test_only_what_goes_on_is_said_to(
+    command: Command, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], work: str, resumed: bool
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, interrupted)
+    said = command(*words)
+    assert (said.code, said.out) == (130, "")
+    assert said.err == f"error: interrupted{'; the same command goes on where it stopped' if resumed else ''}\n"
+
+
+def test_what_goes_on_are_commands() -> None:
+    assert set(cli.RESUMED) <= set(every_command(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        ((), "10m"),
+        (("--budget", "1h"), "1h"),
+        (("--trials", 5), "5 trials"),
+        (("--budget", "10m", "--trials", 5), "10m + 5 trials"),
+    ],
+)
+def test_a_budget_of_time_and_of_trials(
+    command: Command, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], budget: str
+) -> None:
+    def refused(*_: object, **given: Any) -> None:
+        raise InputError(f"asked for {given['budget']}")
+
+    monkeypatch.setattr("automl_tl.api.fit", refused)
+    assert command("fit", "digits", *options).err == f"error: asked for {budget}\n"
+    assert "10m without --trials" in " ".join(command("fit", "--help").out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "work", "message"),
+    [
+        (("predict", "run", "photos", "--out", "."), "predict", "is a folder; --out is the file to write"),
+        (
+            ("predict", "run", "photos", "--out", "taken.txt/p.csv"),
+            "predict",
+            "taken.txt: is not a folder that can be written to",
+        ),
+        (
+            ("unfreeze-study", "digits", "--out", "taken.txt"),
+            "study_unfreezing",
+            "taken.txt: is not a folder that can be written",
+        ),
+        (("evaluate", "run", "photos", "--robust", "x"), "judge_model", "--robust: expected a number such as 8/255"),
+        (("evaluate", "run", "photos", "--robust", "0"), "judge_model", "--robust: expected a number above 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_could_not_be_kept_is_refused_before_the_work(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], work: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.txt").write_text("mine")
+    monkeypatch.setattr(f"automl_tl.api.{work}", lambda *_, **__: pytest.fail("it works all the same"))
+    said = command(*words)
+    assert (said.code, said.out, message in said.err) == (2, "", True), said.err
 
 
 def test_recommend(command: Command, photos: Path) -> None:

@@ -7,9 +7,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small import QUICK, TINY
 
+from automl_tl.backbones import catalogue
+from automl_tl.comparison import compare
 from automl_tl.errors import InputError
 from automl_tl.evaluation.combined import WEIGHTS, Standing, combined_scores, pareto_front
+from automl_tl.records import Candidate, Trial
 
 GOOD = Standing(0.9, 0.010, 4e6, 100)
 CHEAP = Standing(0.8, 0.005, 1e6, 50)
@@ -71,3 +75,14 @@ def test_units_do_not_matter(standings: list[Standing], unit: float) -> None:
 def test_bad_weights_are_named(weights: dict[str, float], word: str) -> None:
     with pytest.raises(InputError, match=word):
         combined_scores([GOOD], weights)
+
+
+def test_a_trial_whose_backbone_is_not_known_is_left_out() -> None:
+    """As of a run that an earlier version went on with: its second advice had other networks."""
+    trials = [
+        Trial(name, "f", Candidate(name, "lda"), 0, "finished", validation={"accuracy": 0.9, "score": 0.9})
+        for name in (QUICK, TINY)
+    ]
+    known = {QUICK: catalogue()[QUICK]}
+    assert [one.trial.id for one in compare(trials, known, 10)] == [QUICK]
+    assert compare(trials, {}, 10) == []

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,28 @@ def test_a_strategy_that_is_unknown_or_fails_has_a_cost_all_the_same(world: Worl
         seconds, _, _ = model.predict(candidates, 100, world.backbones)
     assert np.isfinite(seconds).all()
     assert seconds[0] == seconds[1] > seconds[2]
+
+
+@pytest.mark.parametrize("said", [None, float("nan"), float("inf"), 0.0, -1e9])
+def test_a_cost_that_is_no_amount_of_work_is_not_taken_for_free(world: World, said: Any) -> None:
+    class Odd(Strategy):
+        name = "odd"
+
+        @classmethod
+        def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:
+            return said  # type: ignore[no-any-return]
+
+    model = CostModel.learn(world.experience, strategies=STRATEGIES | {"odd": Odd}, speed=SPEED)
+    candidates = [Candidate("net03", "odd", {}), Candidate("net03", "gone", {})]
+    with pytest.warns(UserWarning, match="cost of strategy 'odd' failed"):
+        seconds, _, work = model.predict(candidates, 100, world.backbones)
+    assert work[0] == work[1] > 1e6
+    assert seconds[0] == seconds[1]
+
+
+def test_no_images_are_no_work_and_no_fault(world: World) -> None:
+    _, _, work = CostModel(1e9, STRATEGIES).predict([Candidate("net03", "probe", {})], 0, world.backbones)
+    assert work == [OVERHEAD], "of the least that is taken for work"
 
 
 @pytest.mark.parametrize("odd", ["all", 10**400], ids=["text", "huge"])

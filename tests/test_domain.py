@@ -146,6 +146,15 @@ def test_shared_hyperparameters_reach_the_base_within_its_ranges() -> None:
     assert isinstance(found["epochs"], int)
 
 
+def test_what_is_only_named_alike_is_the_bases_own() -> None:
+    """The weight of TRADES is of its own term, those of the strategies that align domains of theirs."""
+    values = defaults(strategies()["trades"].space)
+    for base in ("dann", "dan", "deep-coral", "mcc"):
+        assert base_values({**values, "base": base})["weight"] == defaults(strategies()[base].space)["weight"]
+    assert base_values({**values, "cycles": 2})["cycles"] == 2, "another cycle trains on"
+    assert "cycles" not in base_values(values)
+
+
 @pytest.mark.slow
 def test_training_on_attacked_images_withstands_attacks(tmp_path: Path) -> None:
     """On few digits: fine-tuning and adversarial training meet the same judges, at a change that matters."""

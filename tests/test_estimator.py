@@ -21,8 +21,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from small import QUICK as SMALL
 from small import TINY, arrays
+from torch import nn
 
-from automl_tl import TransferClassifier
+from automl_tl import Candidate, Classifier, TransferClassifier, model, steps
+from automl_tl.backbones import build, catalogue
 from automl_tl.errors import InputError, InputWarning
 from automl_tl.estimator import _seed
 
@@ -142,6 +144,46 @@ def test_save_and_load(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) ->
     assert loaded.classes_.tolist() == classifier.classes_.tolist()
     assert loaded.get_params()["budget"] == "1 trials"
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} <= {".json", ".safetensors", ".html"}
+
+
+def test_the_type_of_the_labels_is_kept(tmp_path: Path) -> None:
+    backbone, names = catalogue()[SMALL], [str(number) for number in range(10)]
+    net = Classifier(build(backbone), nn.Linear(backbone.num_features, 10))
+    model.save(tmp_path, net, backbone, Candidate(SMALL, "linear-probe"), names, {})
+    classifier = TransferClassifier()
+    classifier._use(model.load(tmp_path), np.arange(10), ())
+    for dtype in ("uint8", "float32", "object", "<U4", ">i4", np.dtypes.StringDType()):
+        classifier.classes_ = np.arange(10).astype("<U4" if dtype == "object" else int).astype(dtype)
+        classifier.save(tmp_path)
+        loaded = TransferClassifier.load(tmp_path)
+        assert loaded.classes_.dtype == classifier.classes_.dtype
+        assert loaded.classes_.tolist() == classifier.classes_.tolist()
+    file = tmp_path / "estimator.json"
+    older = {name: value for name, value in json.loads(file.read_text()).items() if name != "dtype"}
+    file.write_text(json.dumps(older))
+    assert TransferClassifier.load(tmp_path).classes_.tolist() == classifier.classes_.tolist()
+
+
+def test_an_interrupted_fit_is_told_and_leaves_a_usable_estimator(
+    digits: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a cross-validation, too, ends rather than goes on with the next fold."""
+    images, labels = digits[0][digits[1] < 3], digits[1][digits[1] < 3]
+    trained, begun = steps.run_trial, []
+
+    def interrupted(task: object, candidate: Candidate, *rest: Any, **options: Any) -> Any:
+        begun.append(candidate)
+        if len(begun) > 1:
+            raise KeyboardInterrupt
+        return trained(task, candidate, *rest, **options)
+
+    monkeypatch.setattr(steps, "run_trial", interrupted)
+    classifier = TransferClassifier(**{**QUICK, "budget": "2 trials", "backbones": [TINY, SMALL]}, out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt, match="the best model that was trained until then"):
+        classifier.fit(images[:40], labels[:40])
+    assert classifier.outcome_.interrupted
+    assert classifier.score(images[40:], labels[40:]) > 0.5
+    assert Path(classifier.report_).exists()
 
 
 def test_saved_where_it_lies_it_is_there(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

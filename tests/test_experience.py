@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import ItemsView
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from synthetic import STRATEGIES, World
 
 from automl_tl import registry
 from automl_tl.experience import PROVEN, Experience, proven
+from automl_tl.space import Value
 
 
 @pytest.fixture
@@ -37,6 +39,28 @@ def test_the_best_of_each_task_and_backbone_is_proven(world: World) -> None:
     times = [won.count(dict(values)) for values in known["tuning"]]
     assert times == sorted(times, reverse=True), "the most frequent first"
     assert proven(world.experience)["tuning"] == known["tuning"][:PROVEN]
+
+
+class Counted(dict[str, Value]):
+    """Settings that know how often they were written down."""
+
+    written = 0
+
+    def items(self) -> ItemsView[str, Value]:
+        Counted.written += 1
+        return super().items()
+
+
+def test_settings_that_many_trials_share_are_written_down_once(world: World) -> None:
+    trials = world.experience.trials
+    counted = replace(trials, hyperparameters=[Counted(values) for values in trials.hyperparameters])
+    asked = []
+    for times in (1, 5):
+        before = Counted.written
+        rows = np.tile(np.arange(len(trials)), times)
+        assert proven(replace(world.experience, trials=counted.take(rows)), most=1000) == proven(world.experience, most=1000)
+        asked.append(Counted.written - before)
+    assert asked[0] == asked[1]
 
 
 def test_one_setting_alone_proves_nothing(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -172,6 +173,72 @@ def test_a_program_holds_nothing_that_is_unpickled_or_evaluated(exported: Callab
             bad.write_bytes(b"no archive")
         with pytest.raises(InputError, match=reason):
             check_archive(bad)
+
+
+@pytest.fixture
+def parts(exported: Callable[[str], Path]) -> dict[str, bytes]:
+    """Of a good program."""
+    with zipfile.ZipFile(exported("torch") / "model.pt2") as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("size", ["9**9**9", "9" * 19, "+".join("1" * 600), "Pow(Integer(9), Integer(9))", "9//0"])
+def test_a_size_of_a_program_is_worked_out_at_once_or_refused(size: str, parts: dict[str, bytes], tmp_path: Path) -> None:
+    graph = next(name for name in parts if name.endswith("models/model.json"))
+    symbol = parts[graph].decode().partition('"expr_str": "')[2].partition('"')[0]
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content.replace(symbol.encode(), size.encode()))
+    with pytest.raises(InputError, match="cannot read it" if size == "9//0" else "it has the size"):
+        torch_program.read(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize("trouble", ["packed", "encrypted", "large", "cut"])
+def test_a_program_is_not_larger_than_its_file(trouble: str, parts: dict[str, bytes], tmp_path: Path) -> None:
+    """torch packs nothing; what is packed may be a thousand times larger, or no stream at all."""
+    file = tmp_path / "model.pt2"
+    graph = next(name for name in parts if name.endswith("models/model.json"))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if trouble == "packed" else zipfile.ZIP_STORED) as archive:
+        for name, content in parts.items():
+            room = b" " * (torch_program.LARGEST_TABLE if trouble == "large" and name == graph else 0)
+            archive.writestr(name, content + room)
+    if trouble in ("encrypted", "cut"):
+        data = bytearray(file.read_bytes())
+        entry = data.rindex(graph.encode()) - 46  # of the archive's list
+        data[entry + 8 :] = data[entry + 8 :].replace(b"\0", b"\1", 1) if trouble == "encrypted" else data[entry + 8 :]
+        if trouble == "cut":
+            data[entry + 20 : entry + 28] = (2**20).to_bytes(4, "little") * 2
+        file.write_bytes(data)
+    words = {"cut": "cannot be read as", "large": r"model\.json of [\d,]+ bytes"}.get(trouble, "which is packed or encrypted")
+    with pytest.raises(InputError, match=words):
+        check_archive(file)
+
+
+def test_windows_are_exported_and_read_back(tmp_path: Path) -> None:
+    """Of images n×64 tokens, say: such sizes are products of n."""
+
+    class Windows(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            rows = images.flatten(1).reshape(-1, 8)
+            return rows.softmax(1).reshape(images.shape[0], -1)[:, :3]
+
+    facts = replace(catalogue()[TINY], name="windows", num_features=3)
+    assert torch_program.write(tmp_path, trained(facts, Windows())) <= AGREES
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_a_graph_names_no_folder_of_this_machine(form: str, run: Path, exported: Callable[[str], Path]) -> None:
+    """Each step was noted with the lines of code that it comes from."""
+    folders = (Path(sys.prefix), Path(automl_tl.__file__).parent, Path.home(), Path.cwd(), run)
+    names = {str(path).encode() for path in folders}
+    assert min(map(len, names)) > 1
+    for path in exported(form).iterdir():
+        contents = [path.read_bytes()]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                contents += map(archive.read, archive.namelist())
+        for name in (*names, b"site-packages", b'.py"'):
+            assert not any(name in content for content in contents), (path.name, name)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from automl_tl.cards import add_folder, write_network
 from automl_tl.data import decode, load_task
 from automl_tl.device import autocast, precision
 from automl_tl.errors import ZooError
-from automl_tl.features import extract, source_statistics
+from automl_tl.features import extract, source_head, source_statistics
 from automl_tl.images import read_image
+from automl_tl.inference import prepare
 from automl_tl.profiling import task_features
 from automl_tl.records import Backbone, Task
 
@@ -178,12 +180,29 @@ def test_features_are_computed_once(task: Task, tmp_path: Path) -> None:
     assert built == [True] * 3
 
 
-def small_network(folder: Path) -> Backbone:
+def test_two_networks_over_the_same_weights_have_features_of_their_own(task: Task, tmp_path: Path) -> None:
+    """Two cards may pool otherwise: the name, the weights and the preparation are the same, the network is not."""
+    mean = small_network(tmp_path / "zoo")
+    pixels = decode(task, 64)
+    most, hidden = replace(mean, kwargs={**mean.kwargs, "global_pool": "max"}), replace(mean, architecture="resnet10t.other")
+    found = [extract(task, one, pixels, counting(one)[0], index=np.arange(4)).values for one in (mean, most)]
+    assert (found[1] > found[0]).any()
+    make, built = counting(mean)
+    extract(task, hidden, pixels, make, index=np.arange(4))
+    assert built == [True], "nothing is read that another architecture left"
+
+
+def small_network(folder: Path, architecture: str = "resnet10t", **kwargs: Any) -> Backbone:
+    """Untrained, but its batch norms are not the identity."""
     folder.mkdir()
     torch.manual_seed(0)
-    net = timm.create_model("resnet10t", num_classes=3, channels=[8, 16, 24, 32])
+    kwargs = kwargs or {"channels": [8, 16, 24, 32]}
+    net = timm.create_model(architecture, num_classes=3, **kwargs)
+    for layer in net.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(layer.bias)
     card = {
-        "build": {"timm": "resnet10t", "kwargs": {"channels": [8, 16, 24, 32]}},
+        "build": {"timm": architecture, "kwargs": kwargs},
         "num_classes": 3,
         "source_dataset": "s",
         "source_domain": "d",
@@ -196,6 +215,50 @@ def small_network(folder: Path) -> Backbone:
     write_network(folder, "small", net, card)
     add_folder(folder)
     return catalogue()["small"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kwargs"),
+    [
+        ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 1}),  # two heads: the features are the mean of two tokens
+        ("levit_128s", {"img_size": 64, "depth": [1, 1, 1]}),  # two heads that begin with a norm each
+        (
+            "efficientvit_m0",
+            {"img_size": 64, "depth": [1, 1, 1]},
+        ),  # says that the layer behind the norm is its head
+    ],
+)
+def test_features_are_those_of_the_headless_network_whatever_its_head(
+    task: Task, tmp_path: Path, architecture: str, kwargs: dict[str, Any]
+) -> None:
+    backbone = small_network(tmp_path / "zoo", architecture, **kwargs)
+    pixels = decode(task, backbone.input_size)
+    chosen = np.array([3, 17, 30])
+    found = extract(task, backbone, pixels, lambda head: build(backbone, head=head), index=chosen)
+    headless, whole = build(backbone), build(backbone, head=True)
+    with torch.inference_mode(), autocast(precision(headless)):
+        images = prepare(pixels.array[chosen], backbone)
+        np.testing.assert_allclose(found.values, headless(images).float().cpu(), rtol=0.02, atol=0.02)
+        said = whole(images).float().softmax(1).cpu()
+    np.testing.assert_allclose(found.probabilities, said, rtol=0.05, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050", "mobilenetv2_050"]
+)
+def test_networks_with_one_linear_head_need_one_pass(name: str) -> None:
+    """What enters the head is seen on the way, also where the head has a layer before it."""
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=7)
+    backbone = replace(catalogue()[FP32], num_features=net.head_hidden_size, num_classes=7)
+    assert source_head(net, backbone) is net.get_classifier()
+    assert source_head(net, replace(backbone, num_classes=6)) is None
+
+
+def test_the_embedded_networks_need_one_pass() -> None:
+    for backbone in catalogue(zoo="embedded").values():
+        if backbone.num_classes:
+            assert source_head(build(backbone, head=True), backbone) is not None, backbone.name
 
 
 def test_network_of_damaged_weights_is_named(tmp_path: Path, own_home: Path) -> None:

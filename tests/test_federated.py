@@ -531,6 +531,80 @@ def joined(tmp_path: Path, strategy: str, epsilon: float | None = None) -> Any:
     return _Joined(load_task(lay(tmp_path / "own", 20)), strategy, epsilon, None, tmp_path)
 
 
+@pytest.fixture
+def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`federate serve` without a wire: two clients in this process are there at once. What is given differs from the defaults."""
+    from automl_tl import flower, remote
+
+    clients = [joined(tmp_path / f"hospital {number}", "fedavg") for number in range(2)]
+    monkeypatch.setattr(flower, "far", lambda address, count, certificates: flower.near(clients))
+    public = lay(tmp_path / "public", 0)
+
+    def serve(**given: Any) -> Any:
+        values = {"epochs": 2, "local_epochs": 1, **given.pop("values", {})}
+        asked = {"location": public, "strategy": "fedavg", "backbone": QUICK, "out": tmp_path / "served", **given}
+        return remote.serve(clients=2, address="", hyperparameters=values, **asked)
+
+    return serve
+
+
+def test_a_server_goes_on_with_its_own_training_alone(
+    tmp_path: Path, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a finished one leaves are the rounds before the last: who asks for another training must not get them."""
+    from automl_tl.remote import _Joined
+
+    asked: list[Any] = []
+    answer = _Joined.answer
+
+    def counted(client: _Joined, arrays: list[np.ndarray], told: federation.Told) -> federation.Answer:
+        asked.append(told["round"])
+        return answer(client, arrays, told)
+
+    monkeypatch.setattr(_Joined, "answer", counted)
+    first = serving()
+    other = lay(tmp_path / "other public", 60)
+    for given, words in (
+        ({"seed": 1}, "images, seed"),  # which of them are public, and which judge, hangs on the seed
+        ({"values": {"epochs": 3}}, "hyperparameters"),
+        ({"location": other}, "images"),
+    ):
+        with pytest.raises(InputError, match=rf"served holds another training \(its {words} differs\); choose another --out"):
+            serving(**given)
+    asked.clear()
+    assert serving().scores == first.scores
+    assert asked == [1, 1], "both clients once more, for the last round alone"
+    (tmp_path / "served" / "run.json").unlink()  # whose rounds these are nobody knows
+    with pytest.raises(InputError, match="holds another training"):
+        serving()
+
+
+def test_a_server_takes_no_folder_that_is_somebody_elses(tmp_path: Path, serving: Callable[..., Any]) -> None:
+    from automl_tl.progress import alone_in
+
+    with alone_in(tmp_path / "served"), pytest.raises(InputError, match=r"another process is working in .*served"):
+        serving()
+    (tmp_path / "fitted").mkdir()
+    (tmp_path / "fitted" / "run.json").write_text(json.dumps({"fingerprint": "abc", "seed": 0, "zoo": None}))
+    with pytest.raises(InputError, match="fitted holds another training"):
+        serving(out=tmp_path / "fitted")
+
+
+def test_a_server_that_was_left_before_a_round_ended_leaves_its_folder_to_any(
+    tmp_path: Path, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(federation, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            serving(seed=1)
+    assert len(serving().scores) == 2
+    with pytest.raises(InputError, match="another training"):
+        serving(seed=1)
+
+
 def plan(strategy: str, **values: Any) -> dict[str, Any]:
     classes = [f"digit {label}" for label in range(3)]
     complete = {**defaults(registry.strategies()[strategy].space), **values}

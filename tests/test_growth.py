@@ -71,3 +71,14 @@ def test_what_ended_on_the_task_itself_tells_most() -> None:
 def test_settings_that_a_strategy_no_longer_takes_are_left_out() -> None:
     stale = [Grown({"rate": 5.0}, 0.5, 0.99), Grown({"gone": 1}, 0.5, 0.99)]
     assert growths(stale).foretell(candidate()) == growths().foretell(candidate())
+
+
+def test_a_paused_trial_of_an_earlier_version_is_no_error() -> None:
+    """It lacks what its strategy got since, has an option that is gone, or its strategy is gone itself."""
+    known = growths(grown(LOW, [(0.5, 0.55)] * 20), grown(HIGH, [(0.5, 0.9)] * 20))
+    assert known.foretell(Candidate("net", "fine-tuning", dict(HIGH))) == known.foretell(candidate(**HIGH)), "at its default"
+    gone = known.foretell(candidate(**HIGH | {"norms": "gone"}))
+    assert gone.mean < known.foretell(candidate(**HIGH)).mean, "an option that is gone is like no other"
+    assert math.isfinite(gone.mean)
+    assert gone.spread > 0
+    assert known.foretell(Candidate("net", "uninstalled", {"rate": 1e-3})) == Growth(0.0, 0.0), "it cannot go on"

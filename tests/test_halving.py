@@ -465,6 +465,36 @@ def test_what_was_training_when_it_was_interrupted_may_win(tmp_path: Path, monke
     assert again.winner.test == whole.winner.test
 
 
+def test_an_interrupt_before_anything_is_kept_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an untrained network nor a failure for want of memory stands for what was interrupted."""
+    items = [ranked("fine-tuning", QUICK, 0.9, rate=0.004, epochs=4)]
+    save = loop._Kept.save
+    monkeypatch.setattr(loop._Kept, "save", lambda *rest, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(items, tmp_path, "1 trials")
+    monkeypatch.setattr(loop._Kept, "save", save)
+    assert not list(tmp_path.glob("trials/*/trial.json"))
+    carry_out, steps_done = steps.carry_out, []
+
+    def second_fails(task: Task, step: Any, **options: Any) -> Trial:
+        steps_done.append(step)
+        if len(steps_done) == 1:
+            carry_out(task, replace(step, epochs=2), **options)
+            raise KeyboardInterrupt
+        return replace(carry_out(task, replace(step, epochs=0)), status="failed", error="no memory")
+
+    monkeypatch.setattr(steps, "carry_out", second_fails)
+    monkeypatch.setattr("automl_tl.halving.carry_out", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        run(items, tmp_path, "1 trials")
+    assert len(steps_done) == 2
+    assert not list(tmp_path.glob("trials/*/trial.json"))
+    monkeypatch.undo()
+    outcome = run(items, tmp_path, "1 trials")
+    assert outcome.winner.status == "finished"
+    assert outcome.winner.curve[-1].epoch == 4
+
+
 def reached(outcome: Outcome) -> dict[str, tuple[str, float]]:
     return {trial.id: (trial.status, trial.curve[-1].epoch) for trial in outcome.trials}
 

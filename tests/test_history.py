@@ -7,6 +7,7 @@ import multiprocessing
 import sqlite3
 import sys
 from dataclasses import asdict, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import pytest
 from automl_tl import Backbone, Candidate, Point, Profile, Task, Trial
 from automl_tl.cli import main
 from automl_tl.errors import HistoryError
-from automl_tl.exchange import FILES, RECORDING
+from automl_tl.exchange import FILES, RECORDING, read_facts
 from automl_tl.experience import Experience
 from automl_tl.facts import trial_of
 from automl_tl.history import History, open_history
 from automl_tl.records import Grown, trial_id
 
+SHIPPED = Path(str(files("automl_tl.metadb")))
 BACKBONE = Backbone(
     "net", "embedded", "resnet10t", "resnet", "somewhere", "natural", 64, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, 10, 20, 30
 )
@@ -150,6 +152,35 @@ def test_the_digest_names_what_is_learnt_from(history: History, tmp_path: Path, 
     assert other.digest() == history.digest(), "the order does not matter"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE tasks SET source_dataset = 'photos' WHERE name = 'others'",
+        "UPDATE tasks SET train = 3 WHERE name = 'photos'",
+        "UPDATE trials SET speed = 2 * speed",
+        "UPDATE trials SET speed = NULL",
+        "UPDATE trials SET memory_mb = memory_mb + 1",
+        "UPDATE trials SET speed = 3e9 - speed, memory_mb = memory_mb",
+        "UPDATE other_results SET memory_mb = memory_mb + 1",
+    ],
+)
+def test_the_digest_tells_of_sources_images_speed_and_memory(change: str, history: History) -> None:
+    """Rankers and cost models learn from them, too."""
+    history.record_task(task("others", "e" * 16), "others")
+    history.record_task(task("never tried", "d" * 16), "photos")
+    history.record_trial(trial(0))
+    history.record_trial(trial(1, provenance={"speed": 2e9}))
+    history.record_trial(trial(2, fingerprint="e" * 16))
+    history.record_trial(trial(2, fingerprint="e" * 16, seconds=9.0))
+    before = history.digest()
+    history.db.execute("UPDATE tasks SET source_dataset = 'x', train = 9 WHERE name = 'never tried'")
+    history.db.execute("UPDATE tasks SET source_dataset = 'a salted hash' WHERE name = 'photos'")
+    assert history.digest() == before, "nothing is learnt from what was never tried, nor from what a source is called"
+    history.db.execute("UPDATE tasks SET source_dataset = 'photos' WHERE name = 'photos'")
+    history.db.execute(change)
+    assert history.digest() != before
+
+
 def test_advice_can_leave_a_task_out(history: History) -> None:
     history.record_profile(profile())
     before = history.digest(without="e" * 16)
@@ -205,6 +236,98 @@ def test_names_and_free_text_stay_here_unless_asked(history: History, tmp_path: 
     other.import_facts(tmp_path / "named")
     assert other.tasks() == history.tasks(), "a name wins over none"
     assert other.integrity() == []
+
+
+PRIVATE = replace(
+    BACKBONE, name="melanoma-net", zoo="folder", source_dataset="clinic-b", licence="of clinic B alone", digest="ab"
+)
+MELANOMA = Candidate("melanoma-net", "fine-tuning", {"rate": 0.001})
+
+
+def of_private(**changed: Any) -> Trial:
+    return replace(trial(**changed), id=trial_id("f" * 16, MELANOMA, 0), candidate=MELANOMA)
+
+
+def test_networks_of_the_users_own_stay_here_unless_asked(history: History, tmp_path: Path) -> None:
+    """With what was tried on them and what was seen through them; those that the package knows are everybody's."""
+    shipped = {backbone.name: backbone for backbone in read_facts(SHIPPED).backbones}
+    known = next(backbone for backbone in shipped.values() if backbone.zoo == "embedded")
+    elsewhere = next(backbone for backbone in shipped.values() if backbone.zoo == "shared")
+    for backbone in (PRIVATE, replace(known, zoo="folder", licence="mine"), elsewhere, replace(BACKBONE, name="tim", zoo="timm")):
+        history.record_backbone(backbone)
+    sources = {name: {"frechet": 1.0} for name in ("clinic-b", "clinic-c", "cifar10", "somewhere")}
+    looks = {name: {"logme": 1.0} for name in ("melanoma-net", "net", elsewhere.name)}
+    history.record_profile(replace(profile(), distances=sources, transferability=looks))
+    history.record_trial(trial())
+    history.record_trial(of_private(error="", provenance={}))
+    history.record_trial(of_private(seconds=9.0))
+    counts = history.export(tmp_path / "text")
+    assert counts == {
+        "tasks": 1,
+        "backbones": 4,
+        "profiles": 1,
+        "trials": 1,
+        "backbones left out": 1,
+        "trials left out": 2,
+    }
+    text = "".join((tmp_path / "text" / name).read_text() for name in FILES)
+    for word in ("melanoma", "clinic", "mine"):
+        assert word not in text
+    there = list(read_facts(tmp_path / "text").profiles)
+    assert there[0].distances.keys() == {"cifar10", "somewhere"}
+    assert there[0].transferability.keys() == {"net", elsewhere.name}
+    assert list(read_facts(tmp_path / "text").backbones) == sorted(
+        [BACKBONE, known, elsewhere, replace(BACKBONE, name="tim", zoo="timm")], key=lambda backbone: backbone.name
+    )
+    open_history(tmp_path / "other.db").import_facts(tmp_path / "text")
+    assert history.export(tmp_path / "named", names=True) == {"tasks": 1, "backbones": 5, "profiles": 1, "trials": 3}
+    assert "melanoma-net" in (tmp_path / "named" / "profiles.jsonl").read_text()
+
+
+def test_a_network_that_only_has_the_name_of_a_public_one_stays_here(history: History, tmp_path: Path) -> None:
+    shipped = list(read_facts(SHIPPED).backbones)
+    for backbone in shipped:
+        history.record_backbone(replace(backbone, zoo="hub", licence="secret", digest="ab" * 32))
+    assert history.export(tmp_path / "text")["backbones left out"] == len(shipped)
+    assert "secret" not in (tmp_path / "text" / "backbones.jsonl").read_text()
+
+
+def test_a_task_that_was_named_before_it_was_shipped_keeps_its_name_here(history: History, tmp_path: Path) -> None:
+    one, two = list(read_facts(SHIPPED).tasks)[:2]
+    history.record_task(task("ward 7", one.fingerprint), "clinic")
+    history.record_task(task(two.name, two.fingerprint), "clinic")
+    history.import_facts(SHIPPED)
+    history.export(tmp_path / "text")
+    text = "".join((tmp_path / "text" / name).read_text() for name in FILES)
+    assert "ward" not in text
+    assert "clinic" not in text
+    told = {facts.fingerprint: facts for facts in read_facts(tmp_path / "text").tasks}
+    assert told[one.fingerprint].name == one.fingerprint
+    assert sum(facts.name != facts.fingerprint for facts in told.values()) == len(list(read_facts(SHIPPED).tasks)) - 2
+
+
+def test_the_committed_facts_are_what_is_exported(tmp_path: Path) -> None:
+    with open_history() as home:
+        home.export(tmp_path / "text", names=True)
+    assert all((tmp_path / "text" / name).read_bytes() == (SHIPPED / name).read_bytes() for name in FILES)
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", "a\r\nb", 'a "b", c', " a "])
+def test_a_task_may_have_any_name(name: str, history: History, tmp_path: Path) -> None:
+    history.record_task(task(name, "e" * 16), name)
+    history.export(tmp_path / "text", names=True)
+    other = open_history(tmp_path / "other.db")
+    other.import_facts(tmp_path / "text")
+    assert other.tasks() == history.tasks()
+
+
+def test_a_field_too_many_is_named(history: History, tmp_path: Path) -> None:
+    history.export(tmp_path / "text")
+    path = tmp_path / "text" / "tasks.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{lines[0]},zzz", f"{lines[1]},1,2"]))
+    with pytest.raises(HistoryError, match=r"tasks\.csv line 2: .* is no field of a TaskFacts"):
+        history.import_facts(tmp_path / "text")
 
 
 @pytest.mark.parametrize("names", [False, True], ids=["anonymous", "names"])

@@ -11,11 +11,14 @@ import multiprocessing
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,41 @@ def test_many_processes_write_at_once(writers: int, each: int, tmp_path: Path) -
         assert recorded(history) == {trial(number).id for number in range((writers + 1) * each // 2)}
         assert all(len(one.curve) == 2 for one in history.trials())
         assert history.summary().get("other results", 0) == 0
+
+
+def _open_fresh(folder: Path, rounds: int, together: Barrier) -> None:
+    import automl_tl.history
+
+    automl_tl.history._add_shipped = lambda history: None
+    for number in range(rounds):
+        together.wait(60)
+        with open_history(folder / f"{number}.db") as history:
+            history.record_task(task(), "photos")
+
+
+def test_many_processes_open_a_fresh_home_together(tmp_path: Path) -> None:
+    rounds, context = 8, multiprocessing.get_context("spawn")
+    together = context.Barrier(6)
+    processes = [context.Process(target=_open_fresh, args=(tmp_path, rounds, together)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    for number in range(rounds):
+        with open_history(tmp_path / f"{number}.db") as history:
+            assert history.integrity() == []
+            assert history.knows("f" * 16)
+
+
+def test_a_history_that_is_in_use_is_not_to_be_moved_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automl_tl.history.BUSY_SECONDS", 0.05)
+    with closing(sqlite3.connect(tmp_path / "history.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(HistoryError, match=r"history\.db: another process is using it \(.*\); try again") as caught:
+            open_history(tmp_path / "history.db")
+    assert "move it away" not in str(caught.value)
+    open_history(tmp_path / "history.db")
 
 
 # The power is cut

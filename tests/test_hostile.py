@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load, save
 
 from automl_tl import load_task, predict
 from automl_tl.cards import read_folder
@@ -108,11 +109,19 @@ def model_of(card: Any, folder: Path) -> Path:
     ("change", "message"),
     [
         ({"architecture": "hf-hub:nobody/nothing"}, "has no network 'hf-hub:nobody/nothing'"),
+        ({"architecture": ""}, "none that timm builds, and no zoo 'embedded' here lists it"),
+        ({"architecture": "", "zoo": "timm", "name": "resnet10t.c3_in1k"}, "no zoo 'timm' here lists it"),
+        ({"architecture": "", "zoo": "timm", "name": "hf-hub:evil/x"}, "loading a model fetches nothing"),
+        ({"architecture": "", "zoo": "hub", "weights": "evil/x"}, "loading a model fetches nothing"),
         ({"architecture": "local-dir:."}, "has no network 'local-dir:.'"),
         ({"kwargs": {"checkpoint_path": "evil.pth"}}, "'checkpoint_path' is not for a card to say"),
         ({"kwargs": {"pretrained": True}}, "'pretrained' is not for a card to say"),
         ({"kwargs": {"pretrained_cfg": {"file": "evil.pth"}}}, "'pretrained_cfg' is not for a card to say"),
         ({"kwargs": {"depths": [10**9, 1, 1, 1]}}, "a number above 100,000 makes no network"),
+        ({"kwargs": {"channels": [1e300] * 4}}, "a number above 100,000 makes no network"),
+        ({"kwargs": {"layers": [50_000, 1, 1, 1]}}, "layers: more than 200 in all makes no network"),
+        ({"architecture": "mobilenetv2_100", "kwargs": {"depth_multiplier": 1e4}}, "more than 10 in all makes no network"),
+        ({"kwargs": {"channels": [10**5] * 4}}, "model.safetensors does not fit its card"),
         ({"input_size": 10**6}, "input_size: expected at most 4096 pixels"),
         ({"interpolation": "%s%n"}, "interpolation: expected one of nearest, bilinear, bicubic, but got '%s%n'"),
         ({"crop_pct": 0}, "crop_pct: expected 0.1 to 2.0, but got 0"),
@@ -127,6 +136,29 @@ def test_a_models_card_fetches_opens_and_runs_nothing(
     folder = model_of({**card, "backbone": {**card["backbone"], **change}}, tmp_path)
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=message):
+        predict(folder, [np.zeros((8, 8), dtype=np.uint8)])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"kind": "neighbours", "stored": 10**13, "k": 1},
+        {"kind": "tasks", "classes": [[0, 1]] * 1001, "ranks": [4096] * 1000},
+        {"kind": "tasks", "classes": [[0], [1]], "ranks": [4096]},
+    ],
+    ids=["neighbours", "tasks", "ranks"],
+)
+@pytest.mark.parametrize("change", [{}, {"num_features": 10**14}], ids=["as they are", "wide"])
+def test_a_head_is_not_made_before_its_weights_are_there(
+    head: dict[str, Any], change: dict[str, Any], tmp_path: Path, nothing_runs: None
+) -> None:
+    """And a file without the head's tensors does not make it anyway."""
+    card, weights = targets._model()
+    told = {**card, "backbone": {**card["backbone"], **change}, "head": head, "sha256": None}
+    folder = model_of(told, tmp_path)
+    tensors = {name: tensor for name, tensor in load(weights).items() if not name.startswith("head.")}
+    (folder / "model" / "model.safetensors").write_bytes(save(tensors, metadata={"facts": "{}"}))
+    with pytest.raises(InputError, match=r"its head cannot be made|does not fit its card: it |is more than the 1,000"):
         predict(folder, [np.zeros((8, 8), dtype=np.uint8)])
 
 

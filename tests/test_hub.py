@@ -34,6 +34,8 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     break_off: int = 0
     """So many downloads end in the middle."""
+    commit: str = COMMIT
+    """That every revision is at."""
     revisions: set[str] = field(default_factory=lambda: {"main", COMMIT})
     models: list[dict[str, Any]] = field(default_factory=list)
     """What a search may find, as the hub's own API tells it."""
@@ -84,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.hub.commit)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -93,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         start = int(re.sub(r"\D", "", self.headers.get("Range", "0").partition("-")[0]))
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{self.hub.etags.get(name, hashlib.sha256(content).hexdigest())}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.hub.commit)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(content) - start))
         if start:
@@ -340,7 +342,24 @@ def test_networks_of_the_hub_that_cannot_be_added(client: Client, headless_weigh
     publish(client.hub, "lab/wide", CONFIG | {"pretrained_cfg": {"input_size": [3, 96, 64]}}, headless_weights)
     publish(client.hub, "lab/broken", [], headless_weights)
     client.hub.files["lab/bare/model.safetensors"] = headless_weights
-    names = ["pickled", "unknown", "language", "reaching", "wide", "broken", "bare", "small@v9", "nothing", "a/b/c"]
+    publish(client.hub, "lab/listed", CONFIG | {"model_args": [1]}, headless_weights)
+    publish(client.hub, "lab/worded", CONFIG | {"model_args": "xy"}, headless_weights)
+    publish(client.hub, "lab/counted", CONFIG | {"model_args": 3}, headless_weights)
+    names = [
+        "listed",
+        "worded",
+        "counted",
+        "pickled",
+        "unknown",
+        "language",
+        "reaching",
+        "wide",
+        "broken",
+        "bare",
+        "small@v9",
+        "nothing",
+        "a/b/c",
+    ]
     publish(client.hub, "lab/small", CONFIG, headless_weights)
     said = client.run(f"""
 from automl_tl.backbones import add, catalogue
@@ -352,6 +371,9 @@ for name in {names!r}:
 assert not [name for name in catalogue() if name.startswith("hf-hub:")]
 """).splitlines()
     expected = [
+        "hf-hub:lab/listed: its config.json cannot be read",
+        "hf-hub:lab/worded: its config.json cannot be read",
+        "hf-hub:lab/counted: its config.json cannot be read",
         "lab/pickled: has no model.safetensors, and other forms of weights (pickle) are refused",
         "hf-hub:lab/unknown: timm",
         "hf-hub:lab/language: its config.json names no architecture",
@@ -386,6 +408,46 @@ for name in ("hf-hub:lab/mixed", "hf-hub:lab/cut"):
     )
     assert "does not hold test_vit" in said[0]
     assert "does not hold test_resnet" in said[1]
+
+
+@pytest.mark.slow
+def test_weights_that_change_on_the_hub_are_not_mixed_with_what_is_known_of_the_old(
+    client: Client, headless_weights: bytes
+) -> None:
+    """One network is built before main moves on, one is only added."""
+    import torch
+    from safetensors.torch import load, save
+
+    changed = save(
+        {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in load(headless_weights).items()}
+    )
+    start = """
+from automl_tl.errors import ZooError
+from automl_tl_plugins.zoos.hf_hub import HuggingFaceHub
+zoo = HuggingFaceHub()
+def bias(name):
+    backbone, = (one for one in zoo.list() if one.name == "hf-hub:lab/" + name)
+    return zoo.build(backbone).state_dict()["bn1.bias"].sum().item()
+"""
+    for name in ("built", "added"):
+        publish(client.hub, f"lab/{name}", CONFIG, headless_weights)
+    old = client.run(start + "zoo.add('hf-hub:lab/built'), zoo.add('hf-hub:lab/added'); print(bias('built'))")
+    for name in ("built", "added"):
+        publish(client.hub, f"lab/{name}", {**CONFIG, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}, changed)
+    client.hub.commit = COMMIT[::-1]
+    said = client.run(f"""{start}
+assert bias("built") == {old}
+try: bias("added")
+except ZooError as error: print(error)
+for name in ("built", "added"):
+    zoo.remove("hf-hub:lab/" + name)
+    assert zoo.add("hf-hub:lab/" + name).mean == (0.1, 0.2, 0.3)
+    print(bias(name))
+""").splitlines()
+    assert said[0] == "lab/added: model.safetensors changed since it was added; remove the network and add it again"
+    new = load(changed)["bn1.bias"].sum(dtype=torch.float32).item()
+    assert new != float(old)
+    assert list(map(float, said[1:])) == pytest.approx([new] * 2)
 
 
 @pytest.mark.slow

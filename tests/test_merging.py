@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -92,6 +93,11 @@ def test_merging_twice_changes_nothing(make: Make, tmp_path: Path) -> None:
     assert not any(here.merge(path_of(here)).values()), "nor does merging a history into itself"
 
 
+def failure(error: str, *, seconds: float, date: str) -> Trial:
+    told = {"error": f"fine-tuning: {error}", "seconds": seconds, "provenance": {"date": date, "hardware": f"CPU {seconds}"}}
+    return replace(HERE, status="failed", validation={}, test={}, curve=(), **told)
+
+
 TRIALS = (
     HERE,
     ELSEWHERE,
@@ -100,9 +106,11 @@ TRIALS = (
     replace(HERE, seconds=9.0),
     replace(HERE, status="stopped", curve=HERE.curve[:1], test={}),
     replace(ELSEWHERE, status="stopped", seconds=1.0, test={}),
-    replace(HERE, status="failed", validation={}, test={}, curve=(), error="fine-tuning: OSError: a disk is full"),
-    replace(HERE, status="failed", validation={}, test={}, curve=(), error="fine-tuning: OSError: no space"),
-    replace(HERE, status="failed", validation={}, test={}, curve=(), error="fine-tuning: MemoryError: much"),
+    failure("OSError: a disk is full", seconds=2.0, date="2026-11-20T10:00:00+00:00"),
+    failure("OSError: no space", seconds=1.0, date="2026-11-21T10:00:00+00:00"),
+    failure("OSError: no space", seconds=1.0, date="2026-11-19T10:00:00+00:00"),
+    failure("MemoryError: much", seconds=4.0, date="2026-11-20T10:00:00+00:00"),
+    failure("MemoryError: more", seconds=0.5, date="2026-11-22T10:00:00+00:00"),
     trial(1),
 )
 
@@ -167,6 +175,52 @@ def test_a_trial_that_is_not_what_its_id_says_is_refused(make: Make, tmp_path: P
     with pytest.raises(HistoryError, match=r"trials\.jsonl line 1: '\w+' is not the id of this task, candidate and seed"):
         other.merge(tmp_path / "text")
     assert other.known() == {}
+
+
+DAMAGES = {
+    "a backbone of nothing": ("UPDATE backbones SET facts = NULL", "backbone 1: no history of automl_tl, or damaged"),
+    "a list as provenance": ("UPDATE trials SET provenance = '[]'", "trial 1: no history of automl_tl, or damaged"),
+    "bytes as a name": ("UPDATE tasks SET name = x'ff00'", "task 1: no history of automl_tl, or damaged"),
+    "a number as a curve": ("UPDATE trials SET validation = '3'", "trial 1: validation: expected an object"),
+    "no points": ("DROP TABLE points", "trial 1: no history of automl_tl, or damaged: .*no such table"),
+    "no profiles": ("DROP TABLE profiles", "profile 1: no history of automl_tl, or damaged: .*no such table"),
+    "no state": ("DROP TABLE state", "task 1: no history of automl_tl, or damaged: .*no such table"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_history_is_named(damage: str, make: Make) -> None:
+    here, there = make(), make(trial())
+    there.db.execute("PRAGMA foreign_keys = OFF")
+    statement, told = DAMAGES[damage]
+    there.db.execute(statement)
+    with pytest.raises(HistoryError, match=f"^{re.escape(str(path_of(there)))} {told}"):
+        here.merge(path_of(there))
+    assert here.known() == {}
+
+
+def test_trials_of_another_program_are_no_history(make: Make, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "clinic.db") as clinic:
+        clinic.execute("CREATE TABLE trials (patient TEXT)")
+    clinic.close()
+    with pytest.raises(HistoryError, match=r"^\S+/clinic\.db: is no history of automl_tl, or damaged: table trials") as caught:
+        make().merge(tmp_path / "clinic.db")
+    assert "move it away" not in str(caught.value)
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["alone", "beside a finished one"])
+def test_of_failures_of_one_kind_the_same_is_kept_in_whatever_order(finished: bool, make: Make) -> None:
+    """Also where only the date differs."""
+    failures = [one for one in TRIALS if one.status == "failed" and "OSError" in one.error]
+    kept = set()
+    for order in itertools.permutations(failures):
+        here = make(*([HERE] if finished else []))
+        for one in order:
+            merged(here, make(one))
+        (found,) = [one for one in (here.trial(HERE.id), *here.other_results(HERE.id)) if one.status == "failed"]
+        kept.add(found.provenance["date"])
+        assert len(here.other_results(HERE.id)) == finished
+    assert len(kept) == 1
 
 
 def test_what_is_no_history_is_named(make: Make, tmp_path: Path) -> None:

@@ -325,6 +325,59 @@ def test_who_ends_with_an_error_or_lives_is_not_counted(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("died", [0, 2])
+@pytest.mark.parametrize("how", ["terminated", "terminated beside a fork", "pardoned"])
+def test_who_is_ended_on_purpose_is_not_counted(how: str, died: int, tmp_path: Path) -> None:
+    """What had died there before stays counted."""
+    marks = tmp_path / "deaths.txt"
+    marks.write_text("x" * died)
+    program = (
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom automl_tl import guard\n"
+        f"with guard.outlived(Path({str(tmp_path)!r})):\n"
+        "    if sys.argv[1] == 'pardoned':\n"
+        "        guard.pardon()\n"
+        "        os._exit(3)\n"
+        "    if sys.argv[1] == 'terminated beside a fork':\n"
+        "        child = os.fork()\n"
+        "        if not child:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM\n"
+        f"        assert Path({str(marks)!r}).read_text() == {'x' * (died + 1)!r}, 'a child decides nothing here'\n"
+        "    print('there', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, how], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if how != "pardoned":
+            assert process.stdout.readline() == "there\n"
+            process.terminate()
+        assert process.wait(60) == (3 if how == "pardoned" else -signal.SIGTERM)
+    assert (marks.read_text() if marks.exists() else "") == "x" * died
+
+
+def test_sigterm_that_is_somebody_elses_is_left_to_them(tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def listen(number: int, _: object) -> None:
+        heard.append(number)
+
+    before = signal.signal(signal.SIGTERM, listen)
+    try:
+        with guard.outlived(tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with guard.outlived(tmp_path):
+            signal.signal(signal.SIGTERM, listen)  # as a plugin may
+        assert signal.getsignal(signal.SIGTERM) is listen
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with guard.outlived(tmp_path):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["vanishes", "silent"])
 def test_a_search_gets_past_a_strategy_that_ends_the_process(strategy: str, tmp_path: Path, faulty: Path) -> None:

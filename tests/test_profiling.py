@@ -11,9 +11,10 @@ import pytest
 from pictures import lay, lay_drawn, png, real_images
 from PIL import Image
 
-from automl_tl import profiling
+from automl_tl import profiling, registry
 from automl_tl.backbones import catalogue
 from automl_tl.data import load_task
+from automl_tl.evaluation.domains import gap
 from automl_tl.profiling import (
     appearance,
     count_features,
@@ -25,6 +26,7 @@ from automl_tl.profiling import (
 )
 from automl_tl.records import TRAIN, VALIDATION, Features, Profile, Task
 from automl_tl.registry import metrics
+from automl_tl.testing import task_for
 
 SMALL = "resnet10t_24.tiny_imagenet_64"
 
@@ -99,6 +101,14 @@ def test_appearance_by_hand(tmp_path: Path) -> None:
     )
 
 
+def test_appearance_is_that_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample is sorted, and the images of a class lie together: its beginning is its first classes alone."""
+    monkeypatch.setattr(profiling, "LOOK", 10)
+    shades = {name: [png(Image.new("RGB", (20, 20), (grey,) * 3))] * 20 for name, grey in (("black", 0), ("white", 255))}
+    task = load_task(lay(tmp_path / "d", shades), validation=0.0)
+    assert appearance(task, catalogue()[SMALL], task.part(TRAIN))["brightness"] == pytest.approx(0.5)
+
+
 def test_size_is_that_of_the_stored_images(tmp_path: Path) -> None:
     shapes = {"wide": [(80, 20)] * 5, "tall": [(20, 80)] * 5}
     rng = np.random.default_rng(0)
@@ -168,6 +178,28 @@ def test_large_tasks_are_looked_at_through_a_sample(tmp_path: Path, monkeypatch:
     assert sampled.meta["images"] == whole.meta["images"] == 48
     assert flat(sampled) != pytest.approx(flat(whole), rel=1e-6)
     assert flat(sampled) == flat(profile_task(task, backbones, look=(SMALL,)))
+
+
+class Broken:
+    """A distance of a third party."""
+
+    kind = "distance"
+
+    def score(self, target: Features, source: Features | None) -> float:
+        raise KeyError("layer")
+
+
+def test_a_distance_that_fails_is_named_and_ends_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = task_for(frozenset({"target"}))
+    known = metrics
+    monkeypatch.setattr(registry, "metrics", lambda kind: known(kind) | ({"broken": Broken()} if kind == "distance" else {}))
+    found = profile_task(task, catalogue())
+    assert {f"gap_{name}" for name in known("distance")} <= found.meta.keys()
+    assert found.warnings.count("metric 'broken' failed: KeyError: 'layer'") == 1
+    values = np.random.default_rng(0).normal(size=(20, 4))
+    with pytest.warns(UserWarning, match="metric 'broken' failed: KeyError: 'layer'"):
+        apart = gap(Features(values), Features(values + 1))
+    assert set(apart) == set(known("distance"))
 
 
 # Real images

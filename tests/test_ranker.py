@@ -15,9 +15,9 @@ from automl_tl import learning
 from automl_tl.candidates import propose
 from automl_tl.cost import CostModel
 from automl_tl.encoding import Column, Encoder
-from automl_tl.experience import Experience
+from automl_tl.experience import Experience, Rows
 from automl_tl.explain import Picture, explain
-from automl_tl.learning import _conformal, _sample
+from automl_tl.learning import Line, _conformal, _sample
 from automl_tl.ranker import Ranker, learn, rank, ranker_for, shortlist
 from automl_tl.records import Candidate, Profile, Ranking
 from automl_tl.space import Float
@@ -223,6 +223,32 @@ def test_without_a_look_the_closeness_of_the_source_is_the_reason(fresh: World, 
     assert sum("frechet" in " ".join(reasons) for reasons in told) >= len(told) / 2
 
 
+def test_the_line_speaks_for_all_that_stand_above_the_others(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    """Here it says more than all else. Two networks take all the first places, and it puts both of them there."""
+    encoder, stage = ranker.learnt.encoder, ranker.learnt.stages[2]
+    column = stage.columns.index(encoder.columns.index(Column("transferability", "linear-probe")))
+    boosters = replace(stage.boosters, line=Line(column, 50.0, share=True))
+    steep = replace(ranker, learnt=replace(ranker.learnt, stages={2: replace(stage, boosters=boosters)}))
+    ahead = {"net03": 0.9, "net07": 0.95}
+    looked = {name: {"linear-probe": ahead.get(name, 0.2)} for name in fresh.backbones}
+    profile = replace(next(iter(fresh.profiles.values())), transferability=looked)
+    explained = advise(steep, fresh, profile, costs).items[:20]
+    assert {item.candidate.backbone for item in explained} == set(ahead)
+    assert all(item.reasons[0].startswith("its features suit your classes well") for item in explained)
+
+
+def test_a_hyperparameter_may_have_any_name(fresh: World) -> None:
+    """Also that of a column: a plugin's `strategy` is not which strategy it is."""
+    (profile, *_), backbones = fresh.profiles.values(), list(fresh.backbones.values())[:1]
+    values: list[dict[str, Any]] = [{"strategy": "wide"}, {"strategy": "deep"}, {}]
+    place = np.zeros(3, dtype=np.int64)
+    rows = Rows([profile], place, backbones, place, ["one", "one", "other"], values)
+    encoder = Encoder.of(rows)
+    table = encoder.encode(rows, np.zeros((3, len(encoder.find("record")))))
+    assert table[:, encoder.find("strategy")].ravel().tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(table[:, encoder.find("hyperparameter")].ravel(), [1, 0, np.nan])
+
+
 def test_a_strategy_without_trials_is_ranked_with_a_wider_interval(fresh: World, ranker: Ranker, costs: CostModel) -> None:
     profile = next(iter(fresh.profiles.values()))
     candidates = propose(fresh.backbones, STRATEGIES | {"foreign": Foreign}, seed=1)
@@ -252,6 +278,10 @@ def test_without_history_the_order_is_that_of_transferability(fresh: World, worl
     assert nearest.basis.startswith("closeness of the sources only")
     distances = {name: profile.distances[fresh.backbones[name].source_dataset]["frechet"] for name in looked}
     assert nearest.items[0].candidate.backbone == min(distances, key=lambda name: distances[name])
+    farther = max(distances, key=lambda name: distances[name])
+    partly = without(replace(profile, distances={fresh.backbones[farther].source_dataset: {"frechet": 90.0}}))
+    first_known = rank(None, candidates, partly, fresh.backbones, costs, strategies=STRATEGIES, stage=1)
+    assert first_known.items[0].candidate.backbone == farther, "nothing is known of the other's closeness"
 
 
 def test_the_order_does_not_hang_on_how_fast_the_machine_was_measured(fresh: World, ranker: Ranker, costs: CostModel) -> None:

@@ -84,6 +84,25 @@ def test_a_hook_that_raises_costs_only_itself(tmp_path: Path, monkeypatch: pytes
         assert "ours" not in registry.strategies()
 
 
+@pytest.mark.parametrize(
+    ("plugin", "given", "why"),
+    [
+        ("ours_g", "return None", "TypeError: 'NoneType' object is not iterable"),
+        ("ours_h", "return Mine", "TypeError: 'type' object is not iterable"),
+        ("ours_i", "yield Mine; 1 / 0", "ZeroDivisionError"),
+    ],
+    ids=["nothing", "one class", "a generator that raises"],
+)
+def test_a_hook_that_gives_no_list_costs_only_itself(
+    plugin: str, given: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, plugin, strategy("ours").replace("return [Mine]", given), monkeypatch)
+    with pytest.warns(PluginWarning, match=f"register_strategies of plugin '{plugin}' is left out: {why}"):
+        known = registry.strategies()
+    assert "linear-probe" in known
+    assert "ours" not in known
+
+
 def test_a_thing_without_a_name_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "ours_f", strategy(""), monkeypatch)
     with pytest.raises(PluginError, match="which has no name"):

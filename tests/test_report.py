@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -164,10 +165,11 @@ def test_where_nothing_is_odd_nothing_is_noted(run: Run, page: Page) -> None:
 def test_without_test_images_it_says_so(run: Run, tmp_path: Path) -> None:
     task, outcome, backbones = run
     splits = {split: part for split, part in task.splits.items() if split != "test"}
-    elsewhere = replace(outcome, folder=tmp_path)
-    shutil.copytree(outcome.folder / "model", tmp_path / "model")
+    elsewhere = replace(outcome, folder=tmp_path / "a run's")
+    shutil.copytree(outcome.folder / "model", elsewhere.folder / "model")
     page = Page(report_outcome(replace(task, splits=splits), elsewhere, backbones).read_text(encoding="utf-8"))
     assert "there were no test images, and the winner was chosen on these" in page.text
+    assert f"automl-tl compare {shlex.quote(str(elsewhere.folder))} --weight latency=5" in page.text, "from anywhere, as typed"
 
 
 def test_a_test_split_of_another_kind_is_told(tmp_path: Path) -> None:

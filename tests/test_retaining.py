@@ -306,6 +306,10 @@ def test_what_matters_to_several_tasks_adds_up(task: Task, tmp_path: Path, monke
     own = fisher_diagonal(net, images, train, np.unique(task.labels[train]), backbone)
     torch.testing.assert_close(both[0]["head.weight"][:3], own["head.weight"][:3] + earlier[0]["head.weight"])
     torch.testing.assert_close(both[0]["head.weight"][3:], own["head.weight"][3:])
+    memory.remember(tmp_path, net, task, images, backbone, kinds=(FISHER,), temperature=2.0)
+    half = memory.recall(tmp_path, FISHER)
+    assert half is not None
+    torch.testing.assert_close(half[0]["head.weight"][:3], own["head.weight"][:3] + 4 * earlier[0]["head.weight"])
 
 
 def test_votes_have_no_fisher_information(task: Task, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import numpy as np
@@ -37,7 +38,7 @@ from starlette.routing import Route
 
 from automl_tl.errors import InputError
 from automl_tl.service import archives, events, gate, job_routes, model_routes
-from automl_tl.service.app import serve
+from automl_tl.service.app import _say_where, serve
 from automl_tl.service.archives import unpack
 from automl_tl.service.datasets import Datasets
 from automl_tl.service.faults import Refused
@@ -598,6 +599,33 @@ def test_a_job_that_cannot_be_written_does_not_end_the_others(tmp_path: Path, mo
     assert Jobs(tmp_path).get(stuck.id).state == "queued", "the next start tries again"
 
 
+@pytest.mark.parametrize("end", [-35, RuntimeError("our fault")], ids=["a signal without a name", "our fault"])
+def test_a_job_that_ends_as_nobody_expects_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: int | Exception
+) -> None:
+    monkeypatch.setattr("automl_tl.service.jobs.PAUSE_SECONDS", 0.1)
+    jobs = Jobs(tmp_path)
+    first, after = (jobs.submit("profile", {"seed": 0, "zoo": None}, tmp_path / "nowhere") for _ in range(2))
+
+    def wait(job: Job) -> int:
+        if job.id == after.id:
+            return -9
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(jobs, "_wait", wait)
+    jobs.start()
+    try:
+        wait_until(lambda: jobs.ended(after.id), 30)
+    finally:
+        jobs.stop()
+    assert (jobs.get(first.id).state, jobs.get(after.id).state) == ("failed", "failed")
+    expected = "could not be run: our fault" if isinstance(end, Exception) else "the worker was ended by signal 35, perhaps"
+    assert jobs.get(first.id).error.startswith(expected)
+    assert jobs.get(after.id).error.startswith("the worker was ended by SIGKILL, perhaps")
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"id": "000000000001"}', "\0" * 100])
 def test_a_job_that_cannot_be_read_does_not_keep_the_server_from_starting(
     tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
@@ -614,10 +642,26 @@ def test_a_job_that_is_resumed_and_leaves_the_queue_is_what_it_was(tmp_path: Pat
     job = left_by(state, tmp_path, 1)
     (tmp_path / job.id / "result.json").write_text(json.dumps({"interrupted": interrupted}))
     jobs = Jobs(tmp_path)
-    assert jobs.resume(job.id, {"budget": "2 trials"}).state == "queued"
+    assert jobs.resume(job.id, {"budget": "2 trials"}).request == {**job.request, "budget": "2 trials"}
+    jobs = Jobs(tmp_path)  # as after a restart of the server
+    assert (jobs.get(job.id).state, jobs.get(job.id).request["budget"]) == ("queued", "2 trials")
     assert jobs.cancel(job.id).state == state
     assert jobs.result(job.id) == {"interrupted": interrupted}
-    assert Jobs(tmp_path).get(job.id).state == state
+    again = Jobs(tmp_path).get(job.id)
+    assert (again.state, again.request) == (state, job.request), "what came of it came of this request"
+
+
+def test_a_job_that_ran_with_another_budget_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(tmp_path)
+    job = jobs.submit("profile", {"seed": 0, "zoo": None}, tmp_path / "nowhere")
+    jobs.cancel(job.id)
+    jobs.resume(job.id, {"budget": "2 trials"})
+    monkeypatch.setattr(jobs, "_wait", lambda job: -9)
+    jobs.start()
+    wait_until(lambda: jobs.ended(job.id), 30)
+    jobs.stop()
+    jobs.resume(job.id, {"budget": "3 trials"})
+    assert jobs.cancel(job.id).request["budget"] == "2 trials"
 
 
 def test_a_job_that_runs_again_forgets_what_came_of_it(tmp_path: Path) -> None:
@@ -711,6 +755,15 @@ def test_what_a_server_left_of_a_download_is_swept(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.zip"))
 
 
+def test_a_job_is_named_as_its_folder_is(tmp_path: Path) -> None:
+    server = Server.of(Settings(tmp_path / "state", TOKEN).checked())
+    (tmp_path / "flowers.v2").mkdir()
+    (tmp_path / "list.v2.csv").touch()
+    names = {"flowers.v2": "flowers.v2", "list.v2.csv": "list.v2", "gone.v2": "gone.v2"}
+    for place, name in names.items():
+        assert job_routes.shown(server, server.jobs.submit("profile", {}, tmp_path / place))["name"] == name
+
+
 def test_a_worker_that_starts_while_the_server_stops_is_ended(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     job = jobs.submit("profile", {"seed": 0, "zoo": None}, tmp_path / "nowhere")
@@ -742,6 +795,77 @@ def test_a_worker_ends_with_its_server(tmp_path: Path) -> None:
     assert worker.stdin is not None
     worker.stdin.close()  # as the end of the server does, however it ends
     assert worker.wait(300) == 3
+
+
+WORKER = """#!{python}
+import sys, time
+from pathlib import Path
+from automl_tl import guard
+from automl_tl.service import worker
+
+def training(job, folder):
+    trial = folder / "run" / "trials" / "abc" / "checkpoints"
+    trial.mkdir(parents=True, exist_ok=True)
+    with guard.outlived(trial):
+        (folder / "there").touch()
+        while True:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass  # it hangs
+
+worker._do, sys.argv = training, ["worker", sys.argv[-1]]
+worker.main()
+"""
+"""In place of Python: a worker that is always in the middle of a trial."""
+
+
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+def test_a_trial_is_not_to_blame_that_its_worker_was_ended(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python").write_text(WORKER.format(python=sys.executable))
+    (tmp_path / "python").chmod(0o700)
+    monkeypatch.setattr("automl_tl.service.jobs.sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr("automl_tl.service.jobs.GRACE_SECONDS", 0.1)
+    jobs = Jobs(tmp_path / "jobs")
+    folder = jobs.path(jobs.submit("fit", {}, tmp_path).id)
+    jobs.start()
+    marks = folder / "run" / "trials" / "abc" / "checkpoints" / "deaths.txt"
+    try:
+        wait_until((folder / "there").exists)
+        assert marks.read_text() == "x"
+        if how == "cancel":
+            jobs.cancel(folder.name)
+            wait_until(lambda: jobs.ended(folder.name))
+            assert jobs.get(folder.name).state == "cancelled"
+    finally:
+        jobs.stop()
+    assert not marks.exists()
+
+
+def test_a_worker_that_hears_nothing_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/there\nexec sleep 60\n")
+    (tmp_path / "python").chmod(0o700)
+    monkeypatch.setattr("automl_tl.service.jobs.sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr("automl_tl.service.jobs.LAST_WORDS", 0.1)
+    jobs = Jobs(tmp_path / "jobs")
+    jobs.submit("fit", {}, tmp_path)
+    jobs.start()
+    wait_until((tmp_path / "there").exists)
+    start = time.monotonic()
+    jobs.stop()
+    assert time.monotonic() - start < 10
+
+
+def test_lines_are_added_where_no_place_can_be_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """os.pread is Unix's alone."""
+    monkeypatch.delattr(os, "pread", raising=False)
+    events.append(tmp_path, "state", {"number": 1})
+    with (tmp_path / events.EVENTS).open("ab") as file:
+        file.write(b'{"event": "cut o')
+    events.append(tmp_path, "state", {"number": 2})
+    events.append(tmp_path, "state", {"number": 3})
+    assert [event.facts["number"] for event in events.read(tmp_path)] == [1, 2, 3]
+    assert (tmp_path / events.EVENTS).read_bytes().count(b"\n") == 4
 
 
 def test_lines_of_two_writers_never_mix(tmp_path: Path) -> None:
@@ -859,6 +983,15 @@ def test_no_link_is_said_where_another_program_listens(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"port {port} of no such host: cannot"):
         serve(Settings(tmp_path, TOKEN), host="no such host", port=port, say=said.append)
     assert not said
+
+
+@pytest.mark.parametrize("token", [TOKEN, "a+b&c=d%41#e?f/g;hh"])
+def test_the_link_carries_any_token(token: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    _say_where(Settings(tmp_path, token).checked(), "127.0.0.1", 8765, said.append)
+    fragment = urlsplit(said[0].split()[-1]).fragment
+    assert parse_qs(fragment, strict_parsing=True) == {"token": [token]}, "as URLSearchParams, too, reads it"
+    assert f"token: {token} " in said[1], "to copy, as it is"
 
 
 def test_a_server_that_cannot_start_says_so_in_one_line(tmp_path: Path) -> None:

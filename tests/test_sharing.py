@@ -28,6 +28,8 @@ from typer.testing import CliRunner
 from automl_tl import Candidate
 from automl_tl.exchange import FILES
 from automl_tl.history import History, open_history
+from automl_tl.records import trial_id
+from automl_tl.sharing import leaving
 
 REPOSITORY = "ann/history"
 TOKEN = "hf_of_a_test"
@@ -45,6 +47,8 @@ class Hub:
     """The bodies of all requests."""
     pushed_in_between: dict[str, bytes] | None = None
     """Somebody else's commit, which arrives just before the next one."""
+    made_in_between: dict[str, bytes] | None = None
+    """Somebody else's first commit, in the repository that they make just before the next one is to be made."""
 
     def sha(self, number: int = -1) -> str:
         return hashlib.sha1(repr((len(self.commits[:number]), self.commits[number])).encode()).hexdigest()
@@ -84,6 +88,10 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             assert asked["type"] == "dataset"
             assert f"{asked['organization']}/{asked['name']}" == REPOSITORY
+            if self.hub.made_in_between is not None:
+                self.hub.commits += [{".gitattributes": b""}, {".gitattributes": b"", **self.hub.made_in_between}]
+                self._answer(409, json.dumps({"url": f"http://{self.headers['Host']}/datasets/{REPOSITORY}"}).encode())
+                return
             self.hub.private = asked.get("visibility") == "private"
             self.hub.commits.append({".gitattributes": b""})
             self._json({"url": f"http://{self.headers['Host']}/datasets/{REPOSITORY}"})
@@ -226,6 +234,31 @@ def test_a_push_that_somebody_else_came_before_loses_nothing(ann: Person, bob: P
     assert trial(7).id.encode() in ann.hub.commits[-1]["trials.jsonl"]
 
 
+def test_a_first_push_that_somebody_elses_came_before_loses_nothing(ann: Person, bob: Person, tmp_path: Path) -> None:
+    with bob.history() as history:
+        history.record_task(task("bob's", "e" * 16), "elsewhere")
+        history.record_backbone(BACKBONE)
+        history.record_trial(trial(7, fingerprint="e" * 16))
+        history.export(tmp_path / "bob's")
+    ann.hub.made_in_between = {name: (tmp_path / "bob's" / name).read_bytes() for name in FILES}
+    assert "1 tasks, 0 backbones, 1 profiles, 2 trials" in ann.command("push", REPOSITORY)
+    for one in (trial(0), trial(7, fingerprint="e" * 16)):
+        assert one.id.encode() in ann.hub.commits[-1]["trials.jsonl"]
+
+
+def test_a_network_of_ones_own_is_not_pushed_unless_asked(ann: Person) -> None:
+    candidate = Candidate("ward-net", "fine-tuning", {})
+    mine = replace(trial(3), candidate=candidate, id=trial_id("f" * 16, candidate, 0))
+    with ann.history() as history:
+        history.record_backbone(replace(BACKBONE, name="ward-net", zoo="folder", source_dataset="wards"))
+        history.record_trial(mine)
+        assert leaving(history).left_out == {"backbones left out": 1, "trials left out": 1}
+        assert leaving(history, names=True).left_out == {}
+    assert "1 backbones left out, 1 trials left out" in ann.command("push", REPOSITORY)
+    assert not any(b"ward" in ann.hub.commits[-1][name] for name in FILES)
+    assert mine.id.encode() not in ann.hub.commits[-1]["trials.jsonl"]
+
+
 def test_the_dry_run_says_exactly_what_leaves_and_asks_nobody(ann: Person) -> None:
     said = json.loads(ann.command("push", REPOSITORY, "--dry-run", "--json"))
     assert ann.hub.asked == []
@@ -269,7 +302,6 @@ def test_nothing_of_the_images_leaves(tmp_path: Path) -> None:
     from automl_tl import load_task
     from automl_tl.backbones import catalogue
     from automl_tl.profiling import profile_task
-    from automl_tl.sharing import leaving
     from automl_tl.trials import run_trial
 
     for number, (image, label) in enumerate(zip(*arrays(120), strict=True)):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from automl_tl.errors import InputError
-from automl_tl.space import Choice, Float, Int, Parameter, Space, check, defaults, draw
+from automl_tl.space import Choice, Float, Int, Parameter, Space, check, defaults, draw, placed, scaled
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -78,6 +79,26 @@ def test_what_is_outside_is_named(values: dict[str, object], message: str) -> No
 def test_what_is_missing_has_its_default() -> None:
     space = {"rate": Float(0.0, 1.0, 0.5), "epochs": Int(1, 9, 3)}
     assert check(space, {"epochs": 4}) == {"rate": 0.5, "epochs": 4}
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 9), (-4, 5), (1, 10), (3, 40), (0, 0)])
+def test_whole_numbers_spread_over_their_range(low: int, high: int) -> None:
+    """From 0 to 1 is no longer way than from 1 to 9."""
+    places = [scaled(Int(low, high, low), value) for value in range(low, high + 1)]
+    assert (places[0], places[-1]) == (0.0, float(high > low))
+    steps = [after - before for before, after in pairwise(places)]
+    assert all(0 < step < 0.5 for step in steps)
+    assert steps == sorted(steps, reverse=True)
+    if low >= 1:
+        ratios = [math.log(value / low) / math.log(high / low) for value in range(low, high + 1)]
+        assert places == pytest.approx(ratios)
+
+
+def test_what_has_no_place_any_more_is_unknown_and_what_is_missing_is_at_its_default() -> None:
+    space: Space = {"rate": Float(0.0, 1.0, 0.5), "layers": Int(0, 3, 0), "kind": Choice(("a", "b"), "b")}
+    assert placed(space, {"gone": 1}) == {"rate": 0.5, "layers": 0.0, "kind": 1.0}
+    odd = placed(space, {"rate": "fast", "layers": -2, "kind": "c"})
+    assert odd == pytest.approx({"rate": math.nan, "layers": 0.0, "kind": math.nan}, nan_ok=True)
 
 
 def test_impossible_ranges_are_refused_where_they_are_written() -> None:

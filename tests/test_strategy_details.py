@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from automl_tl_plugins.strategies import gradual_unfreezing
 from automl_tl_plugins.strategies._losses import divergence
 from automl_tl_plugins.strategies._retaining import _rows
+from automl_tl_plugins.strategies._untrained import untrained
 from automl_tl_plugins.strategies.lora import targets
 from automl_tl_plugins.strategies.rehearsal import _with_means
 from automl_tl_plugins.strategies.trades import Trades
@@ -29,7 +32,7 @@ from automl_tl.records import TRAIN, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.testing import task_for
-from automl_tl.trials import job_of, run_trial
+from automl_tl.trials import Limits, job_of, run_trial
 
 
 def job_for(task: Task, folder: Path, strategy: str = "fine-tuning") -> Job:
@@ -146,3 +149,66 @@ def test_nearest_means_need_images_of_every_class(tmp_path: Path) -> None:
     assert fitted.model is model
     assert fitted.notes == ("classified by the trained head: no image of 1 classes was kept",)
     assert "no image" not in " ".join(_with_means(whole, replace(fitted, notes=())).notes)
+
+
+# From scratch
+
+
+class Attentive(nn.Module):
+    """Parts that torch resets by another name, and, if it has one, a token that nothing resets."""
+
+    def __init__(self, *, token: bool) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 16)
+        self.token = nn.Parameter(torch.ones(1, 8)) if token else None
+
+
+def test_nothing_that_was_learnt_is_left_from_scratch() -> None:
+    unknown = replace(catalogue()[QUICK], architecture="", name="theirs")
+    net = Attentive(token=False)
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters() if parameter.ndim > 1}
+    anew = untrained(net, unknown)
+    assert not [name for name, parameter in anew.named_parameters() if name in before and torch.equal(parameter, before[name])]
+    with pytest.raises(TrialError, match="theirs: token keeps what it learnt"):
+        untrained(Attentive(token=True), unknown)
+
+
+# Gradual unfreezing
+
+
+def climb(folder: Path, task: Task, **limits: Any) -> tuple[Fitted, list[int]]:
+    """With moving norms, two epochs a stage; and before which stages the norms adopted the task's statistics."""
+    values = {**defaults(strategies()["gradual-unfreezing"].space), "norms": "moving", "epochs": 2}
+    candidate, adopted = Candidate(QUICK, "gradual-unfreezing", values), []
+    job = job_of(task, candidate, catalogue()[QUICK], seed=0, folder=folder, limits=Limits(**limits))
+    strategy = strategies()["gradual-unfreezing"](values, job.backbone)
+    adopting = gradual_unfreezing.adopting
+
+    def watched(*rest: Any) -> Job:
+        adopted.append(strategy.depth)
+        return adopting(*rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradual_unfreezing, "adopting", watched)
+        return strategy.run(job), adopted
+
+
+def test_a_climb_that_is_stopped_between_stages_begins_no_other(tmp_path: Path) -> None:
+    """What the next stage would begin with costs passes through all images, and is no model that was trained."""
+    task = digits()
+    first, adopted = climb(tmp_path, task, stop_after=2)
+    assert not first.complete
+    assert adopted == [1]
+    assert [point.epoch for point in first.curve] == [0, 1, 2]
+    late, adopted = climb(tmp_path, task, deadline=0.0)
+    assert not late.complete
+    assert adopted == [], "what a stage began with is in its checkpoint"
+    np.testing.assert_array_equal(late.probabilities, first.probabilities)
+    whole, adopted = climb(tmp_path, task)
+    once, _ = climb(tmp_path / "once", task)
+    assert whole.complete
+    assert 1 not in adopted
+    assert [(point.epoch, point.score, point.note) for point in whole.curve] == [
+        (point.epoch, point.score, point.note) for point in once.curve
+    ]
+    np.testing.assert_array_equal(whole.probabilities, once.probabilities)

@@ -61,6 +61,17 @@ def test_the_more_alike_the_more_a_trial_says() -> None:
     assert all(np.diff(spread) > 0)
 
 
+def test_candidates_of_an_earlier_version_are_no_error() -> None:
+    """An option that is gone is like no other; what their strategy got since is at its default; a strategy may be gone."""
+    plain = item("fine-tuning", BIG, 0.8)
+    lacking = Ranked(Candidate(BIG, "fine-tuning", {}), 0.8, 0.65, 0.9, 5.0, 100.0)
+    other, gone = (item("fine-tuning", BIG, 0.8, augmentation=option) for option in ("strong", "gone"))
+    foreign = Ranked(Candidate(BIG, "uninstalled", {"rate": "any"}), 0.8, 0.65, 0.9, 5.0, 100.0)
+    mean, spread = surrogate([plain, lacking, other, gone, foreign]).believe([Observed(plain.candidate, 0.5)])
+    assert mean[0] == mean[1] < mean[2] < mean[3] < mean[4]
+    assert np.isfinite(spread).all()
+
+
 def test_a_paused_trial_may_still_grow() -> None:
     one = item("fine-tuning", BIG, 0.8)
     model = surrogate([one])

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import timm
 import torch
 from automl_tl_plugins.formats._fractals import fractals
 from automl_tl_plugins.formats.formula import SEED
@@ -18,6 +19,7 @@ from torch import nn
 from automl_tl import Backbone, Task, unfreezing
 from automl_tl.api import study_unfreezing
 from automl_tl.backbones import build, catalogue
+from automl_tl.cards import add_folder, write_network
 from automl_tl.errors import InputError, PluginError
 from automl_tl.layers import layer_groups
 from automl_tl.report.unfreezing import conclusion, report_study
@@ -95,6 +97,27 @@ def test_labels_of_the_source_judge_its_head() -> None:
     assert (worse := judge.compare(other)[2]) is not None
     assert worse < right - 0.1
     assert _Before(backbone, images, np.roll(labels, 2)).compare(other)[2] is None, "labels in another order are no judge"
+
+
+def test_a_network_of_two_heads_has_no_single_judge(tmp_path: Path) -> None:
+    """The mean of two tokens, which is what its features are, is not what either head was trained on."""
+    kwargs = {"depth": 1, "img_size": 64, "embed_dim": 48}
+    card = {
+        "build": {"timm": "deit_tiny_distilled_patch16_224", "kwargs": kwargs},
+        "num_classes": 3,
+        "source_dataset": "s",
+        "source_domain": "d",
+        "input_size": [3, 64, 64],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+    }
+    write_network(tmp_path, "distilled", timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, **kwargs), card)
+    add_folder(tmp_path)
+    backbone = catalogue()["distilled"]
+    judge = _Before(backbone, np.zeros((2, 64, 64, 3), dtype=np.uint8) + np.uint8([[[[0]]], [[[200]]]]))
+    assert judge.compare(build(backbone)) == (0.0, None, None)
 
 
 def test_enough_is_the_shallowest_depth_within_a_standard_error(study: Study) -> None:

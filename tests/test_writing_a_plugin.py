@@ -88,6 +88,9 @@ def test_a_name_that_is_none_or_is_taken_is_refused(tmp_path: Path) -> None:
         write_plugin("My Method", tmp_path)
     with pytest.raises(InputError, match="a strategy 'linear-probe' already"):
         write_plugin("linear-probe", tmp_path)
+    for name in ("none", "true", "false"):
+        with pytest.raises(InputError, match=f"'{name}' is no name for a strategy: Python keeps {name.capitalize()} for itself"):
+            write_plugin(name, tmp_path)
     folder = write_plugin("my-method", tmp_path)
     assert folder == tmp_path / "automl_tl_my_method"
     with pytest.raises(InputError, match="is there already"):

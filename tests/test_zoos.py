@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +418,47 @@ def test_a_catalogue_of_timm_that_is_damaged_is_built_again(own_home: Path) -> N
     assert TimmHub().left_out() == whole["left_out"]
     assert json.loads(path.read_text()) == json.loads(json.dumps(whole))
     assert not list(path.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", "[1]", '{"networks": [{"tag": "a.b"}], "left_out": {}}', '{"networks": 3, "left_out": {}}']
+)
+def test_a_catalogue_of_timm_of_another_form_is_built_again(own_home: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """And one that was built from other counts is not looked at."""
+    from automl_tl_plugins.zoos import _timm_counts, timm_hub
+
+    shipped = own_home / "counts.csv"
+    counted = dict(sorted(_timm_counts.read(_timm_counts.SHIPPED).items())[:1])
+    _timm_counts.write(shipped, counted)
+    monkeypatch.setattr(_timm_counts, "SHIPPED", shipped)
+    monkeypatch.setattr(_timm_counts, "complete", lambda counted, progress: None)
+    (key,) = counted
+    tags = [(tag, facts) for tag, facts in _timm_counts.pretrained() if facts.architecture == key.architecture]
+    monkeypatch.setattr(_timm_counts, "pretrained", lambda: [one for one in tags if one[1].input_size[1] == key.input_size])
+    first = list(timm_hub.TimmHub().list())
+    (path,) = (own_home / "cache").glob("timm-*.json")
+    path.write_text(form)
+    assert list(timm_hub.TimmHub().list()) == first
+    counts = counted[key].counts
+    assert counts is not None
+    _timm_counts.write(shipped, {key: replace(counted[key], counts=replace(counts, macs=7))})
+    assert {backbone.macs for backbone in timm_hub.TimmHub().list()} == {7}
+    assert first[0].macs == counts.macs
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[]", b'{"name": "x"}', b"\xff"])
+def test_a_network_of_the_hub_that_is_damaged_costs_only_itself(network: Path, own_home: Path, damaged: bytes) -> None:
+    from automl_tl_plugins.zoos.hf_hub import HuggingFaceHub
+
+    whole = replace(read_card(network, zoo="hub"), name="hf-hub:lab/whole")
+    (own_home / "hub").mkdir()
+    (own_home / "hub" / "lab--whole.json").write_text(json.dumps(asdict(whole)))
+    (own_home / "hub" / "lab--small--net.json").write_bytes(damaged)
+    words = r"hf-hub:lab/small--net is left out: .*lab--small--net\.json: is damaged: .*; remove hf-hub:lab/small--net with"
+    with pytest.warns(UserWarning, match=words):
+        assert catalogue()[whole.name] == whole
+    HuggingFaceHub().remove("hf-hub:lab/small--net")
+    assert HuggingFaceHub().list() == [whole]
 
 
 def test_timm_is_listed_only_on_request() -> None:

@@ -16,6 +16,9 @@ from .serving import serve
 from .study import unfreeze_study
 from .training import fit, profile, recommend
 
+RESUMED = (("fit",), ("history", "build"), ("study", "data"), ("zoo", "pretrain"), ("federate", "serve"), ("federate", "join"))
+"""Commands that keep what they have done; all others begin anew."""
+
 app = typer.Typer(
     help="Which pretrained backbone, which transfer strategy, which hyperparameters: answered from experience.",
     no_args_is_help=True,
@@ -64,11 +67,16 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:  # typer makes the one the other
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        _fail("interrupted; the same command goes on where it stopped", 130)
+        _fail("interrupted; the same command goes on where it stopped" if _goes_on(sys.argv[1:]) else "interrupted", 130)
     except Exception as error:  # our fault: say so in one line; the traceback is for those who ask
         if os.environ.get("AUTOML_TL_DEBUG"):
             raise
         _fail(f"internal error: {type(error).__name__}: {error} (AUTOML_TL_DEBUG=1 shows where; please report it)", 1)
+
+
+def _goes_on(typed: list[str]) -> bool:
+    """Whether that command, typed again, goes on where it stopped. No group has options that could come between its words."""
+    return any(tuple(typed[: len(words)]) == words for words in RESUMED)
 
 
 def _print_anything() -> None:

@@ -20,6 +20,8 @@ def predict(
     """Classify new images with the winner of a run."""
     from automl_tl import api
 
+    if out is not None:
+        api.check_file(out)
     predictions = api.predict(run, images)
     if out is not None:
         api.write_predictions(predictions, out)
@@ -58,10 +60,11 @@ def evaluate(
     from automl_tl import api
     from automl_tl.along import fraction
 
+    epsilon = None if robust is None else fraction(robust, "--robust")
     judgement = api.judge_model(run, location(images))
     robustness = api.judge_corrupted(judgement, seed=seed) if corruptions else None
     used = api.judge_cost(run) if cost else None
-    attacked = api.judge_attacked(run, judgement, fraction(robust, "--robust")) if robust is not None else {}
+    attacked = api.judge_attacked(run, judgement, epsilon) if epsilon is not None else {}
     if json:
         facts: dict[str, Any] = {"images": len(judgement.labels), "split": judgement.split}
         facts |= {**judgement.scores, **attacked, "intervals": judgement.intervals}

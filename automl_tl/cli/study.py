@@ -68,6 +68,7 @@ def unfreeze_study(
     from automl_tl import api
     from automl_tl.report.unfreezing import conclusion, report_study
 
+    api.check_writable(out)
     with progress_bars(json) as progress:
         where = None if source is None else location(source)
         study = api.study_unfreezing(

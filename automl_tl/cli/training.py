@@ -47,11 +47,16 @@ Exemplars = Annotated[int, typer.Option(min=1, help="Images that --remember exem
 
 def fit(
     images: Images,
-    budget: Annotated[str, typer.Option(help="90s, 10m, 1h, '5 trials', '60 epochs', or several joined by +.")] = "10m",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="90s, 10m, 1h, '5 trials', '60 epochs', or several joined by +.", show_default="10m without --trials"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: model, trials, report. The same call goes on in it.")] = Path(
         "runs/fit"
     ),
-    trials: Annotated[int | None, typer.Option(help="Short for --budget 'N trials'.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Short for --budget 'N trials'; beside a --budget, whichever comes first.")
+    ] = None,
     source: Source = None,
     after: After = None,
     keep: Keep = None,
@@ -76,7 +81,7 @@ def fit(
     with progress_bars(json) as progress:
         outcome = api.fit(
             location(images),
-            budget=budget if trials is None else f"{trials} trials",
+            budget=_budget(budget, trials),
             out=out,
             along=_along(source, after, keep, clients, skew, robust, shots),
             seed=seed,
@@ -97,6 +102,8 @@ def fit(
         print_json({**outcome_facts(outcome), **places, "remembered": dict(outcome.remembered)})
     else:
         print_outcome(outcome)
+    if outcome.interrupted:
+        raise KeyboardInterrupt  # only now that it has told what there is: a script must not take it for finished
 
 
 def recommend(
@@ -147,6 +154,13 @@ def profile(images: Images, source: Source = None, zoo: ZooName = None, seed: Se
         print_json(asdict(found))
     else:
         print_profile(task, found)
+
+
+def _budget(budget: str | None, trials: int | None) -> str:
+    """Both limits where both are given; ten minutes where neither is."""
+    limits = [] if budget is None else [budget]
+    limits += [] if trials is None else [f"{trials} trials"]
+    return " + ".join(limits or ["10m"])
 
 
 def _along(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from automl_tl import registry
 from automl_tl.device import channels_last
-from automl_tl.errors import InputError
+from automl_tl.errors import PLUGIN_FAULTS, InputError
 from automl_tl.inference import prepare
 from automl_tl.records import Backbone, Features
 
@@ -29,6 +30,8 @@ def gap(source: Features, target: Features) -> dict[str, float]:
             found[name] = float(metric.score(Features(target.values), Features(source.values)))
         except InputError:  # undefined here, such as a spread of one image
             continue
+        except PLUGIN_FAULTS as error:  # it is named and the others are told without it
+            warnings.warn(f"metric {name!r} failed: {type(error).__name__}: {error}", stacklevel=2)
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 

@@ -43,16 +43,30 @@ def write(folder: Path, trained: Model) -> float:
             verbose=False,
         )
     assert program is not None
+    _forget_origins(program.model)
     outside = sum(parameter.numel() * 4 for parameter in graph.parameters()) > MOST_INLINE
     program.save(file, external_data=outside)
     facts = facts_of(trained, "onnx")
     facts["largest_difference"] = difference = largest_difference(graph, _session(file), size, "ONNX")
-    program.model.metadata_props.clear()
     program.model.metadata_props.update({name: _text(value) for name, value in facts.items()})
     program.model.doc_string = "An image classifier trained by automl_tl; its metadata say how images are prepared."
     program.save(file, external_data=outside)
     write_facts(file, facts)
     return difference
+
+
+def _forget_origins(graph: Any) -> None:
+    """Remove what the exporter notes of where each part comes from: the lines of code, with the folders of this machine."""
+    from onnx_ir.traversal import RecursiveGraphIterator
+
+    graph.metadata_props.clear()
+    for part in (graph.graph, *graph.functions.values()):
+        part.metadata_props.clear()
+        for node in RecursiveGraphIterator(part):
+            for noted in (node, node.graph, *node.inputs, *node.outputs):
+                if noted is not None:
+                    noted.metadata_props.clear()
+                    noted.doc_string = None
 
 
 def read(file: Path) -> Predictor:

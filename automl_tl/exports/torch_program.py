@@ -2,12 +2,12 @@
 
 `torch.export.load` is made for files that one trusts: it unpickles what an archive says is a pickle, loads compiled code, finds
 operators by name and evaluates the text of symbolic sizes. `write` leaves nothing of that in the archive (weights as raw bytes,
-no sample inputs, no guards), and `read` looks into an archive before torch does, and refuses what `write` would not have written.
+no sample inputs, no guards) and nothing of where the code lay. `read` looks into an archive before torch does, and
+refuses what `write` would not have written.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import warnings
@@ -73,7 +73,12 @@ _OPERATOR = re.compile(
 """What torch.export leaves of a network of each of timm's families (timm 1.0.31), and their like. Not all of torch.ops.aten only
 computes: `from_file` maps any file into memory, to be read or overwritten."""
 _SYMBOL = re.compile(r"Symbol\('[su]\d+'(, (positive|nonnegative|integer)=True)*\)")
-_ARITHMETIC = re.compile(r"[\d\s+*/()-]*")
+_ARITHMETIC = re.compile(r"(?!.*(\*\*|\d{19}))(Integer|Mul|Add|[\d\s+*/(),-]){0,999}", re.DOTALL)
+"""Of sizes, as torch prints them, now (`Mul(Integer(4), …)`) and formerly. No powers and no endless numbers: working out a short
+text with them takes for ever."""
+LARGEST_TABLE = 1 << 26
+"""Bytes of a JSON part; those of timm's largest networks have a twentieth of it."""
+_UNREADABLE = (RuntimeError, ValueError, LookupError, AssertionError, TypeError, AttributeError, ArithmeticError, OSError)
 
 
 def write(folder: Path, trained: Model) -> float:
@@ -90,6 +95,7 @@ def write(folder: Path, trained: Model) -> float:
         program = torch.export.export(graph, example, dynamic_shapes={INPUT: {0: torch.export.Dim("n")}})
         _check_calls(program, trained)
         program.example_inputs = None  # it would be pickled
+        _forget_origins(program)
         program._guards_code = []  # text that loading turns into code; the only guard is the shape, which the JSON states
         torch.export.save(program, file)
     facts = facts_of(trained, "torch.export")
@@ -110,7 +116,7 @@ def _program(file: Path) -> Any:
         warnings.simplefilter("ignore")
         try:
             module = torch.export.load(file).module(check_guards=False)
-        except (RuntimeError, ValueError, LookupError, AssertionError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{file}: torch {torch.__version__} cannot read it: {str(error)[:200]}; export it anew") from None
 
     @torch.inference_mode()
@@ -130,7 +136,7 @@ def check_archive(file: Path) -> None:
     """
     refuse = f"{file}: was not written by `automl-tl export` and is not loaded, as loading could run code"
     try:
-        with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             parts = {name.partition("/")[2]: name for name in names}
             if len(parts) < len(names):  # of two parts with one name, torch might read the other
@@ -138,10 +144,12 @@ def check_archive(file: Path) -> None:
             for part, name in parts.items():
                 if not _PART.fullmatch(part):
                     raise InputError(f"{refuse}: it holds {part or name!r}")
-                if part.startswith("data/sample_inputs/") and archive.getinfo(name).file_size:
-                    raise InputError(f"{refuse}: it holds pickled sample inputs")
+                if fault := _fault_of(part, archive.getinfo(name)):
+                    raise InputError(f"{refuse}: it holds {fault}")
             tables = {part: json.loads(archive.read(name)) for part, name in parts.items() if part.endswith(".json")}
-    except (OSError, ValueError, zipfile.BadZipFile, RecursionError) as error:
+    except InputError:  # which is a ValueError, too
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError, OverflowError) as error:
         raise InputError(f"{file}: cannot be read as a torch.export program: {error}") from None
     for part, table in tables.items():
         for key, value in _pairs(table):
@@ -149,10 +157,29 @@ def check_archive(file: Path) -> None:
                 raise InputError(f"{refuse}: {part} says {key}")
             if key in ("target", "as_operator") and not _OPERATOR.fullmatch(str(value)):
                 raise InputError(f"{refuse}: it calls {str(value)[:80]!r}")
-            if key == "expr_str" and not _ARITHMETIC.fullmatch(_SYMBOL.sub("", str(value))):
+            if key == "expr_str" and not _ARITHMETIC.fullmatch(_SYMBOL.sub("1", str(value))):
                 raise InputError(f"{refuse}: it has the size {str(value)[:80]!r}")
             if key == "path_name" and not re.fullmatch(r"(weight|tensor)_\d+", str(value)):
                 raise InputError(f"{refuse}: it has the constant {str(value)[:80]!r}")
+
+
+def _fault_of(part: str, entry: zipfile.ZipInfo) -> str:
+    """What is wrong with a part before it is read; empty: nothing. torch packs none, so none can become larger than the file."""
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        return f"{part}, which is packed or encrypted"
+    if part.startswith("data/sample_inputs/") and entry.file_size:
+        return "pickled sample inputs"
+    if part.endswith(".json") and entry.file_size > LARGEST_TABLE:
+        return f"{part} of {entry.file_size:,} bytes"
+    return ""
+
+
+def _forget_origins(program: torch.export.ExportedProgram) -> None:
+    """Remove what torch notes of where each step comes from: the lines of code, with the folders of this machine."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for name in ("stack_trace", "from_node", "custom"):
+                node.meta.pop(name, None)
 
 
 def _check_calls(program: torch.export.ExportedProgram, trained: Model) -> None:

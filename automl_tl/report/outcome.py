@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -86,6 +87,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
         .render(
             task=task,
             outcome=outcome,
+            folder=shlex.quote(str(outcome.folder)),
             winner=winner,
             backbone=trained.backbone,
             summary=_summary(task, outcome, judged.split, scores["accuracy"], ranges["accuracy"]),

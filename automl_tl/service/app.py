@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI
@@ -120,7 +121,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 def _say_where(settings: Settings, host: str, port: int, say: Callable[[str], None]) -> None:
     shown = f"[{host}]" if ":" in host else host
-    say(f"automl_tl serves http://{shown}:{port}/#token={settings.token}")
+    say(f"automl_tl serves http://{shown}:{port}/#token={quote(settings.token, safe='')}")  # as the page reads it
     say(f"token: {settings.token}   state: {settings.state}   images below: {settings.root or 'no folder (--root)'}")
     if host not in ("127.0.0.1", "::1", "localhost"):
         say("note: others can reach this address, and nothing between them and it is encrypted; put a proxy with TLS before it")

@@ -31,7 +31,8 @@ def append(folder: Path, kind: str, facts: dict[str, Any]) -> None:
     descriptor = os.open(folder / EVENTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.lseek(descriptor, max(size - 1, 0), os.SEEK_SET)  # for reading; what is written goes to the end in any case
+        torn = size > 0 and os.read(descriptor, 1) != b"\n"
         os.write(descriptor, b"\n" + line if torn else line)
     finally:
         os.close(descriptor)

@@ -150,7 +150,9 @@ async def watch_job(
 def shown(here: Server, job: Job) -> dict[str, Any]:
     """A job as clients see it."""
     facts = {name: getattr(job, name) for name in ("id", "kind", "state", "request", "created", "started", "ended", "error")}
-    more = {"name": data.shown(FilePath(job.location).stem), "before": here.jobs.place(job), "model": here.models.has(job)}
+    place = FilePath(job.location)
+    name = place.stem if place.is_file() else place.name  # a folder's name may have a dot, too
+    more = {"name": data.shown(name), "before": here.jobs.place(job), "model": here.models.has(job)}
     return {**facts, **more, "report": _report(here, job).exists()}
 
 

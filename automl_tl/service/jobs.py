@@ -34,6 +34,8 @@ ENDED = ("finished", "cancelled", "failed")
 MOST_WAITING = 1000
 GRACE_SECONDS = 120.0
 """For a cancelled job to end by itself: a fit still judges its best model and writes the report."""
+LAST_WORDS = 5.0
+"""Seconds for a worker to end once its standard input has: it writes down that the trial it was in is not to blame."""
 PAUSE_SECONDS = 10.0
 """After a job that could not be run: on a full disk all that wait would fail before anybody can make room."""
 
@@ -58,6 +60,8 @@ class Job:
     started: float | None = None
     ended: float | None = None
     error: str = ""
+    earlier: dict[str, Any] | None = None
+    """The request that it was last run with, while it is queued with another one."""
 
 
 class Jobs:
@@ -87,8 +91,9 @@ class Jobs:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            if self._worker is not None:
-                self._worker.kill()
+            worker = self._worker
+        if worker is not None:
+            _end(worker)
         self._thread.join()
 
     # Asking
@@ -157,7 +162,8 @@ class Jobs:
                 raise Refused(409, f"the job is {job.state} already")
             if job.state == "queued":
                 state, error = _verdict(self.folder / id, 0, cancelled=True)
-                return self._put(replace(job, state=state, ended=time.time(), error=error))
+                request = job.request if job.earlier is None else job.earlier
+                return self._put(replace(job, state=state, request=request, ended=time.time(), error=error, earlier=None))
             if job.state == "running":
                 job = self._keep(replace(job, state="cancelling"))
                 if self._worker is not None:
@@ -177,8 +183,8 @@ class Jobs:
                 raise Refused(409, f"the job is {job.state}; it goes on anyway")
             if job.state == "finished" and not changes:
                 raise Refused(409, "the job is finished; give a larger budget for it to go on")
-            request = {**job.request, **changes}
-            job = self._put(replace(job, state="queued", request=request, queued=time.time(), started=None, ended=None, error=""))
+            anew: dict[str, Any] = {"request": {**job.request, **changes}, "earlier": job.request, "queued": time.time()}
+            job = self._put(replace(job, state="queued", started=None, ended=None, error="", **anew))
             self._changed.notify_all()
             return job
 
@@ -202,7 +208,7 @@ class Jobs:
         while (job := self._next()) is not None:
             try:
                 self._finish(job, self._wait(job))
-            except OSError as error:  # a full disk, no process to be had: this job fails, the next is tried
+            except Exception as error:  # a full disk, no process to be had, our fault: this job fails, the next is tried
                 log.error("job %s could not be run", job.id, exc_info=error)
                 with self._changed:
                     self._worker = None
@@ -215,7 +221,7 @@ class Jobs:
             while not self._stopping:
                 waiting = sorted((job for job in self._jobs.values() if job.state in WAITING), key=_order)
                 if waiting:
-                    return self._keep(replace(waiting[0], state="running", started=time.time()))
+                    return self._keep(replace(waiting[0], state="running", started=time.time(), earlier=None))
                 self._changed.wait()
             return None
 
@@ -248,7 +254,7 @@ class Jobs:
         try:
             worker.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            worker.kill()
+            _end(worker)
 
     def _put(self, job: Job, note: str = "") -> Job:
         """On disk first, then to those who watch, then in memory: who sees that a job has ended can read how."""
@@ -270,6 +276,16 @@ class Jobs:
             with self._changed:
                 self._jobs[job.id] = job
             return job
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """By the end of its standard input; a worker that does not hear that is killed, as if its trial had done it."""
+    assert worker.stdin is not None
+    worker.stdin.close()
+    try:
+        worker.wait(LAST_WORDS)
+    except subprocess.TimeoutExpired:
+        worker.kill()
 
 
 def _order(job: Job) -> tuple[float, str]:
@@ -294,9 +310,16 @@ def _verdict(folder: Path, code: int, cancelled: bool) -> tuple[str, str]:
     if cancelled:
         return "cancelled", ""
     if code < 0:
-        name = signal.Signals(-code).name
-        return "failed", f"the worker was ended by {name}, perhaps for want of memory; resume the job to try again"
+        return "failed", f"the worker was ended by {_signal(-code)}, perhaps for want of memory; resume the job to try again"
     return "failed", _last_error(folder)
+
+
+def _signal(number: int) -> str:
+    """Its name; most of those for real time have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _last_error(folder: Path) -> str:

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from automl_tl import guard
 from automl_tl.errors import AutomlError
 from automl_tl.facts import outcome_facts
 from automl_tl.home import write_text
@@ -104,6 +105,7 @@ def _end_with_the_server() -> None:
     """All that matters is on disk, so a server that dies may take its worker along: nobody else would watch it."""
     while os.read(0, 4096):
         pass
+    guard.pardon()
     os._exit(3)
 
 

@@ -59,12 +59,12 @@ def base_of(values: Mapping[str, Value]) -> type[Strategy]:
 
 
 def base_values(values: Mapping[str, Value]) -> dict[str, Value]:
-    """The base's hyperparameters: its defaults, and the shared ones as far as its space allows."""
+    """The base's hyperparameters: its defaults, and the shared ones as far as its space allows; cycles are the loop's. What else
+    is named alike, such as a weight, is of another term."""
     space = base_of(values).space
-    found = defaults(space)
-    for name, one in space.items():
-        if name not in values:
-            continue
+    found = {**defaults(space), **{name: values[name] for name in ("cycles",) if name in values}}
+    for name in SPACE.keys() & space.keys() & values.keys():
+        one = space[name]
         if isinstance(one, Choice):
             found[name] = values[name] if values[name] in one.options else found[name]
         else:

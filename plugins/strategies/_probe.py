@@ -16,6 +16,7 @@ from automl_tl.device import autocast, channels_last, precision
 from automl_tl.features import BATCH
 from automl_tl.fetching import in_batches
 from automl_tl.inference import laid_out
+from automl_tl.loop import CHECKPOINT
 from automl_tl.norms import adopt_statistics, norms_of
 from automl_tl.records import TRAIN, VALIDATION
 
@@ -64,9 +65,9 @@ def begin(
     Where `norms` are moving they normalise by each batch of the task, and no longer as they did when a head was fitted to the
     source's statistics: its loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So those
     that will move adopt the statistics of the training images first, and the head is fitted on what the backbone gives then:
-    the job that is returned has that backbone and its features.
+    the job that is returned has that backbone and its features. What goes on from a checkpoint has all of this in it.
     """
-    if norms == "moving":
+    if norms == "moving" and not (job.folder / CHECKPOINT).exists():
         job = adopting(job, trained)
     return job, probe_job(job)
 

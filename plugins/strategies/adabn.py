@@ -43,10 +43,10 @@ class AdaBN(Strategy):
         images, task = job.pixels.array, job.task
         adopt_statistics(fitted.model, images, task.part(TARGET), job.backbone, seed=job.seed)
         probabilities = predict(fitted.model, images, task.part(VALIDATION), job.backbone)
-        last = fitted.curve[-1] if fitted.curve else Point(0, 0.0, None, 0.0)
+        *before, last = fitted.curve or [Point(0, 0.0, None, 0.0, memory_mb())]
         score = validate(fitted.model, images, task, job.backbone).score
-        point = Point(last.epoch + 0.5, last.seconds, None, score, memory_mb(), "statistics of the target")
-        return replace(fitted, probabilities=probabilities, curve=[*fitted.curve, point])
+        point = replace(last, score=score, note="statistics of the target")
+        return replace(fitted, probabilities=probabilities, curve=[*before, point])
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
         return Classifier(backbone, self.probed)

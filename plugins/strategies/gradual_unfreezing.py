@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, hookimpl, loop
 from automl_tl.device import device, memory_mb
 from automl_tl.objectives import ACCURACY, validate
+from automl_tl.processes import agreed
 from automl_tl.records import VALIDATION
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
@@ -58,9 +60,13 @@ class GradualUnfreezing(Strategy):
         curve.append(Point(0, 0.0, None, _standing(self.best, job)[0], memory_mb(), "head alone"))
         kept, stages = 0, len(layer_groups(model.backbone))
         for self.depth in range(1, stages + 1):
+            if not _begun(self._folder(job)) and (
+                curve[-1].epoch >= job.stop_after or loop.time_is_up(job, loop.last_epoch(curve))
+            ):
+                return Fitted(self.best.model, curve, self.best.probabilities, complete=False)
             stage = self._train_stage(job, curve)
             curve.extend(stage.curve)
-            pays = _standing(stage, job) > _standing(self.best, job)
+            pays = bool(stage.curve) and _standing(stage, job) > _standing(self.best, job)
             if pays:
                 self.best, kept = stage, self.depth
             if not stage.complete or self.told_to_stop:
@@ -71,7 +77,7 @@ class GradualUnfreezing(Strategy):
 
     def _train_stage(self, job: Job, before: list[Point]) -> Fitted:
         """The loop, on `depth` groups from the best model so far; its curve goes on from the stages before."""
-        folder = job.folder / f"stage-{self.depth}"
+        folder = self._folder(job)
         folder.mkdir(parents=True, exist_ok=True)
         epoch, depth, began = before[-1].epoch, self.depth, time.perf_counter()
         self._free(job)
@@ -89,11 +95,14 @@ class GradualUnfreezing(Strategy):
         stage.curve = [shifted(point) for point in stage.curve]
         return stage
 
+    def _folder(self, job: Job) -> Path:
+        return job.folder / f"stage-{self.depth}"
+
     def _free(self, job: Job) -> None:
         """What the stage begins with: the best so far. Where norms will move, they have the statistics of the training images,
         and the head is fitted anew on what the backbone gives then: those above normalise what the freed ones change."""
         self.start = self.best.model
-        if self.hp.norms == "still":
+        if self.hp.norms == "still" or _begun(self._folder(job)):
             return
         assert isinstance(self.start, Classifier)
         backbone = self.start.backbone
@@ -127,14 +136,21 @@ class GradualUnfreezing(Strategy):
         return float(backbone.macs) * images * (1 + 2.5 * 2 * float(hyperparameters["epochs"]))
 
 
+def _begun(folder: Path) -> bool:
+    """Whether a stage goes on from a checkpoint, which has all that it began with."""
+    return (folder / loop.CHECKPOINT).exists()
+
+
 def _standing(fitted: Fitted, job: Job) -> tuple[float, float]:
-    """Validation score, then negative log-loss."""
+    """Validation score, then negative log-loss; those of the first process, as all must climb equally far."""
     if job.task.objective != ACCURACY:
         found = validate(fitted.model, job.pixels.array, job.task, job.backbone)
-        return found.score, -found.loss
+        score, sure = agreed(found.score, -found.loss)
+        return score, sure
     labels = job.task.labels[job.task.part(VALIDATION)]
     chosen = fitted.probabilities[np.arange(len(labels)), labels]
-    return float((fitted.probabilities.argmax(1) == labels).mean()), float(np.log(np.clip(chosen, 1e-12, None)).mean())
+    score, sure = agreed((fitted.probabilities.argmax(1) == labels).mean(), np.log(np.clip(chosen, 1e-12, None)).mean())
+    return score, sure
 
 
 @hookimpl

@@ -18,8 +18,9 @@ class LastBlocks(Strategy):
     """The last `blocks` groups of layers train, from a linear probe; all below stay as pretrained.
 
     Of the weights w = (w₁ … w_L), groups from the stem up, only the last k and the head descend. Low layers find edges and
-    colours, which serve any images; high ones are made for the source's classes. What is frozen passes forward only, keeps its
-    batch statistics (with moving norms those of the task, see `begin`), and needs neither gradients nor moments in memory.
+    colours, which serve any images; high ones are made for the source's classes. What is frozen passes forward only, keeps the
+    batch statistics of the source, and needs neither gradients nor moments in memory. Norms that move adopt those of the task
+    first (see `begin`).
     """
 
     name = "last-blocks"

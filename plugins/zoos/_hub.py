@@ -40,22 +40,25 @@ def cached(repository: str, *, file: str = WEIGHTS, revision: str | None = None)
     return Path(found) if isinstance(found, str) else None
 
 
-def fetch(repository: str, *, file: str = WEIGHTS, revision: str | None = None) -> Path:
-    """A file of a repository, at a branch, tag or commit (None: main): from the cache, or downloaded into it.
+def fetch(repository: str, *, file: str = WEIGHTS, revision: str | None = None, digest: str = "", anew: bool = False) -> Path:
+    """A file of a repository, at a branch, tag or commit (None: main): from the cache, or downloaded into it. What the cache
+    has is not taken where it has another sha256 than `digest`, or where the hub is to be asked `anew` whether it is the newest.
 
     A download goes on where an earlier one broke off. The client itself would retry for most of a minute where there is no
     hub, so it is asked once, shortly, beforehand.
 
     Raises:
-        ZooError: says plainly what is missing.
+        ZooError: says plainly what is missing, or that the hub has another file than `digest` says.
     """
-    here = cached(repository, file=file, revision=revision)
-    if here is not None:
+    here = None if anew else cached(repository, file=file, revision=revision)
+    if here is not None and digest in ("", sha256(here)):
         return here
     with plainly(repository, file):
         facts = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=PROBE_SECONDS)
         path = Path(hf_hub_download(repository, file, revision=revision, etag_timeout=PROBE_SECONDS))
     _check(path, facts.etag, repository)
+    if digest not in ("", sha256(path)):
+        raise ZooError(f"{repository}: {file} changed since it was added; remove the network and add it again")
     return path
 
 

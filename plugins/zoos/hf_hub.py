@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from automl_tl import Backbone, Offer, hookimpl
 from automl_tl.cards import check_card
-from automl_tl.errors import ZooError
-from automl_tl.home import home, write_text
+from automl_tl.errors import InputError, ZooError
+from automl_tl.facts import backbone_of
+from automl_tl.home import home, read_json, write_text
 from automl_tl.networks import count, family, first_line, headless
 
 from ._tags import UNKNOWN, domain_of_words, source_dataset, source_domain
@@ -30,10 +32,14 @@ class HuggingFaceHub:
     prefix = PREFIX
 
     def list(self) -> Iterable[Backbone]:
+        """A file that is damaged costs only its own network."""
         found = []
         for path in sorted(_folder().glob("*.json")):
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Backbone(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])}))
+            name = f"{PREFIX}{path.stem.replace('--', '/', 1)}"
+            try:
+                found.append(read_json(path, backbone_of, remedy=f"remove {name} with `automl-tl zoo remove`, and add it again"))
+            except (InputError, OSError) as error:
+                warnings.warn(f"{name} is left out: {error}", stacklevel=2)
         return found
 
     def add(self, name: str) -> Backbone:
@@ -46,7 +52,7 @@ class HuggingFaceHub:
 
         repository, _, revision = name.removeprefix(PREFIX).partition("@")
         digest, size = announced(repository, revision=revision or None)
-        path = fetch(repository, file="config.json", revision=revision or None)
+        path = fetch(repository, file="config.json", revision=revision or None, anew=True)
         backbone = replace(_read_config(path, name), digest=digest, download_bytes=size)
         write_text(_folder() / f"{name.removeprefix(PREFIX).replace('/', '--')}.json", json.dumps(asdict(backbone), indent=1))
         return backbone
@@ -77,7 +83,7 @@ class HuggingFaceHub:
             return [_offer(info) for info in found]
 
     def build(self, backbone: Backbone, *, head: bool = False) -> nn.Module:
-        """Raises ZooError: the weights cannot be had, or are not those of this network."""
+        """Raises ZooError: the weights cannot be had, are not those that were there at `add`, or not of this network."""
         import timm
         from safetensors import SafetensorError
 
@@ -86,7 +92,7 @@ class HuggingFaceHub:
         if head and not backbone.num_classes:
             raise ZooError(f"{backbone.name} has no source head")
         repository, _, revision = backbone.weights.partition("@")
-        path = fetch(repository, revision=revision or None)
+        path = fetch(repository, revision=revision or None, digest=backbone.digest)
         side = backbone.input_size
         facts = {"file": str(path), "num_classes": backbone.num_classes, "input_size": (3, side, side)}
         try:
@@ -113,11 +119,11 @@ def _read_config(path: Path, name: str) -> Backbone:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         facts: dict[str, Any] = {**config, **(config.get("pretrained_cfg") or {})}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        kwargs = dict(config.get("model_args") or {})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ZooError(f"{name}: its config.json cannot be read: {first_line(error)}") from None
     if not isinstance(config.get("architecture"), str):
         raise ZooError(f"{name}: its config.json names no architecture of timm; only networks in timm's form can be used")
-    kwargs = dict(config.get("model_args") or {})
     if facts.get("global_pool") is not None:
         kwargs.setdefault("global_pool", facts["global_pool"])
     dataset = source_dataset(str(facts.get("tag") or ""))

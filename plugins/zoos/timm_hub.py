@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ class TimmHub:
 
     def list(self) -> Iterable[Backbone]:
         """From the catalogue, which is built at the first call."""
-        return [_backbone(facts, zoo=self.name) for facts in self._catalogue()["networks"]]
+        return self._catalogue()[0]
 
     def cached(self) -> Iterable[Backbone]:
         """Those whose weights are in the local hub cache."""
@@ -40,8 +41,7 @@ class TimmHub:
 
     def left_out(self) -> dict[str, str]:
         """Tags that cannot be backbones here → why."""
-        reasons: dict[str, str] = self._catalogue()["left_out"]
-        return reasons
+        return self._catalogue()[1]
 
     def build(self, backbone: Backbone, *, head: bool = False) -> nn.Module:
         """Raises ZooError: the weights cannot be had, or are not those of this network."""
@@ -75,15 +75,21 @@ class TimmHub:
         write_text(_kept(), json.dumps(catalogue))
         return catalogue
 
-    def _catalogue(self) -> dict[str, Any]:
+    def _catalogue(self) -> tuple[Sequence[Backbone], dict[str, str]]:
         try:
-            return dict(json.loads(_kept().read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # not built yet, or damaged
-            return self.build_catalogue()
+            return self._parse(json.loads(_kept().read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):  # not built yet, damaged, or of another form
+            return self._parse(self.build_catalogue())
+
+    def _parse(self, catalogue: Mapping[str, Any]) -> tuple[Sequence[Backbone], dict[str, str]]:
+        return [_backbone(facts, zoo=self.name) for facts in catalogue["networks"]], dict(catalogue["left_out"])
 
 
 def _kept() -> Path:
-    return cache() / f"timm-{version('timm')}.json"
+    """Named by what it is built from: another timm, or corrected counts, make another catalogue."""
+    from ._timm_counts import SHIPPED
+
+    return cache() / f"timm-{version('timm')}-{hashlib.sha256(SHIPPED.read_bytes()).hexdigest()[:12]}.json"
 
 
 def _read_timm(counted: Mapping[Key, Counted]) -> dict[str, Any]:
