@@ -25,6 +25,7 @@ from .candidates import PER_PAIR, propose
 from .data import altered, load_task, subset
 from .errors import InputError, WorkerLost
 from .history import History
+from .objectives import REQUIRED, adapt, brings
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
 from .space import Space, Value, check
 from .workers import open_workers, results
@@ -54,6 +55,9 @@ class TaskPlan:
     seed: int = 0
     copy: str = ""
     """Of what the images are copies: "grey", or a corruption and its severity 1–5, such as "fog 3"."""
+    source: str = ""
+    """Location of labelled images of another domain (adaptation): of those at `location`, or of their copies, labels are used to
+    judge alone. Where both are one location, they share no image."""
 
 
 @dataclass(frozen=True)
@@ -228,8 +232,20 @@ def _task(data: str, plan: TaskPlan) -> Task:
 
 def make_task(data: Path, plan: TaskPlan) -> Task:
     """The task that `plan` describes: fewer classes, fewer images, the same seeded choice everywhere."""
-    location = data / plan.location if (data / plan.location).exists() else plan.location
-    task = load_task(location, name=plan.name, seed=plan.seed, validation=plan.validation)
+    if not plan.source:
+        return _copied(_drawn(data, plan.location, plan), plan.copy, plan.seed)
+    first = plan.per_class or 0 if plan.source == plan.location else 0
+    target = _copied(_drawn(data, plan.location, plan, first=first, splits=(TRAIN, TEST)), plan.copy, plan.seed)
+    return replace(adapt(_drawn(data, plan.source, plan), target, labelled=False), name=plan.name)
+
+
+def _drawn(
+    data: Path, location: str, plan: TaskPlan, *, first: int = 0, splits: tuple[str, ...] = (TRAIN, VALIDATION, TEST)
+) -> Task:
+    """Some classes and images of those at `location`, and of their splits; of each class from the training image `first` on."""
+    task = load_task(
+        data / location if (data / location).exists() else location, name=plan.name, seed=plan.seed, validation=plan.validation
+    )
     rng = np.random.default_rng(plan.seed)
     labels = np.arange(len(task.classes))
     if plan.classes is not None and plan.classes < len(labels):
@@ -239,14 +255,20 @@ def make_task(data: Path, plan: TaskPlan) -> Task:
         part = rng.permutation(task.part(split))
         part = part[np.isin(task.labels[part], labels)]
         if split == TRAIN and plan.per_class is not None:
-            part = np.concatenate([part[task.labels[part] == label][: plan.per_class] for label in labels])
-        keep.append(part if most is None else _proportionally(part, task.labels[part], most))
-    chosen = subset(task, np.sort(np.concatenate(keep)), name=plan.name)
-    return _copied(chosen, plan.copy, plan.seed) if plan.copy else chosen
+            part = np.concatenate([part[task.labels[part] == label][first : first + plan.per_class] for label in labels])
+        if split in splits:
+            keep.append(part if most is None else _proportionally(part, task.labels[part], most))
+    return subset(task, np.sort(np.concatenate(keep)), name=plan.name)
 
 
 def _copied(task: Task, how: str, seed: int) -> Task:
-    """Raises InputError: no such corruption."""
+    """The images changed as `how` says; as they are where it says nothing.
+
+    Raises:
+        InputError: no such corruption.
+    """
+    if not how:
+        return task
     from .evaluation.robustness import CORRUPTIONS, SEVERITIES, corrupt
 
     kind, _, severity = how.rpartition(" ")
@@ -288,6 +310,8 @@ def sample_candidates(plan: Plan, task: Task, backbones: Mapping[str, Backbone])
         seed=plan.seed,
         per_pair=1 if plan.settings else PER_PAIR,
         near=plan.near,
+        met=brings(task),
+        required=REQUIRED[task.objective],
         only_strategies=plan.strategies or None,
         only_backbones=plan.backbones or None,
     )

@@ -21,6 +21,8 @@ from automl_tl.campaign import Plan, TaskPlan, _gaps, build_history, make_task, 
 from automl_tl.errors import InputError
 from automl_tl.history import open_history
 from automl_tl.images import read_image
+from automl_tl.objectives import ADAPTATION
+from automl_tl.records import TARGET, TEST, TRAIN
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 
@@ -53,6 +55,26 @@ def test_copies_are_tasks_of_their_own_with_the_same_labels() -> None:
     assert make_task(Path("."), replace(DIGITS, copy="gaussian noise 3")).fingerprint == noisy.fingerprint
     with pytest.raises(InputError, match="rain 3"):
         make_task(Path("."), replace(DIGITS, copy="rain 3"))
+
+
+def test_labels_of_one_domain_and_images_of_another() -> None:
+    """Digits, and copies of other digits with less contrast and without labels."""
+    plan = replace(DIGITS, copy="contrast 3", source="digits")
+    task = make_task(Path("."), plan)
+    assert (task.name, task.objective) == ("few digits", ADAPTATION)
+    train, target, test = (task.part(split) for split in (TRAIN, TARGET, TEST))
+    assert np.bincount(task.labels[train]).tolist() == [8] * 10
+    assert len(target) == 80
+    assert set(task.labels[target].tolist()) == {-1}, "nobody gave these"
+    assert set(task.labels[test].tolist()) == set(range(10))
+    assert not {task.where[i] for i in train} & {task.where[i] for i in target}
+    plain, pale = make_task(Path("."), DIGITS), make_task(Path("."), replace(DIGITS, copy="contrast 3"))
+    assert set(task.hashes[train]) <= set(plain.hashes), "as they are"
+    assert set(task.hashes[test]) <= set(pale.hashes), "copies"
+    chosen = sample_candidates(Plan((plan,), trials=60, most_multiply_adds=1e15), task, catalogue())
+    found = {candidate.strategy for candidate in chosen}
+    assert {"dan", "dann", "deep-coral", "mcc", "adabn", "fine-tuning"} <= found
+    assert "pgd" not in found
 
 
 def test_candidates_are_sampled_from_everything_by_seed() -> None:
