@@ -26,11 +26,11 @@ class Adviser:
     cost_model: CostModel
 
     @classmethod
-    def of(cls, history: History, *, without: str = "", seed: int = 0) -> Adviser:
+    def of(cls, history: History, *, without: str = "") -> Adviser:
         """Learnt from `history` without the trials of the task `without`; a ranker that was learnt before is read."""
         experience = Experience.of(history, without=without)
-        ranker = ranker_for(experience, cache() / "rankers", seed=seed)
-        return cls(ranker, CostModel.learn(experience, strategies=registry.strategies(), seed=seed))
+        ranker = ranker_for(experience, cache() / "rankers")
+        return cls(ranker, CostModel.learn(experience, strategies=registry.strategies()))
 
     def recommend(
         self,
@@ -39,7 +39,6 @@ class Adviser:
         zoo: str | None = None,
         strategies: Sequence[str] | None = None,
         backbones: Sequence[str] | None = None,
-        seed: int = 0,
     ) -> Ranking:
         """Rank what could be trained on the task that `profile` is of.
 
@@ -50,11 +49,12 @@ class Adviser:
             InputError: nothing is left to rank.
         """
         known, at_hand = registry.strategies(), catalogue(zoo=zoo)
+        strategies, backbones = registry.several(strategies), registry.several(backbones)
         for name in strategies or ():
             registry.lookup("strategy", name, known)
         for name in backbones or ():
             registry.lookup("backbone", name, at_hand)
-        candidates = propose(at_hand, known, seed=seed, only_strategies=strategies, only_backbones=backbones)
+        candidates = propose(at_hand, known, seed=0, only_strategies=strategies, only_backbones=backbones)
         if not candidates:
             raise InputError("no candidate is left; allow more strategies or backbones")
         stage = 2 if {candidate.backbone for candidate in candidates} <= profile.transferability.keys() else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ class Along:
     """Folders of federated clients, or how many to simulate."""
     skew: float = MILD
     """Of simulated clients: small values give each few classes."""
-    robust: float = 0.0
-    """Largest change of a pixel, of 0–1."""
+    robust: float | str = 0.0
+    """Largest change of a pixel, of 0–1; "8/255" is a number, too."""
     shots: int = 0
     """Training images a class; 0: all."""
 
@@ -50,6 +50,8 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
         InputError: names the file, row, class or option and says what to do.
     """
     along = along or Along()
+    if isinstance(along.robust, str):
+        along = replace(along, robust=fraction(along.robust, "robust"))
     _check(along)
     told = None if progress is None else lambda done, total: progress("reading images", done, total)
     if along.source is not None and _is_flat(location):
@@ -110,7 +112,7 @@ def _remembered(folder: Path, name: str, seed: int) -> Task | None:
 
 
 def _hardened(task: Task, along: Along) -> Task:
-    return objectives.harden(task, along.robust) if along.robust else task
+    return objectives.harden(task, float(along.robust)) if along.robust else task
 
 
 def _check(along: Along) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,7 +25,7 @@ from .candidates import propose
 from .comparison import Compared
 from .comparison import compare as compare_trials
 from .cost import CostModel
-from .errors import InputError, InputWarning
+from .errors import PLUGIN_FAULTS, InputError, InputWarning, PluginError
 from .evaluation.adversaries import judge_robust
 from .evaluation.calibration import Bin, reliability
 from .evaluation.classification import ClassScores, intervals, judge, per_class
@@ -40,13 +39,14 @@ from .facts import backbone_of, profile_of
 from .halving import search as search
 from .history import History, open_history
 from .home import cache, read_json, write_text
+from .home import check_writable as check_writable
 from .hookspecs import Tracker
-from .images import passed_over
+from .images import images_below, is_one, passed_over
 from .objectives import REQUIRED, brings, left_out
 from .profiling import look_through
 from .profiling import profile_task as _profile_task
 from .progress import alone_in, read_trial
-from .ranker import Ranker, rank, ranker_for, shortlist
+from .ranker import rank, ranker_for, shortlist
 from .records import EXEMPLARS, Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
 from .steps import follow
 from .workers import open_workers
@@ -132,7 +132,10 @@ def recommend(
         with open_history() as opened:
             chosen: dict[str, Any] = {"zoo": zoo, "strategies": strategies, "backbones": backbones}
             return recommend(task, history=opened, **chosen, looks=looks, seed=seed, progress=progress)
+    if looks < 1:
+        raise InputError(f"looks is {looks}; advice takes a look through one network at least")
     known = registry.strategies()
+    strategies, backbones = registry.several(strategies), registry.several(backbones)
     for name in strategies or ():
         registry.lookup("strategy", name, known)
     adopt(backbones or ())
@@ -147,14 +150,15 @@ def recommend(
     if not candidates:
         raise InputError(_none_left(known, task))
     first = _profile_task(task, at_hand, seed=seed, progress=progress)
-    ranking = _rank(ranker, candidates, first, at_hand, cost_model, stage=1)
+    ranking = rank(ranker, candidates, first, at_hand, cost_model, strategies=known, stage=1)
     looked = tuple(shortlist(ranking, at_hand, size=looks))
     second = look_through(first, task, at_hand, look=looked, seed=seed, progress=progress)
     finer = [
         *suited(per_pair=SETTINGS, only_strategies=strategies, only_backbones=looked, proven=proven(experience)),
         *suited(per_pair=SETTINGS, only_strategies=strategies, only_backbones=looked, near=True),
     ]
-    ranking = _rank(ranker, list({one.id: one for one in finer}.values()), second, at_hand, cost_model, stage=2)
+    several = list({one.id: one for one in finer}.values())
+    ranking = rank(ranker, several, second, at_hand, cost_model, strategies=known, stage=2)
     return Advice(replace(second, warnings=(*second.warnings, *_omissions(known, task))), ranking, at_hand)
 
 
@@ -200,18 +204,6 @@ def _none_left(known: dict[str, type[Strategy]], task: Task) -> str:
     )
 
 
-def _rank(
-    ranker: Ranker | None,
-    candidates: list[Any],
-    profile: Profile,
-    backbones: dict[str, Backbone],
-    cost_model: CostModel,
-    *,
-    stage: int,
-) -> Ranking:
-    return rank(ranker, candidates, profile, backbones, cost_model, strategies=registry.strategies(), stage=stage)
-
-
 def fit(
     location: Any,
     *,
@@ -243,6 +235,7 @@ def fit(
     """
     start = time.monotonic()
     limits, out, kinds = parse_budget(budget), Path(out), memory.check_kinds(remember)
+    strategies, backbones = registry.several(strategies), registry.several(backbones)
     if exemplars != memory.MOST_EXEMPLARS and EXEMPLARS not in kinds:
         raise InputError("--exemplars says how many images are kept; ask for them with --remember exemplars")
     task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
@@ -261,7 +254,8 @@ def fit(
     check_writable(out)
     if EXEMPLARS in kinds:
         memory.each_of(exemplars, task)
-    told_of = [_tracker(each) if isinstance(each, str) else each for each in trackers]
+    asked = [trackers] if isinstance(trackers, str) else trackers
+    told_of = [_tracker(each) if isinstance(each, str) else each for each in asked]
     with ExitStack() as held:
         held.enter_context(alone_in(out))
         _check_free(out, request)
@@ -279,7 +273,8 @@ def fit(
         history.record_profile(advice.profile)
         if told is not None:
             told(task, advice)
-        advising = min(time.monotonic() - start, MOST_ADVISING * limits.seconds)
+        advised = time.monotonic() - start
+        counted = min(advised, MOST_ADVISING * limits.seconds)
         outcome = search(
             task,
             advice.ranking,
@@ -289,13 +284,14 @@ def fit(
             folder=out,
             history=history,
             seed=seed,
-            spent=advising,
+            spent=counted,
             trackers=told_of,
             remember=kinds,
             exemplars=exemplars,
             command=_command(),
             workers=workers,
         )
+        outcome = _advised_for_long(outcome, advised, counted)
         from .report.outcome import report_outcome
 
         report_outcome(task, outcome, advice.backbones)
@@ -303,10 +299,26 @@ def fit(
     return outcome
 
 
+def _advised_for_long(outcome: Outcome, advised: float, counted: float) -> Outcome:
+    """With a word on what the advice took beyond its share of the budget: nobody should have to wonder where it went."""
+    if advised <= counted:
+        return outcome
+    note = (
+        f"the advice took {advised:.0f} s, of which only {counted:.0f} s count as spent, so that half of the budget was left to "
+        "train; more time or fewer networks (--backbone) would serve better"
+    )
+    return replace(outcome, notes=(*outcome.notes, note))
+
+
 def _tracker(name: str) -> Tracker:
     """Raises PluginError: there is none of that name, or something that it needs is missing."""
     tracker = registry.lookup("tracker", name, registry.trackers())
-    getattr(tracker, "check", lambda: None)()
+    try:
+        getattr(tracker, "check", lambda: None)()
+    except PluginError:
+        raise
+    except PLUGIN_FAULTS as error:
+        raise PluginError(f"tracker {name!r} cannot begin: {type(error).__name__}: {error}") from error
     return tracker
 
 
@@ -423,9 +435,9 @@ def judge_cost(run: Path | str) -> tuple[InferenceCost, int]:
     return inference_cost(trained.net, trained.backbone.input_size), (folder / model.WEIGHTS).stat().st_size
 
 
-def judge_corrupted(judgement: Judgement, *, most: int = CORRUPTED, seed: int = 0) -> Robustness:
-    """Accuracy under common corruptions, on at most `most` of the images that were judged (a seeded choice)."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(judgement.labels))[:most])
+def judge_corrupted(judgement: Judgement, *, seed: int = 0) -> Robustness:
+    """Accuracy under common corruptions, on at most `CORRUPTED` of the images that were judged (a seeded choice)."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(judgement.labels))[:CORRUPTED])
     return robustness(judgement.model.probabilities, judgement.images[chosen], judgement.labels[chosen], seed=seed)
 
 
@@ -516,12 +528,15 @@ def check_file(path: Path) -> None:
 def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str]]:
     shown = data.shown
     if not isinstance(images, (str, Path)):
+        images = [images] if is_one(images) else images
+        if not isinstance(images, Iterable):
+            raise InputError(f"a {type(images).__name__} is no image; give a folder of images, one image, or a list of images")
         images = list(images)  # a generator gives them once
         return images, [shown(image) if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
     root = Path(images)
     if root.is_file():
         return [root], [shown(root)]
-    found = data.images_below(root)
+    found = images_below(root)
     missed = passed_over(root)
     if not found:
         raise InputError(f"{root} is not an image or a folder with images{missed and '; ' + missed}")
@@ -539,17 +554,6 @@ def _check_free(out: Path, request: dict[str, Any]) -> None:
     changed = [name for name in request if before.get(name) != request[name]]
     if changed:
         raise InputError(f"{out} holds another run (its {', '.join(changed)} differs); choose another --out or delete it")
-
-
-def check_writable(folder: Path) -> None:
-    """Worth asking before the work whose results are written there.
-
-    Raises:
-        InputError: `folder`, or the nearest one above it that is there, cannot be written to.
-    """
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
 
 
 def _keep_advice(out: Path, request: dict[str, Any], advice: Advice, looks: int) -> Advice:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import registry
-from .errors import InputError, ZooError
+from .errors import PLUGIN_FAULTS, AutomlError, InputError, ZooError
 from .records import Backbone, Offer
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def catalogue(*, zoo: str | None = None) -> dict[str, Backbone]:
         registry.lookup("zoo", zoo, zoos)
     found: dict[str, Backbone] = {}
     for name, each in zoos.items():
-        for backbone in _offered(each, asked_for=name == zoo):
+        for backbone in _told(each, each.list) if name == zoo else offered(each):
             if backbone.name in found:
                 both = f"{found[backbone.name].zoo!r} and {backbone.zoo!r}"
                 remedy = "rename one, or forget it with `automl-tl zoo remove`"
@@ -42,11 +43,27 @@ def catalogue(*, zoo: str | None = None) -> dict[str, Backbone]:
     return found
 
 
-def _offered(zoo: Zoo, *, asked_for: bool) -> Iterable[Backbone]:
-    if asked_for or not getattr(zoo, "on_request", False):
-        return zoo.list()
-    cached = getattr(zoo, "cached", None)
-    return cached() if cached is not None else ()
+def offered(zoo: Zoo) -> list[Backbone]:
+    """What a zoo has for everybody: all, or what is on this machine of one that is listed on request only."""
+    return _told(zoo, getattr(zoo, "cached", tuple) if getattr(zoo, "on_request", False) else zoo.list)
+
+
+def _told(zoo: Zoo, ask: Callable[[], Iterable[Backbone]]) -> list[Backbone]:
+    """What a zoo says that it has. One that says nonsense, or nothing, is named, and the others go on without it."""
+    try:
+        found = list(ask())
+        for backbone in found:
+            if not isinstance(backbone, Backbone):
+                raise TypeError(f"{backbone!r} is no automl_tl.Backbone")
+            if backbone.zoo != zoo.name:
+                raise ValueError(f"the zoo of {backbone.name!r} is given as {backbone.zoo!r}; expected {zoo.name!r}")
+        return found
+    except AutomlError:  # in words, with what to do
+        raise
+    except PLUGIN_FAULTS as error:
+        text = f"zoo {zoo.name!r} is left out, as its networks cannot be listed: {type(error).__name__}: {error}"
+        warnings.warn(text, registry.PluginWarning, stacklevel=1)
+        return []
 
 
 def on_request() -> dict[str, list[Backbone]]:
@@ -54,8 +71,8 @@ def on_request() -> dict[str, list[Backbone]]:
     found = {}
     for name, zoo in registry.zoos().items():
         if getattr(zoo, "on_request", False):
-            here = {backbone.name for backbone in _offered(zoo, asked_for=False)}
-            found[name] = [backbone for backbone in zoo.list() if backbone.name not in here]
+            here = {backbone.name for backbone in offered(zoo)}
+            found[name] = [backbone for backbone in _told(zoo, zoo.list) if backbone.name not in here]
     return found
 
 
@@ -66,7 +83,13 @@ def build(backbone: Backbone, *, head: bool = False) -> nn.Module:
         PluginError: nobody registered its zoo.
         ZooError: the weights cannot be had.
     """
-    return registry.lookup("zoo", backbone.zoo, registry.zoos()).build(backbone, head=head)
+    zoo = registry.lookup("zoo", backbone.zoo, registry.zoos())
+    try:
+        return zoo.build(backbone, head=head)
+    except AutomlError:
+        raise
+    except PLUGIN_FAULTS as error:
+        raise ZooError(f"zoo {zoo.name!r} cannot build {backbone.name!r}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import registry
+from .backbones import offered
 from .errors import HistoryError, ZooError
 from .facts import LARGEST_CROP, MOST_CROPPED, backbone_facts, backbone_of, crop_fits, fault_as_json, is_number, is_whole
 from .home import cache, home, whole, write_text
@@ -79,8 +80,18 @@ def read_card(path: Path, *, zoo: str) -> Backbone:
         counts, digest = _measured(card, weights)
     except ZooError as error:
         raise ZooError(f"{path}: {error}") from None
+    backbone = described(card, counts, zoo=zoo, weights=str(weights), digest=digest)
+    try:
+        backbone_of(backbone_facts(backbone))  # what the history would not take is refused here, where its file can be named
+    except (HistoryError, RecursionError) as error:
+        raise ZooError(f"{path}: {error}") from None
+    return backbone
+
+
+def described(card: Mapping[str, Any], counts: Counts, *, zoo: str, weights: str = "", digest: str = "") -> Backbone:
+    """The facts of a card that `check_card` passed."""
     architecture = card["build"]["timm"]
-    backbone = Backbone(
+    return Backbone(
         name=card["name"],
         zoo=zoo,
         architecture=architecture,
@@ -99,14 +110,9 @@ def read_card(path: Path, *, zoo: str) -> Backbone:
         source_accuracy=card.get("source_accuracy"),
         licence=card.get("licence", ""),
         kwargs=card["build"].get("kwargs", {}),
-        weights=str(weights),
+        weights=weights,
         digest=digest,
     )
-    try:
-        backbone_of(backbone_facts(backbone))  # what the history would not take is refused here, where its file can be named
-    except (HistoryError, RecursionError) as error:
-        raise ZooError(f"{path}: {error}") from None
-    return backbone
 
 
 def check_card(card: Any, path: Path) -> None:
@@ -315,8 +321,7 @@ def _taken() -> dict[str, str]:
     taken: dict[str, str] = {}
     for zoo in registry.zoos().values():
         if zoo.name != "folder":
-            listed = getattr(zoo, "cached", tuple)() if getattr(zoo, "on_request", False) else zoo.list()
-            taken |= {backbone.name: zoo.name for backbone in listed}
+            taken |= {backbone.name: zoo.name for backbone in offered(zoo)}
     return taken
 
 

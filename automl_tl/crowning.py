@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import memory, model
+from .data import pixels_of
 from .errors import AutomlError, BudgetError, TrialWarning
 from .evaluation.calibration import choose_temperature
 from .evaluation.classification import lower_beyond_luck
 from .home import write_text
 from .progress import Search, leader, record_trial
 from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Task, Trial
-from .trials import judge_on_test, pixels_of, probabilities_on
+from .trials import judge_on_test, probabilities_on
 
 RULE = (
     "best validation score (accuracy, unless the task asks for more); ties go to the lower validation log-loss, "

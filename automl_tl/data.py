@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from warnings import warn
 
 import numpy as np
 import xxhash
@@ -21,25 +22,12 @@ from filelock import FileLock
 from PIL import Image
 
 from . import registry
-from .errors import InputError
+from .errors import PLUGIN_FAULTS, AutomlError, InputError, PluginError
 from .home import cache, write_text
 from .hookspecs import Format
-from .images import SUFFIXES, images_below, passed_over, read_image, square
-from .records import TARGET, TEST, TRAIN, VALIDATION, Listing, Task
+from .images import images_below, passed_over, read_image, square
+from .records import TARGET, TEST, TRAIN, VALIDATION, Backbone, Listing, Task
 from .threads import spread
-
-__all__ = [
-    "SUFFIXES",
-    "Pixels",
-    "decode",
-    "decode_images",
-    "images_below",
-    "load_task",
-    "load_unlabelled",
-    "read_listing",
-    "shown",
-    "subset",
-]
 
 UNREADABLE_SHARE = 0.05
 CACHE_BYTES = 20 * 2**30
@@ -80,10 +68,11 @@ def read_listing(location: Any) -> Listing:
 
     Raises:
         InputError: no reader knows it, or it is not in order.
+        PluginError: the reader breaks; it is named.
     """
     known = registry.formats()
     for reader in known.values():
-        if reader.matches(location):
+        if _matches(reader, location):
             listing = _open(reader, location)
             if not len(listing.images):
                 raise InputError(f"{listing.name}: there is no image in it")
@@ -94,14 +83,38 @@ def read_listing(location: Any) -> Listing:
     raise InputError(f"{text} is not something that can be read; readers tried: {', '.join(known)}")
 
 
+def _matches(reader: Format, location: Any) -> bool:
+    try:
+        return bool(reader.matches(location))
+    except PLUGIN_FAULTS as error:  # it is named, and the next one is asked
+        text = f"reader {reader.name!r} is passed over, as its `matches` raised {type(error).__name__}: {error}"
+        warn(shown(text), registry.PluginWarning, stacklevel=1)
+        return False
+
+
 def _open(reader: Format, location: Any) -> Listing:
     """What it finds, or says is wrong. No reader has to think of names that are not UTF-8: they are `shown` here."""
     try:
         listing = reader.open(location)
+        _check_lengths(listing)
+        labels, where, found = ([shown(text) for text in texts] for texts in (listing.labels, listing.where, listing.warnings))
+        return replace(listing, name=shown(listing.name), labels=labels, where=where, warnings=found)
     except InputError as error:
         raise InputError(shown(str(error))) from error
-    labels, where, found = ([shown(text) for text in texts] for texts in (listing.labels, listing.where, listing.warnings))
-    return replace(listing, name=shown(listing.name), labels=labels, where=where, warnings=found)
+    except AutomlError:
+        raise
+    except PLUGIN_FAULTS as error:
+        raise PluginError(shown(f"reader {reader.name!r}: {type(error).__name__}: {error}")) from error
+
+
+def _check_lengths(listing: Listing) -> None:
+    """Later on, nobody would know whose lists they are."""
+    if not isinstance(listing, Listing):
+        raise TypeError(f"expected an automl_tl.Listing, but got {listing!r}")
+    for name in ("labels", "where", "splits", "groups", "domains"):
+        entries = getattr(listing, name)
+        if entries is not None and len(entries) != len(listing.images):
+            raise ValueError(f"expected one entry for each of {len(listing.images)} images, but {name} has {len(entries)}")
 
 
 def load_task(
@@ -126,6 +139,9 @@ def load_task(
     Raises:
         InputError: names the file, row or class and says what to do.
     """
+    for split, share in ((VALIDATION, validation), (TEST, test)):
+        if not 0 <= share < 1:
+            raise InputError(f"the share of images for {split} must be from 0 to below 1, but is {share}")
     listing = read_listing(location)
     listing = _unlabel(listing)
     _check_listing(listing, target=target)
@@ -489,22 +505,24 @@ def _check_class_sizes(name: str, labels: np.ndarray, classes: tuple[str, ...]) 
 
 
 def _hold_out(pool: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """About `share` of each class of `pool`, at least one image of each, whole groups, never all of a class."""
-    chosen: list[int] = []
+    """About `share` of each class of `pool`, at least one image of each, whole groups, never all of a class.
+
+    A group with more than twice the images that are wanted of a class stays where it is, if a smaller one can go.
+    """
     taken: set[int] = set()
     for label in np.unique(labels[pool]):
         members = pool[labels[pool] == label]
         wanted = max(1, round(share * len(members)))
-        count = sum(int(groups[i]) in taken for i in members)
-        for group in rng.permutation(np.unique(groups[members])):
-            inside = members[groups[members] == group]
-            if count >= wanted or count + len(inside) >= len(members):
-                break
-            if int(group) not in taken:
-                taken.add(int(group))
-                count += len(inside)
-    chosen = [int(i) for i in pool if int(groups[i]) in taken]
-    return np.array(chosen, dtype=np.int64)
+        names, sizes = np.unique(groups[members], return_counts=True)
+        size_of = dict(zip(names.tolist(), sizes.tolist(), strict=True))
+        count = sum(size_of[group] for group in taken & size_of.keys())
+        drawn = rng.permutation(names).tolist()
+        large = sorted((group for group in drawn if size_of[group] > 2 * wanted), key=lambda group: size_of[group])
+        for group in [group for group in drawn if group not in large] + (large[:1] if not count else []):
+            if count < wanted and group not in taken and count + size_of[group] < len(members):
+                taken.add(group)
+                count += size_of[group]
+    return np.array([int(i) for i in pool if int(groups[i]) in taken], dtype=np.int64)
 
 
 # Decoding once
@@ -545,6 +563,11 @@ def decode(
                 if not path.exists():
                     _make_room(path.parent, len(task.labels) * size * size * 3)
                     _decode_into(path, task.images, task.where, size, interpolation, crop_pct, progress)
+
+
+def pixels_of(task: Task, backbone: Backbone, *, progress: Progress | None = None) -> Pixels:
+    """The images of the task as `backbone` wants them, decoded once."""
+    return decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct, progress=progress)
 
 
 def decode_images(images: Sequence[Any], where: Sequence[str], size: int, *, interpolation: str, crop_pct: float) -> np.ndarray:

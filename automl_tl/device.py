@@ -25,9 +25,6 @@ FEEDING = 4
 """Threads of the processor within an operation, where a GPU computes. With as many as there are cores they get in the way of what
 feeds it: on sixteen, ViT-S gave its features of 13,000 images a second, not of 17,000."""
 
-# cuDNN and oneDNN may pick another algorithm when another process loads the machine; asked for once, here.
-torch.backends.cudnn.benchmark = False
-
 
 @cache
 def accelerator() -> Accelerator:

@@ -9,18 +9,20 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from . import api, checkpoint, data, model
 from .along import Along
 from .errors import InputError, InputWarning
-from .home import write_text
+from .exports.predictor import of_model
+from .home import check_writable, write_text
 from .records import Task
 
 ESTIMATOR = "estimator.json"
@@ -85,7 +87,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         keep: Any = None,
         clients: int | tuple[Any, ...] = (),
         skew: float = 1.0,
-        robust: float = 0.0,
+        robust: float | str = 0.0,
         shots: int = 0,
         remember: Sequence[str] = (),
         zoo: str | None = None,
@@ -115,14 +117,17 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Ctrl-C ends the search. Where a model was trained by then, the estimator is fitted with the best one, and
         KeyboardInterrupt is raised all the same: a loop over folds must not take it for a whole fit and go on with the next.
         """
-        labels, seed = _labels(y), _seed(self.random_state)
+        X, labels, seed = _batch(X), _labels(y), _seed(self.random_state)
         data.read_listing((X, labels))  # names an image without a label, while a label is not text yet
-        classes = np.unique(labels)
-        if len({str(label) for label in classes}) != len(classes):
+        try:
+            classes = np.unique(labels)
+        except TypeError:
+            raise InputError("the labels of y are numbers and texts; make them all strings or all numbers") from None
+        if len({_name(label) for label in classes}) != len(classes):
             raise InputError("two labels of y look the same as text; make them all strings or all numbers")
         out = self._temporary() if self.out is None else Path(self.out)
         self.outcome_ = api.fit(
-            (X, [str(label) for label in labels]),
+            (X, [_name(label) for label in labels]),
             budget=self.budget,
             out=out,
             along=Along(self.source, self.after, self.keep, self.clients, self.skew, self.robust, self.shots),
@@ -173,13 +178,12 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """n×classes, in the order of `classes_`; of no images 0×classes."""
         check_is_fitted(self, "model_")
+        X = _batch(X)
         self._check_batch(_shape(X))
         if not len(X):
             return np.empty((0, len(self.classes_)), dtype=np.float32)
-        b = self.model_.backbone
-        where = [f"image {i}" for i in range(len(X))]
-        pixels = data.decode_images(list(X), where, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
-        columns = [self.model_.classes.index(str(label)) for label in self.classes_]  # which a run has in an order for people
+        pixels = of_model(self.model_).decode(list(X), [f"image {i}" for i in range(len(X))])
+        columns = [self.model_.classes.index(_name(label)) for label in self.classes_]  # which a run has in an order for people
         return self.model_.probabilities(pixels)[:, columns]
 
     def _check_batch(self, shape: tuple[int, ...]) -> None:
@@ -198,6 +202,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Write the model (safetensors and JSON) into `folder`, which may be that of the run, or one it was loaded from."""
         check_is_fitted(self, "model_")
         folder = Path(folder)
+        check_writable(folder)
         m = self.model_
         model.save(folder, m.net, m.backbone, m.candidate, m.classes, m.facts)
         parameters = {
@@ -240,13 +245,31 @@ def _dtype(classes: np.ndarray) -> str:
 
 def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:
     """`classes` and those of an earlier model that are not among them: numbers where all are numbers, else texts."""
-    more = [name for name in known if name not in {str(label) for label in classes}]
+    more = [name for name in known if name not in {_name(label) for label in classes}]
     if not more:
         return classes
     if classes.dtype.kind in "iuf":
         with contextlib.suppress(ValueError):
             return np.unique(np.concatenate([classes, np.array(more).astype(classes.dtype)]))
     return np.unique([*map(str, classes), *more])
+
+
+def _batch(X: Any) -> Any:
+    """X, or the list of what it gives one by one. Raises InputError: it is one image, a table, or none of these."""
+    if isinstance(X, (str, bytes, Path, Image.Image)):
+        raise InputError(f"X is one {type(X).__name__}; give a batch: [X]")
+    if hasattr(X, "columns"):
+        raise InputError("X is a table; give the column with the images or their paths, such as X['path'].tolist()")
+    if hasattr(X, "__len__"):
+        return X
+    if not isinstance(X, Iterable):
+        raise InputError(f"X is a {type(X).__name__}; give images: an array, or a list of PIL images, arrays or paths")
+    return list(X)
+
+
+def _name(label: Any) -> str:
+    """Of a class, as a model has it."""
+    return data.shown(str(label))
 
 
 def _shape(X: Any) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,15 +71,8 @@ class Experience:
         Those of the task `without` (a fingerprint) are left out: advice on a task never rests on what was tried on that very
         task, so that the same question has the same answer when it is asked again.
         """
-        table, profiles, backbones = history.table(objective=objective), history.profiles(), history.backbones()
-        texts = {
-            name: np.array(getattr(table, name), dtype=object) for name in ("task", "source_dataset", "backbone", "strategy")
-        }
-        numbers = {
-            name: np.array(getattr(table, name), dtype=np.float64)
-            for name in ("score", "seconds", "memory_mb", "images", "speed")
-        }
-        trials = Trials(**texts, **numbers, hyperparameters=completed(list(table.strategy), list(table.hyperparameters)))
+        trials, profiles, backbones = history.table(objective=objective), history.profiles(), history.backbones()
+        trials = replace(trials, hyperparameters=completed(list(trials.strategy), trials.hyperparameters))
         known = [task in profiles and name in backbones for task, name in zip(trials.task, trials.backbone, strict=True)]
         usable = np.flatnonzero(np.array(known, dtype=bool) & np.isfinite(trials.score) & (trials.task != without))
         return cls(trials.take(usable), profiles, backbones, history.digest(without=without, objective=objective))

@@ -24,6 +24,7 @@ from . import checkpoint
 from .device import memory_mb, reset_memory
 from .errors import TrialError
 from .extras import require
+from .loop import last_epoch, time_is_up
 from .objectives import validate
 from .records import PUBLIC, TRAIN, Point
 from .strategy import Classifier, Fitted, Job, Strategy
@@ -41,7 +42,7 @@ class Answer:
     """All that leaves a client in a round. There is no other way out."""
 
     arrays: list[np.ndarray]
-    """What `Federated.leaves` says: weights, or class probabilities of public images; float32."""
+    """Weights, or class probabilities of public images; float32."""
     images: int
     """How many training images it rests on: its share in the average."""
     facts: dict[str, float] = field(default_factory=dict)
@@ -75,8 +76,6 @@ class Federated(Protocol):
     """What a federated strategy has besides `Strategy`: both sides, and what a client gives away."""
 
     hp: Any
-    leaves: str
-    """What leaves a client in a round, for its owner to read."""
 
     def client(self, job: Job) -> Client:
         """The side of a client whose images are `job.task`'s, with `PUBLIC` ones beside them."""
@@ -180,8 +179,7 @@ class _Rounds:
 
     def must_wait(self) -> bool:
         """Whether the next round is for another call: it is beyond the rung, or as long as the last it would end too late."""
-        last = self.curve[-1].seconds - (self.curve[-2].seconds if self.done > 1 else 0.0) if self.curve else 0.0
-        return self.done >= self.job.stop_after or time.monotonic() + last > self.job.deadline
+        return self.done >= self.job.stop_after or time_is_up(self.job, last_epoch(self.curve))
 
     def say(self, number: int) -> dict[str, Any]:
         """Beside the arrays of Flower's round `number`."""

@@ -45,7 +45,8 @@ from .trials import features_at_hand
 from .workers import Workers
 
 ETA = 3
-LOOK_SHARE, MOST_LOOKS = 0.03, 6
+LOOK_SHARE, MOST_LOOKS, LOOK_TRIALS = 0.03, 6, 4
+"""A look takes at most so much of the time; there are so many at most, and no more than one in so many of the trials."""
 BRACKET_SHARE, MOST_ENTRANTS = 0.75, 9
 WORTHWHILE = 0.1
 """Of what the first entrant promises: what promises less is no entrant, as the time is better spent on those that are."""
@@ -164,11 +165,12 @@ def _unseen(task: Task, ranking: Ranking, backbones: Mapping[str, Backbone]) -> 
 def _look(state: Search) -> None:
     """Candidates without epochs (probes) whose predicted seconds are a small share of the budget, one a backbone, best first."""
     cheap = state.budget.seconds * LOOK_SHARE if math.isfinite(state.budget.seconds) else 0.0
+    most = min(MOST_LOOKS, state.budget.trials // LOOK_TRIALS)
     looked: set[str] = set()
     for item in state.ranking.items:
         backbone = item.candidate.backbone
         probe = math.isinf(_rung(item.candidate))
-        if probe and state.expected_seconds(item) <= cheap and backbone not in looked and len(looked) < MOST_LOOKS:
+        if probe and state.expected_seconds(item) <= cheap and backbone not in looked and len(looked) < most:
             looked.add(backbone)
             advance(state, item, math.inf)
 
@@ -182,7 +184,7 @@ def _entrants(state: Search) -> list[Ranked]:
     chosen: list[Ranked] = []
     believed: list[Observed] = []
     least, left = 0.0, state.time_left()
-    dearest = BRACKET_SHARE * left
+    dearest, epochs = BRACKET_SHARE * left, BRACKET_SHARE * state.budget.epochs  # of all: a later start decides as the first
     money = dearest * (1 if state.workers is None else state.workers.size)
     while len(chosen) < min(MOST_ENTRANTS, state.trials_left()):
         most = min(dearest, money)
@@ -192,12 +194,15 @@ def _entrants(state: Search) -> list[Ranked]:
             if item not in chosen
             and _price(state, item) <= most
             and (state.expected_seconds(item) <= left or state.id_of(item.candidate) in state.earlier)
+            and _on_average(_epochs(item)) <= epochs
+            and _epochs(item) <= state.budget.epochs
         )
         promise, item = next(affordable, (0.0, None))
         if item is None or promise < least:
             break
         least = least or WORTHWHILE * promise
         money -= _price(state, item)
+        epochs -= _on_average(_epochs(item))
         chosen.append(item)
         expected = state.surrogate.expected(item.candidate, [*_observed(state), *believed])
         believed.append(Observed(item.candidate, expected, believed=True))
@@ -205,10 +210,18 @@ def _entrants(state: Search) -> list[Ranked]:
 
 
 def _price(state: Search, item: Ranked) -> float:
-    """Seconds that an entrant costs on average: a third for all, the rest for a third of them."""
-    if state.id_of(item.candidate) in state.earlier:
-        return 0.0
-    return state.expected_seconds(item) * (1 / ETA + (1 - 1 / ETA) / ETA)
+    """Seconds that an entrant costs on average; nothing where an earlier start paid them."""
+    return 0.0 if state.id_of(item.candidate) in state.earlier else _on_average(state.expected_seconds(item))
+
+
+def _on_average(whole: float) -> float:
+    """Of what an entrant takes to its end: a third for all, the rest for a third of them."""
+    return whole * (1 / ETA + (1 - 1 / ETA) / ETA)
+
+
+def _epochs(item: Ranked) -> float:
+    epochs = item.candidate.hyperparameters.get("epochs")
+    return float(epochs) if isinstance(epochs, (int, float)) else 0.0
 
 
 def _go_on(state: Search) -> None:

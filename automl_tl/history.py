@@ -13,7 +13,6 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +38,7 @@ from .exchange import (
     trial_row,
     write_facts,
 )
+from .experience import Trials
 from .facts import TaskFacts, backbone_facts, backbone_of, profile_of, trial_of
 from .home import home
 from .merging import DIGEST, MARKS, merge
@@ -62,22 +62,6 @@ MEASURED = (
 )
 """Of a trial its hash, and a number of its memory and speed, which the hash does not tell: whole, of 40 bits each, so that the
 order of a sum of them does not matter, and each times another part of the hash, so that it matters which trial has which."""
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Columns of the finished trials, for learning."""
-
-    task: list[str]
-    source_dataset: list[str]
-    backbone: list[str]
-    strategy: list[str]
-    hyperparameters: list[dict[str, Any]]
-    score: np.ndarray
-    seconds: np.ndarray
-    memory_mb: np.ndarray
-    images: np.ndarray
-    speed: np.ndarray
 
 
 class History:
@@ -139,13 +123,6 @@ class History:
         """What else came of a trial elsewhere; see `schema`."""
         return [trial_of(json.loads(text)) for text in other_results(self.db, id)]
 
-    def trials(self, *, task: str | None = None, status: str | None = None, limit: int | None = None) -> list[Trial]:
-        """Newest first."""
-        where = " AND ".join(f"{name} = ?" for name, value in (("task", task), ("status", status)) if value is not None)
-        values: list[Any] = [value for value in (task, status) if value is not None]
-        sql = f"SELECT * FROM trials {'WHERE ' + where if where else ''} ORDER BY number DESC LIMIT ?"
-        return [trial_of_row(self.db, row) for row in self._rows(sql, [*values, -1 if limit is None else limit])]
-
     def find(
         self,
         text: str = "",
@@ -187,7 +164,7 @@ class History:
         """Trial → status, of all trials."""
         return dict(self._rows("SELECT id, status FROM trials", []))
 
-    def table(self, *, objective: str = "accuracy") -> Table:
+    def table(self, *, objective: str = "accuracy") -> Trials:
         """The finished trials of tasks with this objective as columns, in the order of their ids.
 
         Two histories of the same facts give the same table. A trial with several results has a row for each; one of several
@@ -215,14 +192,12 @@ class History:
             hyperparameters += [parsed[text] for text in columns[4]]
             for parts, column in zip(numbers, columns[5:10], strict=True):
                 parts.append(np.array(column, dtype=np.float64))  # None becomes NaN
-        task, source_dataset, backbone, strategy = texts
+        task, source_dataset, backbone, strategy = (np.array(column, dtype=object) for column in texts)
         score, seconds, memory_mb, images, speed = (np.concatenate([np.empty(0), *parts]) for parts in numbers)
-        return Table(task, source_dataset, backbone, strategy, hyperparameters, score, seconds, memory_mb, images, speed)
+        return Trials(task, source_dataset, backbone, strategy, hyperparameters, score, seconds, memory_mb, images, speed)
 
-    def growths(
-        self, share: float, *, without: str = "", objective: str = "accuracy", most: int = 5000
-    ) -> dict[str, list[Grown]]:
-        """Strategy → best score within the first `share` of the epochs and best score, of the `most` newest finished trials.
+    def growths(self, share: float, *, without: str = "", objective: str = "accuracy") -> dict[str, list[Grown]]:
+        """Strategy → best score within the first `share` of the epochs and best score, of the 5,000 newest finished trials.
 
         Those of the task `without` are left out.
         """
@@ -233,8 +208,8 @@ class History:
             " FROM trials t"
             " JOIN tasks k ON k.fingerprint = t.task WHERE t.status = 'finished' AND t.task <> ? AND k.objective = ?"
             f" AND {ONE_CYCLE}"
-            " ORDER BY t.number DESC LIMIT ?) t JOIN points p ON p.trial = t.id WHERE t.epochs IS NOT NULL GROUP BY t.id",
-            [share, without, objective, most],
+            " ORDER BY t.number DESC LIMIT 5000) t JOIN points p ON p.trial = t.id WHERE t.epochs IS NOT NULL GROUP BY t.id",
+            [share, without, objective],
         )
         found: dict[str, list[Grown]] = {}
         for strategy, hyperparameters, early, best in rows:
@@ -275,7 +250,7 @@ class History:
         told = [tuple(row) for sql in (*sums, together) for row in self.db.execute(sql, values)]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, int]:
         """Counts, for a person."""
         counts = {table: self._rows(f"SELECT count(*) FROM {table}", [])[0][0] for table in ("tasks", "backbones", "trials")}
         statuses = dict(self._rows("SELECT status, count(*) FROM trials GROUP BY status", []))

@@ -33,7 +33,7 @@ def home() -> Path:
 
 
 def cache() -> Path:
-    """Decoded images and features: may be deleted at any time."""
+    """What can be made again, such as decoded images, features and rankers: may be deleted at any time."""
     return home() / "cache"
 
 
@@ -61,6 +61,18 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", errors="backslashreplace"))
         file.flush()
         os.fsync(file.fileno())  # or the name may reach the disk before the text, and an empty file outlives a power cut
+
+
+def check_writable(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that is there. Worth asking before the work whose results are written there.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
+    return nearest
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import InputError
 
@@ -104,6 +104,13 @@ def read_image(source: Any, *, where: str = "", least: int | None = None) -> Ima
         raise InputError(f"{where}: cannot be read as an image: {_line(error)}{advice}") from None
 
 
+def is_one(images: Any) -> bool:
+    """Whether what could be a batch is one image: of Pillow, the bytes of a file, or an array H×W, H×W×3 or H×W×4."""
+    shape = tuple(getattr(images, "shape", ()))
+    grey, coloured = len(shape) == 2, len(shape) == 3 and shape[-1] in (3, 4)
+    return isinstance(images, (Image.Image, bytes)) or grey or coloured
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """As its EXIF says, or as it is stored where that is damaged. Pillow's `exif_transpose` writes the EXIF anew, and fails where
     it cannot."""
@@ -139,6 +146,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # Pillow names the object that it read from, at its place in memory
+        return "it is none of the kinds that are read"
     text = str(error).splitlines()
     return (text[0] if text else type(error).__name__)[:150]
 

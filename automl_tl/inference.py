@@ -34,6 +34,20 @@ def predict(
     return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 
 
+@torch.no_grad()
+def outputs(
+    net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """What `net`, evaluating, gives for uint8 `images` (N×size×size×3) at the positions `index`: n×d float32, on the CPU."""
+    net.eval()
+
+    def run(batch: Tensor) -> tuple[Tensor]:
+        return (net(laid_out(batch, backbone)).float(),)
+
+    with autocast(dtype):
+        return torch.cat([found for (found,) in in_batches(images, index, BATCH, run)])
+
+
 def prepare(images: np.ndarray, backbone: Backbone) -> Tensor:
     """uint8 N×size×size×3 to what the backbone takes: normalised floats on the device, channels last."""
     return laid_out(torch.from_numpy(np.ascontiguousarray(images)).to(device()).permute(0, 3, 1, 2), backbone)

@@ -158,7 +158,7 @@ def learn_stages(experience: Experience, *, seed: int) -> Learnt:
     def learn(stage: int) -> StageModel:
         out, columns = left_out[stage], _columns(encoder, stage)
         scale = _fit_scale(out)
-        low, high = _conformal(out.logit - out.level - scale * out.blend, out.weight)
+        low, high = _conformal(out.logit - out.level - scale * out.blend, out.weight, len(np.unique(out.task)))
         return StageModel(columns, _fit(table, lessons, encoder, columns, seed), scale, low, high)
 
     stages = dict(zip(STAGES, spread(learn, STAGES), strict=True))
@@ -265,8 +265,7 @@ def _best_line(data: np.ndarray, lessons: _Lessons, columns: Sequence[Column]) -
 def _line_values(raw: np.ndarray, task: np.ndarray, *, share: bool) -> np.ndarray:
     """`raw`, or its logit, less the mean of the task's known ones; 0 where it is not known."""
     known = np.isfinite(raw)
-    kept = np.clip(raw, 0.02, 0.98)
-    values = np.where(known, np.log(kept / (1 - kept)) if share else raw, 0.0)
+    values = np.where(known, _logit(raw) if share else raw, 0.0)
     means = np.bincount(task, values) / np.maximum(np.bincount(task, known), 1)
     return np.asarray(np.where(known, values - means[task], 0.0))
 
@@ -338,12 +337,17 @@ def _fit_scale(out: _LeftOut) -> float:
     return max(float((out.weight * out.blend * logit).sum() / max((out.weight * out.blend**2).sum(), 1e-9)), 1e-3)
 
 
-def _conformal(residual: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Residuals that bound the middle 90 %, tasks weighing the same, with the correction for a finite number of trials."""
-    tail = (1 - COVERAGE) / 2
+def _conformal(residual: np.ndarray, weight: np.ndarray, tasks: int) -> tuple[float, float]:
+    """Residuals that bound the middle 90 %, tasks weighing the same.
+
+    What is to be covered is a trial of another task, so the correction for a finite number is of tasks: the middle holds 90 % of
+    one more than there are (Lee, Barber and Willett, 2023, Distribution-free inference with hierarchical data). Of fewer than
+    nine, that is all.
+    """
+    tail = max((1 - COVERAGE * (tasks + 1) / tasks) / 2, 0.0)
     order = np.argsort(residual)
-    share = np.cumsum(weight[order]) / (weight.sum() + weight.max())
-    low = residual[order][max(int(np.searchsorted(share, tail + 1e-9)) - 1, 0)]
+    share = np.cumsum(weight[order]) / weight.sum()
+    low = residual[order][min(int(np.searchsorted(share, tail + 1e-9)), len(order) - 1)]
     high = residual[order][min(int(np.searchsorted(share, 1 - tail - 1e-9)), len(order) - 1)]
     return float(low), float(high)
 

@@ -231,11 +231,11 @@ def _in_pieces(strategy: Strategy, parts: Parts, batch: Batch, pieces: int) -> T
     return whole
 
 
-def schedule(done: float) -> float:
+def schedule(done: float, *, warm_up: float = WARM_UP) -> float:
     """Share of the peak rate at `done` (0–1) of all steps: a straight climb, then half a cosine (Loshchilov and Hutter, 2017)."""
-    if done < WARM_UP:
-        return max(done / WARM_UP, 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+    if done < warm_up:
+        return max(done / warm_up, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
 
 
 def _restart(parts: Parts, best: dict[str, Tensor], progress: _Progress, job: Job) -> None:

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import checkpoint, heads, model
+from . import checkpoint, heads, model, registry
 from .errors import InputError
 from .importance import fisher_diagonal
-from .inference import BATCH, prepare
+from .inference import outputs
 from .records import EXEMPLARS, FISHER, IMPORTANCE, KEPT, KEPT_VALIDATION, TRAIN, Backbone, Task
 from .strategy import Classifier
 
@@ -32,10 +32,11 @@ MOST_EXEMPLARS = 500
 
 def check_kinds(asked: Collection[str]) -> frozenset[str]:
     """Raises InputError: there is no such memory."""
-    for name in asked:
+    kinds = registry.several(asked) or []
+    for name in kinds:
         if name not in KINDS:
             raise InputError(f"--remember {name}: there is no such memory; known: {', '.join(KINDS)}")
-    return frozenset(asked)
+    return frozenset(kinds)
 
 
 def remember(
@@ -204,13 +205,10 @@ def herd(features: np.ndarray, count: int) -> np.ndarray:
     return np.array(chosen, dtype=np.int64)
 
 
-@torch.inference_mode()
 def unit_features(network: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone) -> np.ndarray:
     """n×d float32 features of length one, of the images at `index`."""
-    network.eval()
-    parts = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
-    found = [nn.functional.normalize(network(prepare(images[part], backbone)).float()).cpu().numpy() for part in parts]
-    return np.concatenate(found) if found else np.empty((0, backbone.num_features), dtype=np.float32)
+    found: np.ndarray = nn.functional.normalize(outputs(network, images, index, backbone)).numpy()
+    return found
 
 
 def _write(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

@@ -28,10 +28,10 @@ MOST = 128
 
 
 def norm_statistics(
-    task: Task, backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module], *, index: np.ndarray, seed: int = 0
+    task: Task, backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module], *, index: np.ndarray
 ) -> Norms | None:
     """Of at most `MOST` of the images at `index`; None for a network without batch norms. Kept on disk."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(index)[:MOST])
+    chosen = np.sort(np.random.default_rng(0).permutation(index)[:MOST])
     path = cached_at("norms", task, backbone, chosen)
     if path.exists():
         tensors, _ = checkpoint.load(path)
@@ -48,7 +48,7 @@ def norm_statistics(
 def _measure(backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module], index: np.ndarray) -> dict[str, Tensor]:
     """What enters each batch norm that keeps statistics, under the network as it evaluates: mean and variance of a channel."""
     net = channels_last(build().eval())
-    layers = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+    layers = norms_of(net)
     sums = [torch.zeros(2, layer.num_features, dtype=torch.float64) for layer in layers]
     counts = [0] * len(layers)
 

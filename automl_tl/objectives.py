@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from .strategy import Strategy
 
 ACCURACY, ADAPTATION, RETENTION, FEDERATION, ROBUSTNESS = "accuracy", "adaptation", "retention", "federation", "robustness"
-OBJECTIVES = (ACCURACY, ADAPTATION, RETENTION, FEDERATION, ROBUSTNESS)
 REQUIRED = {
     ACCURACY: frozenset[str](),
     ADAPTATION: frozenset[str](),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from .device import channels_last
 from .device import device as this_device
 from .errors import InputError
 from .home import home
+from .loop import schedule
 from .pretexts import PRETEXTS, neighbour_accuracy, projector, recolour
 from .records import TEST, TRAIN
 
@@ -205,7 +205,7 @@ def _epoch(
     head.train()
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = recipe.rate * _one_cycle((epoch + step / steps) / recipe.epochs)
+            group["lr"] = recipe.rate * schedule((epoch + step / steps) / recipe.epochs, warm_up=0.15)
         index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         batch = torch.from_numpy(images[index]).to(device).permute(0, 3, 1, 2)
         target = torch.from_numpy(labels[index]).to(device)
@@ -242,13 +242,6 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     matrices = [p for p in net.parameters() if p.ndim > 1]
     vectors = [p for p in net.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _one_cycle(done: float, warm_up: float = 0.15) -> float:
-    """Share of the peak rate: a straight climb, then half a cosine down to nothing (Smith and Topin, 2018)."""
-    if done < warm_up:
-        return max(done / warm_up, 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
 
 
 def accuracy(net: nn.Module, images: np.ndarray, labels: np.ndarray, *, device: torch.device) -> float:

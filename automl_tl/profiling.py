@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import data, features, registry
+from . import features, registry
 from .backbones import build
+from .data import pixels_of
 from .norms import norm_statistics
 from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
 from .scores import scores
@@ -90,10 +91,9 @@ def task_features(
     task: Task, backbone: Backbone, *, index: np.ndarray | None = None, progress: Progress | None = None
 ) -> Features:
     """Frozen features of the images at `index`; cached. Without it as `features.extract` gives those of the whole task."""
-    size = backbone.input_size
-    decoding = None if progress is None else lambda done, total: progress(f"decoding to {size} px", done, total)
+    decoding = None if progress is None else lambda done, total: progress(f"decoding to {backbone.input_size} px", done, total)
     told = None if progress is None else lambda done, total: progress(f"features of {backbone.name}", done, total)
-    pixels = data.decode(task, size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct, progress=decoding)
+    pixels = pixels_of(task, backbone, progress=decoding)
     return features.extract(task, backbone, pixels, lambda head: build(backbone, head=head), index=index, progress=told)
 
 
@@ -108,8 +108,7 @@ def look_features(task: Task, backbone: Backbone, sample: np.ndarray, progress: 
 
 def _norms(task: Task, backbone: Backbone, sample: np.ndarray) -> Norms | None:
     """What the batch norms of a backbone see of the images at `sample`."""
-    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
-    return norm_statistics(task, backbone, pixels, lambda: build(backbone), index=sample)
+    return norm_statistics(task, backbone, pixels_of(task, backbone), lambda: build(backbone), index=sample)
 
 
 def look_sample(task: Task, seed: int) -> np.ndarray:
@@ -163,7 +162,7 @@ def appearance(task: Task, backbone: Backbone, sample: np.ndarray) -> dict[str, 
 
     Pixels are those of `LOOK` images at most, evenly spaced in `sample`, where the images of a class may lie together.
     """
-    pixels = data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    pixels = pixels_of(task, backbone)
     seen = sample[np.linspace(0, len(sample) - 1, min(LOOK, len(sample))).astype(int)]
     images = pixels.array[seen].astype(np.float32) / 255
     red, green, blue = np.moveaxis(images, 3, 0)  # a tenth of the time of reductions over an axis of three
@@ -217,10 +216,9 @@ def reference_encoders(backbones: Mapping[str, Backbone]) -> list[tuple[Backbone
     return found
 
 
-def describe_source(task: Task, encoder: Backbone, *, seed: int = 0, most: int = 20_000) -> Features:
+def describe_source(task: Task, encoder: Backbone, *, most: int = 20_000) -> Features:
     """Statistics of a source's training images under `encoder`, for `sources.write_source`; of at most `most` of them."""
     train = task.part(TRAIN)
-    chosen = np.sort(np.random.default_rng(seed).permutation(train)[:most])
-    pixels = data.decode(task, encoder.input_size, interpolation=encoder.interpolation, crop_pct=encoder.crop_pct)
-    seen = features.extract(task, encoder, pixels, lambda head: build(encoder, head=head), index=chosen)
-    return features.source_statistics(seen.values, seed=seed)
+    chosen = np.sort(np.random.default_rng(0).permutation(train)[:most])
+    seen = task_features(task, encoder, index=chosen)
+    return features.source_statistics(seen.values)

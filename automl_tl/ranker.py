@@ -26,11 +26,13 @@ from .space import defaults
 if TYPE_CHECKING:
     from .strategy import Strategy
 
-VERSION = 5
+VERSION = 6
 """Of the saved form and of the learning: a ranker of another version is learnt anew."""
 FEWEST_TASKS, FEWEST_TRIALS = 2, 20
 UNKNOWN_WIDER = 2.0
-"""An interval is so many times as wide for a strategy that was never seen."""
+"""An interval is so many times as wide for a strategy that was never seen, and for a task beyond all that were."""
+SIZES = ("images", "classes")
+"""Meta-features in which a task may lie beyond those of the history."""
 EXPLAINED, BACKGROUND = 20, 60
 _MODELS = ("level", "effect", "order")
 
@@ -45,10 +47,23 @@ class Ranker:
     digest: str
     """Of the history that it was learnt from."""
     seed: int
+    sizes: Mapping[str, tuple[float, float]]
+    """The least and the most of each of `SIZES` among its tasks."""
 
-    @property
-    def basis(self) -> str:
-        return f"{self.trials} trials over {self.tasks} tasks"
+    def basis(self, profile: Profile) -> str:
+        """What the advice rests on, and where a task lies beyond that."""
+        return "".join([f"{self.trials} trials over {self.tasks} tasks", *self.beyond(profile)])
+
+    def beyond(self, profile: Profile) -> list[str]:
+        """In words, what trees cannot know of a task: it is smaller or larger than all that they saw."""
+        found = []
+        for name, (least, most) in self.sizes.items():
+            value = profile.meta.get(name, least)
+            if not least <= value <= most:
+                found.append(
+                    f"; none with so {'few' if value < least else 'many'} {name} ({value:.0f}; {least:.0f} to {most:.0f})"
+                )
+        return found
 
     def save(self, folder: Path) -> None:
         """Write `folder` whole or not at all."""
@@ -64,7 +79,7 @@ class Ranker:
                 stages[number]["line"] = None if stage.boosters.line is None else asdict(stage.boosters.line)
             facts = {
                 "version": VERSION,
-                **{name: getattr(self, name) for name in ("digest", "seed", "trials", "tasks")},
+                **{name: getattr(self, name) for name in ("digest", "seed", "trials", "tasks", "sizes")},
                 "columns": [asdict(column) for column in self.learnt.encoder.columns],
                 "options": self.learnt.encoder.options,
                 "stages": stages,
@@ -87,15 +102,20 @@ class Ranker:
             boosters = Boosters(level, effect, order, effect_spread, order_spread, line)
             stages[int(number)] = StageModel(tuple(stage["columns"]), boosters, stage["scale"], stage["low"], stage["high"])
         learnt = Learnt(encoder, Record.read(facts["record"]), stages)
-        return cls(learnt, facts["trials"], facts["tasks"], facts["digest"], facts["seed"])
+        sizes = {name: (float(least), float(most)) for name, (least, most) in facts["sizes"].items()}
+        return cls(learnt, facts["trials"], facts["tasks"], facts["digest"], facts["seed"], sizes)
 
 
 def learn(experience: Experience, *, seed: int = 0) -> Ranker | None:
     """Learn to rank from `experience`; None where it is too small to learn from."""
-    trials, tasks = len(experience.trials), len(set(experience.trials.task))
-    if tasks < FEWEST_TASKS or trials < FEWEST_TRIALS:
+    trials, tasks = len(experience.trials), sorted(set(experience.trials.task))
+    if len(tasks) < FEWEST_TASKS or trials < FEWEST_TRIALS:
         return None
-    return Ranker(learn_stages(experience, seed=seed), trials, tasks, experience.digest, seed)
+    known = {
+        name: [experience.profiles[task].meta[name] for task in tasks if name in experience.profiles[task].meta] for name in SIZES
+    }
+    sizes = {name: (min(values), max(values)) for name, values in known.items() if values}
+    return Ranker(learn_stages(experience, seed=seed), trials, len(tasks), experience.digest, seed, sizes)
 
 
 def ranker_for(experience: Experience, cache: Path, *, seed: int = 0) -> Ranker | None:
@@ -154,13 +174,13 @@ def rank(
         order = np.lexsort((work, -score))
         reasons: list[tuple[str, ...]] = []
     else:
-        basis = ranker.basis
+        basis = ranker.basis(profile)
         rows = _rows(candidates, profile, backbones)
         table = ranker.learnt.encoder.encode(rows, ranker.learnt.record.standings(rows))
         model = ranker.learnt.stages[stage]
         logit = model.predict(table)
         (strategy,) = ranker.learnt.encoder.find("strategy")
-        wider = np.where(np.isnan(table[:, strategy]), UNKNOWN_WIDER, 1.0)
+        wider = np.where(np.isnan(table[:, strategy]) | bool(ranker.beyond(profile)), UNKNOWN_WIDER, 1.0)
         score, low, high = _sigmoid(logit), _sigmoid(logit + wider * model.low), _sigmoid(logit + wider * model.high)
         low, high = np.where(low < 0.005, 0.0, low), np.where(high > 0.99, 1.0, high)
         order = np.lexsort((work, -logit))

@@ -73,7 +73,7 @@ class Task:
     """N×2 int: width and height in pixels as stored."""
     warnings: tuple[str, ...] = ()
     objective: str = "accuracy"
-    """What counts: one of `objectives.OBJECTIVES`."""
+    """What counts: one of `objectives.REQUIRED`."""
     epsilon: float = 0.0
     """Largest change of a pixel (of 0–1) that a robust model must stand."""
     earlier: str = ""
@@ -222,7 +222,7 @@ class Ranking:
 
     items: tuple[Ranked, ...]
     basis: str
-    """What the advice rests on, for a person: "412 trials over 14 tasks", or "transferability only"."""
+    """What the advice rests on, for a person: "412 trials over 14 tasks", or "transferability scores only: …"."""
     stage: int
     """1: from metadata alone; 2: after a look through the images."""
     seconds: float = 0.0

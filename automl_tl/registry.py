@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 GROUP = "automl_tl"
 T = TypeVar("T")
+Hooks = Mapping[str, Callable[[], Iterable[Any]]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,12 @@ class Plugin:
     hooks: tuple[str, ...] = ()
     error: str = ""
 
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} of {self.distribution} {self.version}".rstrip()
+
 
 class PluginWarning(UserWarning):
-    """A plugin could not be loaded; the others work."""
+    """A plugin, or something of it, is left out; the others work."""
 
 
 KINDS = {
@@ -46,73 +50,114 @@ KINDS = {
     "register_trackers": "trackers",
 }
 """Hook → how the entry points begin (`zoos.mine`) that bring nothing else: they are loaded when that is asked for."""
+METHODS = {
+    "register_backbones": ("list", "build"),
+    "register_formats": ("matches", "open"),
+    "register_metrics": ("score",),
+    "register_trackers": ("opened", "started", "epoch", "finished"),
+}
+"""Hook → what each of its things is asked for, whoever needs it."""
+METRICS = ("distance", "transferability", "familiarity")
+"""The kinds that somebody asks for; see `hookspecs.Metric`."""
 
 
-@cache
-def _loaded(hook: str) -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
+def _loaded(hook: str) -> Iterator[tuple[Plugin, Hooks]]:
     """Every plugin that may have `hook`; with "", all. Listing networks, say, need not wait for strategies to import torch."""
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
     others = {kind for kind in KINDS.values() if hook and kind != KINDS[hook]}
-    plugins = []
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         if point.name.partition(".")[0] not in others:
-            module, plugin = _load(point)
-            plugins.append(plugin)
-            if module is not None:
-                manager.register(module, name=point.name)
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise PluginError(f"{error}; known hooks: {', '.join(_hook_names())}") from None
-    return manager, tuple(plugins)
+            yield _load(point)
 
 
 @cache
-def _load(point: EntryPoint) -> tuple[ModuleType | None, Plugin]:
-    """The module, and what to tell of it; a failure is warned of once."""
-    distribution = point.dist.name if point.dist else "unknown"
-    version = point.dist.version if point.dist else ""
+def _load(point: EntryPoint) -> tuple[Plugin, Hooks]:
+    """What to tell of a plugin, and what it implements; a failure is warned of once."""
+    plugin = Plugin(point.name, point.dist.name if point.dist else "unknown", point.dist.version if point.dist else "")
     try:
-        module = point.load()
+        hooks = _hooks(point.load())
     except PLUGIN_FAULTS as error:  # an import may raise anything; it is named and the rest go on
         text = f"{type(error).__name__}: {error}"
-        warnings.warn(f"plugin {point.name!r} of {distribution} {version} is left out: {text}", PluginWarning, stacklevel=4)
-        return None, Plugin(point.name, distribution, version, error=text)
-    hooks = tuple(hook for hook in _hook_names() if hasattr(module, hook))
-    return module, Plugin(point.name, distribution, version, hooks)
+        warnings.warn(f"{plugin} is left out: {text}", PluginWarning, stacklevel=4)
+        return replace(plugin, error=text), {}
+    return replace(plugin, hooks=tuple(hooks)), hooks
 
 
-def _hook_names() -> list[str]:
-    return [name for name in vars(hookspecs) if name.startswith("register_")]
+def _hooks(module: object) -> Hooks:
+    """What a plugin implements. It has a manager of its own, so that a slip in it is no slip in the others.
+
+    Raises:
+        PluginError: it implements a hook that nobody knows, one that wants arguments, or none.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(module)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(f"{' '.join(str(error).split())}; known hooks, which take nothing: {', '.join(KINDS)}") from None
+    hooks = {hook: found.function for hook in KINDS for found in getattr(manager.hook, hook).get_hookimpls()}
+    if not hooks:
+        raise PluginError(f"it marks no function with @automl_tl.hookimpl; known hooks: {', '.join(KINDS)}")
+    return hooks
 
 
 def plugins() -> tuple[Plugin, ...]:
     """Every entry point of the group, also those that failed to load."""
-    return _loaded("")[1]
+    return tuple(plugin for plugin, _ in _loaded(""))
 
 
 @cache
 def _collect(hook: str) -> dict[str, Any]:
-    manager, _ = _loaded(hook)
     found: dict[str, Any] = {}
-    owners: dict[str, str] = {}
-    for implementation in getattr(manager.hook, hook).get_hookimpls():
-        owner = implementation.plugin_name
+    owners: dict[str, Plugin] = {}
+    for plugin, hooks in _loaded(hook):
         try:
-            objects = list(implementation.function())  # of a generator this is where it may raise
+            objects = list(hooks[hook]()) if hook in hooks else []  # of a generator this is where it may raise
         except PLUGIN_FAULTS as error:  # as in _load
             text = f"{type(error).__name__}: {error}"
-            warnings.warn(f"{hook} of plugin {owner!r} is left out: {text}", PluginWarning, stacklevel=3)
+            warnings.warn(f"{hook} of {plugin} is left out: {text}", PluginWarning, stacklevel=3)
             continue
         for thing in objects:
-            name = getattr(thing, "name", None)
-            if not isinstance(name, str) or not name:
-                raise PluginError(f"{hook} of plugin {owner!r} gave {thing!r}, which has no name")
-            if name in found:
-                raise PluginError(f"{name!r} is registered twice in {hook}: by {owners[name]!r} and by {owner!r}; remove one")
-            found[name], owners[name] = thing, owner
+            if wrong := _wrong(hook, thing):
+                warnings.warn(f"{hook} of {plugin}: {thing!r} is left out: {wrong}", PluginWarning, stacklevel=3)
+            elif thing.name in found:
+                both = f"by {owners[thing.name]} and by {plugin}"
+                raise PluginError(f"{thing.name!r} is registered twice in {hook}: {both}; remove one")
+            else:
+                found[thing.name], owners[thing.name] = thing, plugin
     return dict(sorted(found.items()))
+
+
+def _wrong(hook: str, thing: Any) -> str:
+    """What would break everybody who asks for the things of `hook`; nothing where `thing` is as promised."""
+    if not isinstance(name := getattr(thing, "name", None), str) or not name:
+        return f"its name is {name!r}; expected a text"
+    if hook == "register_strategies":
+        return _wrong_strategy(thing)
+    if isinstance(thing, type):
+        return "it is a class; give an object of it"
+    if missing := [method for method in METHODS[hook] if not callable(getattr(thing, method, None))]:
+        return f"it has no {', '.join(missing)}"
+    if hook == "register_metrics" and (kind := getattr(thing, "kind", None)) not in METRICS:
+        return f"its kind is {kind!r}; expected one of {', '.join(METRICS)}"
+    return ""
+
+
+def _wrong_strategy(thing: Any) -> str:
+    from .space import Parameter
+    from .strategy import Strategy
+
+    if not isinstance(thing, type) or not issubclass(thing, Strategy):
+        return "it is no subclass of automl_tl.Strategy"
+    space, needs = thing.space, thing.needs
+    if not isinstance(space, Mapping):
+        return f"its space is {space!r}; expected a dict of names to Float, Int or Choice"
+    for name, parameter in space.items():
+        if not isinstance(name, str) or not isinstance(parameter, Parameter):
+            return f"its space has {name!r}: {parameter!r}; expected a name and a Float, Int or Choice"
+    if not isinstance(needs, (set, frozenset)) or not all(isinstance(need, str) for need in needs):
+        return f"its needs are {needs!r}; expected a frozenset of texts"
+    return ""
 
 
 def strategies() -> dict[str, type[Strategy]]:
@@ -148,8 +193,14 @@ def lookup(kind: str, name: str, known: dict[str, T]) -> T:
     raise PluginError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}")
 
 
+def several(names: str | Iterable[Any] | None) -> list[str] | None:
+    """Names that were given: one alone is a list of one, not of its letters; those of an array are plain texts."""
+    if names is None:
+        return None
+    return [names] if isinstance(names, str) else [str(name) for name in names]
+
+
 def forget() -> None:
     """Load the plugins anew at the next use (after an installation, in tests)."""
-    _loaded.cache_clear()
     _load.cache_clear()
     _collect.cache_clear()

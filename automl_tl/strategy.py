@@ -89,7 +89,7 @@ class Job:
     features: Callable[[], Features]
     """Frozen features of the task's images, in task order, computed once and cached; rows of test images are not a number."""
     folder: Path
-    """The trial's own folder: checkpoints while it runs, the model when it is done."""
+    """The trial's own folder. For checkpoints; gone once nothing can go on from them."""
     report: Callable[[Point], bool]
     """Tell of an epoch; True means stop here, with a checkpoint to go on from."""
     stop_after: float = float("inf")

@@ -1,4 +1,4 @@
-"""Studies of transfer itself. So far one: how much data it saves."""
+"""A study of transfer itself: how much data it saves."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def study_data(
                 _keep(out, {"runs": [asdict(run) for run in runs]})
         if progress is not None:
             progress("runs of the study", len(wanted), len(wanted))
-        chosen = {(share, number, kind) for share, number, kind in wanted}
+        chosen = set(wanted)
         study = _judge(task, candidates, [run for run in runs if (run.share, run.seed, run.kind) in chosen], seed)
         _keep(out, {"result": facts_of(study)})
         from .report.study import report_study

@@ -25,8 +25,8 @@ ELSEWHERE = 0.5
 """How much a hyperparameter of another strategy that has the same name tells: a rate is too high for most, or for none."""
 MINOR = 0.2
 """Part of a hyperparameter that is off by default, as most regularisers are, to 1 of a rate, a number of epochs or the like."""
-FACTORS = (0.25, 1.0, 4.0, 12.0)
-"""By which a share may prove larger or smaller."""
+FACTORS = (1.0, 4.0, 12.0)
+"""By which a share may prove larger. Smaller ones, fitted to a few trials, made what is said too sure."""
 SURPRISE = math.log(4)
 """Standard deviation of the logarithm of a factor, before any trial: few hyperparameters matter much, most hardly."""
 FEWEST, ENOUGH = 3, 100

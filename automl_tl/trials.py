@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from . import cost, data, guard, model, processes, registry
+from . import cost, guard, model, processes, registry
 from .backbones import build
+from .data import pixels_of
 from .device import hardware, release_memory
 from .errors import PLUGIN_FAULTS, AutomlError, InputError
 from .evaluation.adversaries import judge_robust
@@ -271,11 +272,6 @@ def judge_retention(task: Task, backbone: Backbone, net: nn.Module) -> dict[str,
 def probabilities_on(task: Task, backbone: Backbone, net: nn.Module, index: np.ndarray) -> np.ndarray:
     """Class probabilities of the task's images at `index`."""
     return predict(net, pixels_of(task, backbone).array, index, backbone)
-
-
-def pixels_of(task: Task, backbone: Backbone) -> data.Pixels:
-    """The images of the task as `backbone` wants them, decoded once."""
-    return data.decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
 
 
 def provenance(command: str, backbone: Backbone) -> Mapping[str, Any]:

@@ -14,16 +14,17 @@ from torch import nn
 
 from . import loop
 from .backbones import build
-from .device import autocast, channels_last, precision
+from .data import pixels_of
+from .device import channels_last, precision
 from .errors import InputError
 from .features import source_head
-from .inference import BATCH, prepare
+from .inference import outputs
 from .layers import layer_groups, still_norms
 from .objectives import validate
 from .records import VALIDATION, Backbone, Candidate, Task
 from .space import Value
 from .strategy import Classifier, Strategy
-from .trials import job_of, pixels_of
+from .trials import job_of
 
 SETTINGS: Mapping[str, Value] = {"rate": 2e-3, "backbone_rate": 0.3, "batch_size": 32}
 MOST_SOURCE = 1000
@@ -218,15 +219,9 @@ class _Before:
         told: torch.Tensor = self.head(features).argmax(1)
         return told
 
-    @torch.inference_mode()
     def _features(self, net: nn.Module) -> torch.Tensor:
-        channels_last(net).eval()
-        dtype = precision(net)
-        parts = []
-        for start in range(0, len(self.images), BATCH):
-            with autocast(dtype):
-                parts.append(net(prepare(self.images[start : start + BATCH], self.backbone)).float().cpu())
-        return torch.cat(parts)
+        dtype = precision(channels_last(net))
+        return outputs(net, self.images, np.arange(len(self.images)), self.backbone, dtype=dtype)
 
 
 def _source_head(backbone: Backbone) -> nn.Linear | None:

@@ -21,13 +21,14 @@ from torch.nn import functional as F
 
 from automl_tl import Backbone, Candidate, Fitted, Task, load_task
 from automl_tl.backbones import build, catalogue
+from automl_tl.data import pixels_of
 from automl_tl.device import autocast, channels_last, precision
 from automl_tl.home import cache
 from automl_tl.inference import predict, prepare
 from automl_tl.profiling import task_features
 from automl_tl.records import TEST, TRAIN, VALIDATION
 from automl_tl.registry import strategies
-from automl_tl.trials import job_of, judge_on_test, pixels_of
+from automl_tl.trials import job_of, judge_on_test
 
 CASES = (("sign_digits", "resnet10t_24.tiny_imagenet_64"), ("caltech101", "resnet10t_24.tiny_imagenet_64"))
 BATCH, MOST, RATES = 32, 60, (1e-3, 3e-3, 1e-2, 3e-2)

@@ -17,12 +17,12 @@ from _report import unpacked
 
 from automl_tl import Candidate, Fitted, Task, load_task, registry
 from automl_tl.backbones import catalogue
-from automl_tl.data import subset
+from automl_tl.data import pixels_of, subset
 from automl_tl.evaluation.domains import features_of, flattened, gap_of
 from automl_tl.objectives import adapt
 from automl_tl.records import TARGET, TRAIN, Backbone
 from automl_tl.space import defaults
-from automl_tl.trials import judge_on_test, pixels_of, run_trial
+from automl_tl.trials import judge_on_test, run_trial
 
 BACKBONE = "resnet10t_24.tiny_imagenet_64"
 SHIFTS = (("photo", "art_painting"), ("art_painting", "cartoon"), ("photo", "sketch"))

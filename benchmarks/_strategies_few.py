@@ -17,12 +17,12 @@ from torch import nn
 
 from automl_tl import Candidate, load_task
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import subset
+from automl_tl.data import pixels_of, subset
 from automl_tl.inference import prepare
 from automl_tl.objectives import few_shots, learn_to_learn
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
-from automl_tl.trials import pixels_of, run_trial
+from automl_tl.trials import run_trial
 
 BACKBONES = {"": "resnet10t_24.tiny_imagenet_64", "_seen": "resnet10t_24.omniglot_a_64"}
 """The second was pretrained on omniglot_a itself, as a classifier: what its nearest means know, others have to meta-train for."""

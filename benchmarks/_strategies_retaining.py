@@ -24,14 +24,14 @@ from _report import unpacked
 
 from automl_tl import Candidate, Classifier, Task, checkpoint, load_task, memory, model
 from automl_tl.backbones import catalogue
-from automl_tl.data import subset
+from automl_tl.data import pixels_of, subset
 from automl_tl.evaluation.calibration import choose_temperature
 from automl_tl.evaluation.forgetting import backward_transfer, forgetting, told_accuracy
 from automl_tl.objectives import retain
 from automl_tl.records import TEST, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import Value, defaults
-from automl_tl.trials import pixels_of, probabilities_on, run_trial
+from automl_tl.trials import probabilities_on, run_trial
 
 BACKBONE = "resnet10t_24.tiny_imagenet_64"
 METHODS: dict[str, tuple[str, dict[str, Value]]] = {

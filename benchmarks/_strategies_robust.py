@@ -15,12 +15,13 @@ from _report import unpacked
 
 from automl_tl import Candidate, Task, load_task
 from automl_tl.backbones import catalogue
+from automl_tl.data import pixels_of
 from automl_tl.evaluation.adversaries import judge_robust
 from automl_tl.objectives import harden
 from automl_tl.records import TEST, TRAIN, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
-from automl_tl.trials import judge_on_test, pixels_of, run_trial
+from automl_tl.trials import judge_on_test, run_trial
 
 BACKBONE = "resnet10t_24.tiny_imagenet_64"
 TRAINED, JUDGED, EPOCHS = 4000, 512, 12

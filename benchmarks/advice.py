@@ -1,6 +1,6 @@
 """Is the advice worth taking? Every source dataset is left out in turn; all tasks made of it leave together.
 
-    python benchmarks/advice.py [--json FILE] [--quick]
+    python benchmarks/advice.py [--json FILE] [--objective adaptation] [--quick]
 
 For each task left out, a ranker learnt from the others orders the candidates that were tried there. Stage 2 sees what a user's
 second ranking sees: the transferability of a shortlist, and no other backbone.
@@ -36,6 +36,7 @@ from automl_tl import registry
 from automl_tl.cost import CostModel
 from automl_tl.experience import Experience, Trials, completed
 from automl_tl.history import open_history
+from automl_tl.objectives import ACCURACY, ADAPTATION
 from automl_tl.ranker import Ranker, learn, rank, shortlist
 from automl_tl.records import Candidate, Profile, Ranked, Ranking
 from automl_tl.strategy import Strategy
@@ -335,11 +336,11 @@ def figures(result: Result, experience: Experience) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def known_history() -> tuple[Experience, np.ndarray]:
-    """All trials, and the test accuracy of each (NaN: never judged), which no ranker is shown."""
+def known_history(objective: str = ACCURACY) -> tuple[Experience, np.ndarray]:
+    """All trials on tasks with this objective, and the test accuracy of each (NaN: never judged), which no ranker is shown."""
     with open_history() as history:
-        experience = Experience.of(history)
-        judged = history.trials(status="finished")
+        experience = Experience.of(history, objective=objective)
+        judged = history.find(status="finished", limit=-1)[1]
     values = completed([one.candidate.strategy for one in judged], [one.candidate.hyperparameters for one in judged])
     told = {
         (one.task, replace(one.candidate, hyperparameters=own).id): one.test.get("accuracy", np.nan)
@@ -351,8 +352,10 @@ def known_history() -> tuple[Experience, np.ndarray]:
 
 
 def main() -> None:
-    options = arguments(__doc__, "one seed instead of three").parse_args()
-    experience, test = known_history()
+    parser = arguments(__doc__, "one seed instead of three")
+    parser.add_argument("--objective", choices=(ACCURACY, ADAPTATION), default=ACCURACY, help="what the tasks ask for")
+    options = parser.parse_args()
+    experience, test = known_history(options.objective)
     seeds = (0,) if options.quick else (0, 1, 2)
     result = leave_one_source_out(experience, registry.strategies(), test=test, seeds=seeds, say=partial(print, flush=True))
     found = figures(result, experience)
@@ -370,7 +373,8 @@ def main() -> None:
     heads = ("way", "first", "best of three", "first, hindsight", "best of three, hindsight", "NDCG@10", "weighted tau")
     table("Regret on source datasets left out, points of test accuracy", heads, rows)
     table("Figures", ("figure", "value"), [(name, f"{value:g}") for name, value in found.items()])
-    write(options.json, found)
+    prefix = "" if options.objective == ACCURACY else f"{options.objective}_"
+    write(options.json, {f"{prefix}{name}": value for name, value in found.items()})
 
 
 if __name__ == "__main__":

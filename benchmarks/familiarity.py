@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 
 from automl_tl import Backbone, Features, Task, registry
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import decode, load_task, read_listing
+from automl_tl.data import load_task, pixels_of, read_listing
 from automl_tl.features import source_statistics
 from automl_tl.norms import norm_statistics
 from automl_tl.profiling import task_features
@@ -77,7 +77,7 @@ def measure(backbone: Backbone, encoder: Backbone, tasks: dict[str, Task], sourc
     own_source = source_statistics(whole_features(source, backbone).values)
     encoded, own, ways = [], [], {way: [] for way in WAYS}
     for task in tasks.values():
-        pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+        pixels = pixels_of(task, backbone)
         norms = norm_statistics(task, backbone, pixels, partial(build, backbone), index=task.part("train"))
         assert norms is not None
         encoded.append(metric.score(whole_features(task, encoder), statistics))

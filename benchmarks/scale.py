@@ -147,8 +147,8 @@ def do_query(folder: Path) -> dict[str, float]:
     with open_history(folder / "history.db") as history:
         tasks = list(history.tasks())
         chosen = np.random.default_rng(0).choice(len(tasks), 50)
-        of_task = [timed(lambda task=tasks[i]: history.trials(task=task, limit=20))[0] for i in chosen.tolist()]
-        newest = [timed(lambda: history.trials(limit=20))[0] for _ in range(10)]
+        of_task = [timed(lambda task=tasks[i]: history.find(task=task, limit=20))[0] for i in chosen.tolist()]
+        newest = [timed(lambda: history.find(limit=20))[0] for _ in range(10)]
         summary, _ = timed(history.summary)
         digest, _ = timed(history.digest)
     medians = {"query_ms": 1e3 * float(np.median(of_task)), "newest_ms": 1e3 * float(np.median(newest))}

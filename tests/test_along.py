@@ -42,6 +42,12 @@ def test_a_flat_folder_is_a_target_without_labels(tmp_path: Path, source: Path) 
     assert brings(hard) == {"target", "epsilon"}
 
 
+def test_a_fraction_in_python_as_on_the_command_line(source: Path) -> None:
+    assert read_task(source, Along(robust="8/255")).epsilon == pytest.approx(8 / 255)
+    with pytest.raises(InputError, match="above 0"):
+        read_task(source, Along(robust="0"))
+
+
 def test_unlabelled_images_beside_test_images(tmp_path: Path, source: Path) -> None:
     lay(tmp_path / "target" / "unlabelled", range(3), start=20, flat=True)
     lay(tmp_path / "target" / "test", range(3), start=40, count=4)

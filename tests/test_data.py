@@ -131,6 +131,33 @@ def test_a_group_that_straddles_given_splits_leaves_training(tmp_path: Path) -> 
     assert task.warnings == ("2 train images are of one group with test images; they were left out",)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_one_large_group_trains(seed: int) -> None:
+    """Six of seven images are of one person: the others validate, or nothing would be left to learn from."""
+    labels, groups = np.repeat(np.arange(5), 35), np.arange(175)
+    groups[groups % 7 > 0] = 1
+    held = data._hold_out(np.arange(175), labels, groups, 0.2, np.random.default_rng(seed))
+    assert len(held) == 25
+    assert 1 not in groups[held]
+    two = np.repeat([0, 1], [30, 5])
+    assert two[data._hold_out(np.arange(35), np.zeros(35, int), two, 0.05, np.random.default_rng(seed))].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("share", [-1, 1.0, 1.5])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match="share of images for validation must be from 0 to below 1"):
+        load_task("digits", validation=share)
+    with pytest.raises(InputError, match="share of images for test"):
+        load_task("digits", test=share)
+
+
+def test_bytes_that_are_no_image_are_said_alike() -> None:
+    with pytest.raises(InputError) as caught:
+        load_task(([b"aaaa", b"bbbb", b"cccc", b"dd"], [0, 1, 0, 1]))
+    assert "cannot be read as an image: it is none of the kinds that are read" in str(caught.value)
+    assert "0x" not in str(caught.value)
+
+
 def test_groups_and_near_duplicates_are_told_apart(tmp_path: Path) -> None:
     lay(tmp_path / "x", {"all": [drawn(i) for i in (0, 1, 2, 3, 4, 5, 0, 6, 7)]})
     rows = [f"x/all/{i:03}.png,{'ab'[i % 2]},{group}" for i, group in enumerate(["", "p", "p", "p", "", "", "", "", ""])]

@@ -20,6 +20,7 @@ from automl_tl import Candidate, Fitted, Task, Trial
 from automl_tl.backbones import build, catalogue
 from automl_tl.batches import batches
 from automl_tl.candidates import propose
+from automl_tl.data import pixels_of
 from automl_tl.evaluation.domains import gap_of
 from automl_tl.model import Model
 from automl_tl.norms import norms_of
@@ -30,7 +31,7 @@ from automl_tl.registry import strategies
 from automl_tl.report.domains import gap_maps
 from automl_tl.space import defaults
 from automl_tl.testing import smallest_backbone, task_for
-from automl_tl.trials import job_of, judge_on_test, pixels_of, run_trial
+from automl_tl.trials import job_of, judge_on_test, run_trial
 
 ALIGNING = ("deep-coral", "dan", "dann", "mcc")
 

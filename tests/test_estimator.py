@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import nn
 
 from automl_tl import Candidate, Classifier, TransferClassifier, model, steps
 from automl_tl.backbones import build, catalogue
-from automl_tl.errors import InputError, InputWarning
+from automl_tl.errors import InputError, InputWarning, PluginError
 from automl_tl.estimator import _seed
 
 QUICK = {"budget": "1 trials", "strategies": ["linear-probe"], "backbones": [TINY]}
@@ -93,6 +94,50 @@ def test_one_image_is_no_batch(digits: tuple[np.ndarray, np.ndarray], tmp_path: 
     for one in (digits[0][0], colours[0]):
         with pytest.raises(InputError, match="is one image"):
             grey.predict(one)
+
+
+def test_what_is_no_batch_is_said(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    fitted = TransferClassifier(**QUICK).fit((image for image in digits[0]), digits[1])  # one by one is a batch
+    assert fitted.predict(iter(digits[0][:2])).shape == (2,)
+    table = SimpleNamespace(columns=["path"])
+    for one, words in (
+        (Image.new("L", (8, 8)), r"X is one Image; give a batch: \[X\]"),
+        (tmp_path, "X is one PosixPath"),
+        ("a.png", "X is one str"),
+        (None, "X is a NoneType"),
+        (table, "X is a table"),
+    ):
+        with pytest.raises(InputError, match=words):
+            fitted.predict(one)
+        with pytest.raises(InputError, match=words):
+            TransferClassifier(**QUICK).fit(one, digits[1])
+
+
+def test_names_come_alone_and_in_arrays(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    images, labels = digits[0][:60], digits[1][:60]
+    alone = TransferClassifier("1 trials", strategies="nearest-mean", backbones=TINY, remember="exemplars").fit(images, labels)
+    array = TransferClassifier("1 trials", strategies=np.array(["nearest-mean"]), backbones=np.array([TINY])).fit(images, labels)
+    assert alone.outcome_.winner.candidate == array.outcome_.winner.candidate
+    with pytest.raises(PluginError, match="unknown strategy 'nearest'"):
+        TransferClassifier(strategies="nearest").fit(images, labels)
+
+
+def test_labels_without_an_order_are_refused(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(InputError, match="make them all strings or all numbers"):
+        TransferClassifier(**QUICK).fit(digits[0][:4], np.array([1, "a", 1, "a"], dtype=object))
+
+
+def test_a_label_with_half_a_character_can_be_predicted(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    labels = np.where(digits[1] < 5, "\ud800", "b")
+    fitted = TransferClassifier(**QUICK).fit(digits[0], labels)
+    assert set(fitted.predict(digits[0])) == {"\ud800", "b"}
+
+
+def test_it_is_not_saved_over_a_file(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(InputError, match="is not a folder that can be written to"):
+        TransferClassifier(**QUICK).fit(digits[0][:60], digits[1][:60]).save(tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "mine"
 
 
 def test_what_is_left_out_is_warned_of(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from automl_tl.evaluation.classification import (
     ClassScores,
     accuracy_interval,
     auroc,
+    balanced_interval,
     confusion,
     intervals,
     judge,
@@ -136,7 +137,7 @@ def test_scores_of_each_class_by_hand() -> None:
 
 
 def test_intervals_hold_the_scores_and_narrow_with_more_images() -> None:
-    few, many = predictions(3, images=100), predictions(3, images=2000)
+    few, many = predictions(3, images=200), predictions(3, images=4000)
     widths = []
     for probabilities, labels in (few, many):
         found, scores = intervals(probabilities, labels), judge(probabilities, labels)
@@ -153,4 +154,14 @@ def test_the_interval_of_accuracy_has_a_width_where_all_are_right() -> None:
     found = intervals(0.6 * np.eye(4)[labels] + 0.1, labels)
     assert found["accuracy"] == accuracy_interval(20, 20)
     assert found["accuracy"][0] == pytest.approx(0.839, abs=0.001)
-    assert found["macro_f1"] == (1.0, 1.0), "no draw has a mistake"
+    assert found["balanced_accuracy"] == pytest.approx((0.847, 1.0), abs=0.001)
+    assert "macro_f1" not in found, "no draw has a mistake"
+
+
+@pytest.mark.parametrize("sizes", [(5,) * 10, (5,) * 100, (200, 10, 4)])
+def test_nineteen_in_twenty_intervals_of_balanced_accuracy_cover_the_truth(sizes: tuple[int, ...]) -> None:
+    rng, images = np.random.default_rng(0), np.array(sizes)
+    chances = np.linspace(0.6, 0.95, len(sizes))
+    ends = [balanced_interval(rng.binomial(images, chances), images) for _ in range(1500)]
+    covered = np.mean([low <= chances.mean() <= high for low, high in ends])
+    assert covered >= 0.94

@@ -97,6 +97,20 @@ def test_images_in_blocks_are_predicted_as_at_once(run: Path, photos: Path, monk
     assert automl_tl.predict(run, []).labels == []
 
 
+def test_one_image_is_one_image_in_every_form(run: Path, photos: Path) -> None:
+    """Not its rows, each for a grey one."""
+    path = sorted((photos / "test").rglob("*.png"))[0]
+    expected = automl_tl.predict(run, path).labels
+    with Image.open(path) as image:
+        colours = np.asarray(image.convert("RGB"))
+        assert automl_tl.predict(run, image).labels == expected
+    assert automl_tl.predict(run, colours).labels == expected
+    assert automl_tl.predict(run, path.read_bytes()).labels == expected
+    assert automl_tl.predict(run, colours[None]).labels == expected
+    with pytest.raises(InputError, match="a NoneType is no image"):
+        automl_tl.predict(run, None)  # type: ignore[arg-type]
+
+
 def test_timm_alone_predicts_the_same(run: Path, photos: Path, exported: Callable[[str], Path]) -> None:
     """As a person does it who has never heard of us: create_model, create_transform."""
     import timm

@@ -31,6 +31,12 @@ def test_a_finished_run_costs_nothing_again_and_a_larger_budget_looks_at_more_ne
     assert len(list((tmp_path / "run" / "trials").glob("*/trial.json"))) == 2, "what was trained is not trained again"
 
 
+def test_an_advice_that_outlasts_the_budget_is_told_of(tmp_path: Path) -> None:
+    outcome = fit(digits(), budget="1s + 1 trials", out=tmp_path / "run", strategies=["nearest-mean"], backbones=[TINY])
+    assert any("the advice took" in note for note in outcome.notes)
+    assert "The advice took" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_best_probe_of_each_network_is_kept_however_far_down_it_is(tmp_path: Path) -> None:
     def ranked(strategy: str, backbone: str, number: int, **values: float) -> Ranked:
         return Ranked(Candidate(backbone, strategy, {**values, "number": number}), 0.9, 0.8, 1.0, 1.0, 1.0)

@@ -168,6 +168,19 @@ def test_budgets_are_kept(tmp_path: Path, budget: str) -> None:
     assert len(outcome.trials) <= limits.trials
 
 
+def test_looks_leave_few_trials_to_what_was_advised(tmp_path: Path) -> None:
+    probes = [ranked("nearest-mean", name, 0.5, seconds=0.1) for name in (TINY, QUICK, "resnet10t_24.tiny_imagenet_64")]
+    outcome = run([ranked("fine-tuning", QUICK, 0.95, epochs=3), *probes], tmp_path, "60s + 1 trials")
+    assert [trial.candidate.strategy for trial in outcome.trials] == ["fine-tuning"]
+
+
+def test_epochs_are_kept_for_what_is_begun(tmp_path: Path) -> None:
+    """Four of them, a third each, would leave too few for any to end."""
+    ways = ("fine-tuning", "l2-sp", "layerwise-decay", "bias-norm")
+    outcome = run([ranked(strategy, QUICK, 0.9, epochs=9) for strategy in ways], tmp_path, "14 epochs")
+    assert "finished" in {trial.status for trial in outcome.trials}
+
+
 def test_a_budget_of_seconds_is_kept(tmp_path: Path) -> None:
     items = [ranked("fine-tuning", QUICK, 0.9, seconds=3.0, epochs=40, rate=0.001 * (i + 1)) for i in range(4)]
     outcome = run(items, tmp_path, "6s")

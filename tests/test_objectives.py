@@ -14,7 +14,7 @@ from torch import nn
 
 from automl_tl import Candidate, Classifier, Task, load_task
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import subset
+from automl_tl.data import pixels_of, subset
 from automl_tl.errors import InputError
 from automl_tl.model import save
 from automl_tl.objectives import (
@@ -43,7 +43,6 @@ from automl_tl.records import (
     TRAIN,
     VALIDATION,
 )
-from automl_tl.trials import pixels_of
 
 
 def some(first: int, last: int, *, start: int = 0, count: int = 100, name: str = "digits", negative: bool = False) -> Task:

@@ -93,8 +93,33 @@ def test_nine_in_ten_lie_in_their_interval(fresh: World, ranker: Ranker, costs: 
 
 def test_residual_bounds_by_hand() -> None:
     residuals = np.arange(99, dtype=float)
-    low, high = _conformal(residuals, np.ones(99))
+    low, high = _conformal(residuals, np.ones(99), 99)
     assert (low, high) == (4.0, 94.0)  # 5 of 100 places lie below, 5 above
+
+
+@pytest.mark.parametrize("tasks", [5, 20, 45])
+def test_bounds_hold_for_the_trials_of_another_task(tasks: int) -> None:
+    """What trials of a task have in common is not drawn anew with each of them."""
+    rng = np.random.default_rng(tasks)
+    covered = []
+    for _ in range(300):
+        common = rng.normal(size=tasks + 1)
+        low, high = _conformal((common[:-1, None] + 0.4 * rng.normal(size=(tasks, 30))).ravel(), np.ones(tasks * 30), tasks)
+        others = common[-1] + 0.4 * rng.normal(size=30)
+        covered.append(((low <= others) & (others <= high)).mean())
+    assert 0.83 <= np.mean(covered) <= 0.95, "with five, there is nothing wider than the extremes"
+
+
+def test_beyond_all_known_tasks_intervals_are_wider_and_it_is_said(fresh: World, ranker: Ranker, costs: CostModel) -> None:
+    profile = next(iter(fresh.profiles.values()))
+    most = ranker.sizes["images"][1]
+    within = replace(profile, meta={**profile.meta, "images": most})
+    plain, huge = (advise(ranker, fresh, replace(within, meta={**within.meta, "images": most + n}), costs) for n in (0, 1))
+    assert plain.basis == "500 trials over 20 tasks"
+    assert huge.basis.startswith("500 trials over 20 tasks; none with so many images")
+    before = {item.candidate: item.high - item.low for item in plain.items if item.low > 0 and item.high < 1}
+    after = {item.candidate: item.high - item.low for item in huge.items}
+    assert all(after[candidate] > 1.2 * width for candidate, width in before.items())
 
 
 def test_scores_fall_down_the_ranking_and_are_plausible(fresh: World, ranker: Ranker, costs: CostModel) -> None:
@@ -116,7 +141,7 @@ def test_a_saved_ranker_advises_the_same(fresh: World, ranker: Ranker, costs: Co
     ranker.save(tmp_path / "ranker")
     loaded = Ranker.load(tmp_path / "ranker")
     assert sorted({path.suffix for path in (tmp_path / "ranker").iterdir()}) == [".json", ".txt"]
-    assert (loaded.digest, loaded.basis) == (ranker.digest, ranker.basis)
+    assert (loaded.digest, loaded.trials, loaded.tasks, loaded.sizes) == (ranker.digest, 500, 20, ranker.sizes)
     for profile in list(fresh.profiles.values())[:3]:
         for stage in (1, 2):
             before, after = (advise(r, fresh, profile, costs, stage=stage) for r in (ranker, loaded))

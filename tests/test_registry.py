@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small import QUICK, digits
 
-from automl_tl import registry
-from automl_tl.errors import PluginError
+from automl_tl import api, cards, registry
+from automl_tl.backbones import build, catalogue
+from automl_tl.data import read_listing
+from automl_tl.errors import PluginError, ZooError
 from automl_tl.registry import PluginWarning
 
 
@@ -60,14 +67,41 @@ def test_a_new_plugin_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_one_name_twice_names_both_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "ours_b", strategy("linear-probe"), monkeypatch)
-    with pytest.raises(PluginError, match=r"'linear-probe' is registered twice.*'(ours_b|strategies.linear_probe)' and by"):
+    both = r"by plugin 'ours_b' of ours_b 1\.2 and by plugin 'strategies\.linear_probe' of automl_tl .*; remove one"
+    with pytest.raises(PluginError, match=f"'linear-probe' is registered twice in register_strategies: {both}"):
         registry.strategies()
 
 
-def test_a_misspelt_hook_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "ours_c", strategy("ours").replace("register_strategies", "register_strategy"), monkeypatch)
-    with pytest.raises(PluginError, match=r"register_strategy.*known hooks: register_strategies"):
-        registry.strategies()
+@pytest.mark.parametrize(
+    ("plugin", "before", "after", "why"),
+    [
+        (
+            "ours_c",
+            "register_strategies",
+            "register_strategy",
+            "unknown hook 'register_strategy'.*; known hooks.*: register_strat",
+        ),
+        (
+            "ours_j",
+            "strategies()",
+            "strategies(config)",
+            r"strategies\(config\) .*'config'.*; known hooks, which take nothing: regi",
+        ),
+        ("ours_k", "@automl_tl.hookimpl", "", "it marks no function with @automl_tl.hookimpl"),
+    ],
+    ids=["misspelt", "with an argument", "unmarked"],
+)
+def test_a_hook_that_is_none_costs_only_its_plugin(
+    plugin: str, before: str, after: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, plugin, strategy("ours").replace(before, after), monkeypatch)
+    with pytest.warns(PluginWarning, match=rf"plugin '{plugin}' of {plugin} 1\.2 is left out: PluginError: .*{why}"):
+        known = registry.strategies()
+    assert "linear-probe" in known
+    assert "ours" not in known
+    (told,) = [each for each in registry.plugins() if each.name == plugin]
+    assert told.hooks == ()
+    assert "hook" in told.error, "as `plugins list` shows it"
 
 
 def test_a_plugin_that_cannot_be_imported_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +114,9 @@ def test_a_plugin_that_cannot_be_imported_costs_only_itself(tmp_path: Path, monk
 
 def test_a_hook_that_raises_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "ours_e", strategy("ours").replace("return [Mine]", "return [Mine, 1 / 0]"), monkeypatch)
-    with pytest.warns(PluginWarning, match=r"register_strategies of plugin 'ours_e' is left out: ZeroDivisionError"):
+    with pytest.warns(
+        PluginWarning, match=r"register_strategies of plugin 'ours_e' of ours_e 1\.2 is left out: ZeroDivisionError"
+    ):
         assert "ours" not in registry.strategies()
 
 
@@ -97,16 +133,156 @@ def test_a_hook_that_gives_no_list_costs_only_itself(
     plugin: str, given: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, plugin, strategy("ours").replace("return [Mine]", given), monkeypatch)
-    with pytest.warns(PluginWarning, match=f"register_strategies of plugin '{plugin}' is left out: {why}"):
+    with pytest.warns(PluginWarning, match=rf"register_strategies of plugin '{plugin}' of {plugin} 1\.2 is left out: {why}"):
         known = registry.strategies()
     assert "linear-probe" in known
     assert "ours" not in known
 
 
-def test_a_thing_without_a_name_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "ours_f", strategy(""), monkeypatch)
-    with pytest.raises(PluginError, match="which has no name"):
-        registry.strategies()
+MINE = """
+import automl_tl
+
+class Mine:
+    name = "ours"
+    kind = "distance"
+    def score(self, target, source): return 1.0
+    def list(self): return []
+    def build(self, backbone, *, head=False): raise KeyError("weights")
+    def matches(self, location): return True
+    def open(self, location): return None
+    def check(self): raise ImportError("no such library")
+    def opened(self, task, seconds, folder): pass
+    def started(self, trial): pass
+    def epoch(self, trial, point): pass
+    def finished(self, trial): pass
+
+@automl_tl.hookimpl
+def HOOK():
+    return [Mine()]
+"""
+"""Whatever a hook may want, but a strategy."""
+
+
+@pytest.mark.parametrize(
+    ("plugin", "hook", "before", "after", "why"),
+    [
+        ("thing_a", "register_strategies", "class Mine", "class Mine", "it is no subclass of automl_tl.Strategy"),
+        ("thing_b", "register_strategies", "Mine()", "Mine", "it is no subclass of automl_tl.Strategy"),
+        ("thing_c", "register_metrics", 'kind = "distance"', "", "its kind is None; expected one of distance, transferability"),
+        ("thing_d", "register_metrics", '"distance"', '"distanse"', "its kind is 'distanse'; expected one of distance"),
+        ("thing_e", "register_metrics", "Mine()", "Mine", "it is a class; give an object of it"),
+        ("thing_f", "register_metrics", '"ours"', '""', "its name is ''; expected a text"),
+        ("thing_g", "register_formats", "def open(", "def read(", "it has no open"),
+        ("thing_h", "register_backbones", "def list(", "def listed(", "it has no list"),
+        ("thing_i", "register_trackers", "def epoch(", "def epochs(", "it has no epoch"),
+    ],
+)
+def test_a_thing_that_is_not_as_promised_is_left_out(
+    plugin: str, hook: str, before: str, after: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, plugin, MINE.replace(before, after).replace("HOOK", hook), monkeypatch)
+    everything = {
+        "register_strategies": registry.strategies,
+        "register_metrics": lambda: registry.metrics("distance"),
+        "register_formats": registry.formats,
+        "register_backbones": registry.zoos,
+        "register_trackers": registry.trackers,
+    }
+    with pytest.warns(
+        PluginWarning, match=rf"^{hook} of plugin '{plugin}' of {plugin} 1\.2: <.*{plugin}.Mine.*> is left out: {why}"
+    ):
+        known = everything[hook]()
+    assert known, "the others are there"
+    assert not {"ours", ""} & known.keys()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "line", "why"),
+    [
+        ("ours_l", "space = {'rate': 0.1}", "its space has 'rate': 0.1; expected a name and a Float, Int or Choice"),
+        ("ours_m", "space = ['rate']", r"its space is \['rate'\]; expected a dict"),
+        ("ours_n", "needs = 'target'", "its needs are 'target'; expected a frozenset of texts"),
+        ("ours_o", "needs = {1}", r"its needs are \{1\}; expected a frozenset of texts"),
+    ],
+)
+def test_a_strategy_that_would_break_all_advice_is_left_out(
+    plugin: str, line: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, plugin, strategy("ours").replace("name = 'ours'", f"name = 'ours'; {line}"), monkeypatch)
+    with pytest.warns(PluginWarning, match=f"plugin '{plugin}' .* is left out: {why}"):
+        known = registry.strategies()
+    assert "linear-probe" in known
+    assert "ours" not in known
+
+
+@pytest.mark.parametrize(
+    ("plugin", "body", "why"),
+    [
+        ("zoo_a", "raise KeyError('where')", "KeyError: 'where'"),
+        ("zoo_b", "return ['resnet']", "TypeError: 'resnet' is no automl_tl.Backbone"),
+        ("zoo_c", "yield next(iter(automl_tl_zoo()))", "ValueError: the zoo of '.*' is given as 'embedded'; expected 'ours'"),
+    ],
+)
+def test_a_zoo_that_cannot_be_listed_costs_only_itself(
+    plugin: str, body: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = MINE.replace("HOOK", "register_backbones").replace("return []", body)
+    code += "def automl_tl_zoo(): return automl_tl.registry.zoos()['embedded'].list()\n"
+    install(tmp_path, plugin, code, monkeypatch)
+    said = f"^zoo 'ours' is left out, as its networks cannot be listed: {why}"
+    with pytest.warns(PluginWarning, match=said):
+        assert QUICK in catalogue()
+    with pytest.warns(PluginWarning, match=said):
+        assert QUICK in cards._taken()
+    if plugin == "zoo_a":
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        line = [sys.executable, "-m", "automl_tl.cli", "zoo", "list"]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == f"warning: {said[1:]}\n"
+
+
+def test_a_zoo_that_cannot_build_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "zoo_d", MINE.replace("HOOK", "register_backbones"), monkeypatch)
+    with pytest.raises(ZooError, match=f"^zoo 'ours' cannot build '{QUICK}': KeyError: 'weights'"):
+        build(replace(catalogue()[QUICK], zoo="ours"))
+
+
+def test_a_reader_that_cannot_say_whether_it_matches_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = MINE.replace("HOOK", "register_formats").replace("return True", "raise KeyError('where')")
+    install(tmp_path, "reader_a", code.replace('"ours"', '"aa"'), monkeypatch)
+    with pytest.warns(PluginWarning, match="^reader 'aa' is passed over, as its `matches` raised KeyError: 'where'"):
+        assert len(read_listing("digits").images) == 1797
+
+
+@pytest.mark.parametrize(
+    ("plugin", "body", "why"),
+    [
+        ("reader_b", "raise KeyError('where')", "KeyError: 'where'"),
+        ("reader_c", "return None", "TypeError: expected an automl_tl.Listing, but got None"),
+        (
+            "reader_d",
+            "return automl_tl.Listing('x', [b''] * 2, ['a'], ['1', '2'])",
+            "ValueError: expected .* 2 images, but labels has 1",
+        ),
+        (
+            "reader_e",
+            "return automl_tl.Listing('x', [b''], ['a'], ['1'], splits=[])",
+            "ValueError: .* 1 images, but splits has 0",
+        ),
+        ("reader_f", "return automl_tl.Listing('x', [b''], None, ['1'])", "TypeError"),
+    ],
+)
+def test_a_reader_that_breaks_is_named(plugin: str, body: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = MINE.replace("HOOK", "register_formats").replace("return None", body)
+    install(tmp_path, plugin, code.replace('"ours"', '"aa"'), monkeypatch)
+    with pytest.raises(PluginError, match=f"^reader 'aa': {why}"):
+        read_listing("digits")
+
+
+def test_a_tracker_whose_check_breaks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "tracker_a", MINE.replace("HOOK", "register_trackers"), monkeypatch)
+    with pytest.raises(PluginError, match=r"^tracker 'ours' cannot begin: ImportError: no such library"):
+        api.fit(digits(), budget="1 trials", trackers=["ours"], out=tmp_path / "run")
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

@@ -21,7 +21,7 @@ from automl_tl.adapters import Grown
 from automl_tl.along import Along, read_task
 from automl_tl.api import recommend
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import subset
+from automl_tl.data import pixels_of, subset
 from automl_tl.errors import InputError
 from automl_tl.exports import export_run
 from automl_tl.heads import Neighbours, Tasks, cool, describe, rebuild
@@ -32,7 +32,7 @@ from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.strategy import Job
 from automl_tl.testing import smallest_backbone, task_for
-from automl_tl.trials import Limits, job_of, pixels_of, run_trial
+from automl_tl.trials import Limits, job_of, run_trial
 
 
 @pytest.fixture(scope="module")

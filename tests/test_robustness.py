@@ -104,4 +104,4 @@ def test_votes_cannot_be_attacked() -> None:
 def test_means_by_hand() -> None:
     found = Robustness(0.8, 10, {"a": (0.8, 0.6), "b": (0.4, 0.2)})
     assert found.mean == pytest.approx(0.5)
-    assert found.kept == pytest.approx(0.625)
+    assert found.mean / found.clean == pytest.approx(0.625)

@@ -43,10 +43,10 @@ from automl_tl.service.archives import unpack
 from automl_tl.service.datasets import Datasets
 from automl_tl.service.faults import Refused
 from automl_tl.service.gate import Allowance, Gate
-from automl_tl.service.jobs import Job, Jobs
+from automl_tl.service.jobs import Job, Jobs, _without_places
 from automl_tl.service.server import Server
 from automl_tl.service.settings import Settings
-from automl_tl.service.shapes import PROFILE, TASK, TRIAL
+from automl_tl.service.shapes import PROFILE, TASK, TRIAL, Resumed
 
 ROOT = Path(__file__).resolve().parents[1]
 browser, watched = test_page.browser, test_page.watched
@@ -142,7 +142,10 @@ def test_the_job_says_what_came_of_it(server: Running, fitted: tuple[str, Any]) 
     report = server.client.get(f"/api/jobs/{id}/report")
     assert report.headers["content-type"].startswith("text/html")
     assert "sandbox" in report.headers["content-security-policy"]
-    assert "automl-tl fit" in report.text, "how to do it again, as a person would"
+    assert "<pre>automl-tl fit our-digits --budget" in report.text, "how to do it again, as a person would"
+    assert f"automl-tl compare {id}/run" in report.text
+    told = (report.text, json.dumps(job), server.client.get("/api/history/trials").text)
+    assert not [text for text in told if str(server.state) in text], "the server's folders are nobody's business"
     assert "job is finished" in fault(server.client.post(f"/api/jobs/{id}/cancel"), 409)
     assert "larger budget" in fault(server.client.post(f"/api/jobs/{id}/resume"), 409)
 
@@ -593,7 +596,7 @@ def test_a_job_that_cannot_be_written_does_not_end_the_others(tmp_path: Path, mo
         wait_until(lambda: jobs.ended(after.id))
         assert "nowhere does not exist" in jobs.get(after.id).error, "its worker has run"
         assert jobs.get(stuck.id).state == "failed"
-        assert "could not be run: [Errno 21]" in jobs.get(stuck.id).error
+        assert jobs.get(stuck.id).error == f"could not be run: [Errno 21] Is a directory: '{stuck.id}/worker.log'"
     finally:
         jobs.stop()
     assert Jobs(tmp_path).get(stuck.id).state == "queued", "the next start tries again"
@@ -664,19 +667,70 @@ def test_a_job_that_ran_with_another_budget_keeps_it(tmp_path: Path, monkeypatch
     assert jobs.cancel(job.id).request["budget"] == "2 trials"
 
 
-def test_a_job_that_runs_again_forgets_what_came_of_it(tmp_path: Path) -> None:
-    job = left_by("failed", tmp_path, 1)
-    (tmp_path / job.id / "result.json").write_text("{}")
-    jobs = Jobs(tmp_path)
-    jobs.resume(job.id, {})
-    assert jobs.result(job.id) == {}
+EXITS = """#!{python}
+import os, sys
+from automl_tl.service import worker
+
+worker._do, sys.argv = lambda job, folder: os._exit(0), ["worker", sys.argv[-1]]
+worker.main()
+"""
+"""In place of Python: a worker that a plugin ends, as if all was well."""
+
+
+@pytest.mark.parametrize("how", ["fails", "exits"])
+def test_a_job_that_goes_on_in_vain_keeps_what_came_of_it(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "exits":
+        (tmp_path / "python").write_text(EXITS.format(python=sys.executable))
+        (tmp_path / "python").chmod(0o700)
+        monkeypatch.setattr("automl_tl.service.jobs.sys.executable", str(tmp_path / "python"))
+    job = left_by("finished", tmp_path / "jobs", 1)
+    (tmp_path / "jobs" / job.id / "result.json").write_text('{"winner": 1}')
+    jobs = Jobs(tmp_path / "jobs")
+    jobs.resume(job.id, {"budget": "2 trials"})
     jobs.start()
     try:
         wait_until(lambda: jobs.ended(job.id))
-        assert "nowhere does not exist" in jobs.get(job.id).error
-        assert jobs.result(job.id) is None
     finally:
         jobs.stop()
+    expected = "nowhere does not exist" if how == "fails" else "the worker ended without a word"
+    assert (jobs.get(job.id).state, jobs.get(job.id).error[: len(expected)]) == ("failed", expected)
+    assert jobs.result(job.id) == {"winner": 1}
+    jobs.resume(job.id, {})
+    assert jobs.cancel(job.id).state == "cancelled", "what there is did not come of the request that failed"
+
+
+@pytest.mark.parametrize("images", [{"dataset": "0123456789abcdef"}, {"path": "photos"}])
+def test_a_job_whose_images_are_gone_is_not_resumed(images: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    server = Server.of(Settings(tmp_path / "state", TOKEN, root=tmp_path / "root").checked())
+    job = server.jobs.submit("fit", {"seed": 0, "images": images}, tmp_path / "root" / "photos")
+    server.jobs.cancel(job.id)
+    with pytest.raises(Refused, match="there is no ") as refused:
+        job_routes.resume_job(job.id, server, Resumed(budget="2 trials"))
+    assert refused.value.status_code == 404
+    assert server.jobs.get(job.id).state == "cancelled"
+    (tmp_path / "root" / "photos").mkdir()
+    if "path" in images:
+        assert job_routes.resume_job(job.id, server)["state"] == "queued"
+
+
+def test_the_error_of_a_job_names_no_place_of_the_server(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path / "state" / "jobs")
+    (tmp_path / "root" / "empty").mkdir(parents=True)
+    (tmp_path / "root" / "list.csv").write_text("path,label\ncat/1.png,cat\n")
+    texts = {"gone": "gone does not exist;", "empty": "empty: is empty of folders;", "list.csv": "list.csv row 2: cat/1.png: "}
+    left = {name: jobs.submit("profile", {"seed": 0, "zoo": None}, tmp_path / "root" / name) for name in texts}
+    jobs.start()
+    try:
+        wait_until(lambda: all(jobs.ended(job.id) for job in left.values()))
+    finally:
+        jobs.stop()
+    for name, text in texts.items():
+        assert jobs.get(left[name].id).error.startswith(text)
+    job, photos = tmp_path / "state" / "jobs" / "0a1b", tmp_path / "photos"
+    said = f"{job}/run, {tmp_path}/state/x, {photos}/cat/1.png, {tmp_path}/list.csv"
+    assert _without_places(said, job, photos) == f"0a1b/run, state/x, photos/cat/1.png, {tmp_path.name}/list.csv"
+    assert _without_places("a/b", job, Path("/")) == "a/b"
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[1]", "\0" * 100])

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from automl_tl_plugins.strategies._layers import layer_groups, still_norms
 from automl_tl_plugins.strategies._probe import PATH, fit_probe
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -17,6 +16,7 @@ from small import QUICK, digits
 
 from automl_tl import Batch, Candidate, Classifier, Fitted, Task, Trial
 from automl_tl.backbones import build, catalogue
+from automl_tl.layers import layer_groups, still_norms
 from automl_tl.profiling import task_features
 from automl_tl.registry import strategies
 from automl_tl.space import defaults

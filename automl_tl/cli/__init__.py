@@ -53,11 +53,13 @@ def main() -> None:
     import os
     import warnings
 
+    from automl_tl.registry import PluginWarning
+
     _print_anything()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     if not os.environ.get("AUTOML_TL_DEBUG"):
         warnings.filterwarnings("ignore")
-        warnings.filterwarnings("default", category=UserWarning, message=r".*(plugin|Plugin).*")
+        warnings.filterwarnings("default", category=PluginWarning)
         for shown in (TrialWarning, InputWarning):
             warnings.filterwarnings("always", category=shown)
     try:

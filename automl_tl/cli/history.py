@@ -51,7 +51,7 @@ def history_list(
         for trial in found
     ]
     print_table("", ("trial", "task", "backbone", "strategy", "status", "accuracy", "seconds"), rows)
-    print(", ".join(f"{name}: {count}" for name, count in summary.items() if not isinstance(count, dict)))
+    print(", ".join(f"{name}: {count}" for name, count in summary.items()))
 
 
 @group.command("show")

@@ -26,15 +26,15 @@ class Bin:
     accuracy: float
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = BINS) -> list[Bin]:
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[Bin]:
     """Occupied bins of equal width, by the confidence of the prediction."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     found = []
     for number in np.unique(place):
         inside = place == number
-        edges = (number / bins, (number + 1) / bins)
+        edges = (number / BINS, (number + 1) / BINS)
         found.append(Bin(*edges, int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean())))
     return found
 

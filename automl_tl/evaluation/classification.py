@@ -13,6 +13,8 @@ from .calibration import calibration_error
 
 DRAWS = 200
 """Bootstrap samples of `intervals`."""
+FEW = 10
+"""Images of a class, with less of which a bootstrap of its F1 says too little."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,24 @@ def accuracy_interval(right: int, images: int, *, coverage: float = 0.95) -> tup
     return float(found.low), float(found.high)
 
 
-def intervals(
-    probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0, draws: int = DRAWS, coverage: float = 0.95
-) -> dict[str, tuple[float, float]]:
-    """`accuracy_interval`, and percentile bootstrap intervals (Efron, 1979) of balanced accuracy, macro-F1 and log-loss.
+def balanced_interval(right: np.ndarray, images: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean recall of classes, `right` of whose `images` are right: mean ± 1.96 √Σ p(1 - p)/n / classes.
 
-    For the bootstrap, images are drawn with replacement; a score of a draw is that of the classes that occur in it.
+    The p of a class is (right + 1) / (n + 2), Laplace's rule of succession: with plain shares, as with a bootstrap, a class of
+    whose few images none is wrong would have no width.
+    """
+    recall, expected = right / images, (right + 1) / (images + 2)
+    reach = 1.96 * float(np.sqrt((expected * (1 - expected) / images).sum())) / len(recall)
+    return max(float(recall.mean()) - reach, 0.0), min(float(recall.mean()) + reach, 1.0)
+
+
+def intervals(
+    probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0, draws: int = DRAWS
+) -> dict[str, tuple[float, float]]:
+    """`accuracy_interval`, `balanced_interval`, and 95 % percentile bootstrap intervals (Efron, 1979) of macro-F1 and log-loss.
+
+    For the bootstrap, images are drawn with replacement; a score of a draw is that of the classes that occur in it. Macro-F1 has
+    none where a class has less than `FEW` images or no image is wrong: what draws then show is narrower than the truth.
     Calibration error is left out, as drawing twice the same images adds to it, so that its interval would lie too high; AUROC
     for its time: it sorts all images once a class and draw.
     """
@@ -144,11 +158,15 @@ def intervals(
     for _ in range(draws):
         drawn = rng.integers(len(labels), size=len(labels))
         found.append(_without_auroc(probabilities[drawn], labels[drawn]))
-    tail = (1 - coverage) / 2
-    drawn_of = {name: [scores[name] for scores in found] for name in ("balanced_accuracy", "macro_f1", "log_loss")}
-    ends = {name: np.quantile(values, [tail, 1 - tail]) for name, values in drawn_of.items()}
-    right = int((probabilities.argmax(axis=1) == labels).sum())
+    counts = confusion(probabilities, labels)
+    right, images = np.diag(counts), counts.sum(axis=1)
+    right, images = right[images > 0], images[images > 0]
+    drawn_of = {name: [scores[name] for scores in found] for name in ("macro_f1", "log_loss")}
+    if images.min() < FEW or right.sum() == len(labels):
+        del drawn_of["macro_f1"]
+    ends = {name: np.quantile(values, [0.025, 0.975]) for name, values in drawn_of.items()}
     return {
-        "accuracy": accuracy_interval(right, len(labels), coverage=coverage),
+        "accuracy": accuracy_interval(int(right.sum()), len(labels)),
+        "balanced_accuracy": balanced_interval(right, images),
         **{name: (float(low), float(high)) for name, (low, high) in ends.items()},
     }

@@ -6,16 +6,14 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import nn
 
 from automl_tl import registry
 from automl_tl.device import channels_last
 from automl_tl.errors import PLUGIN_FAULTS, InputError
-from automl_tl.inference import prepare
+from automl_tl.inference import outputs
 from automl_tl.records import Backbone, Features
 
-BATCH = 256
 DIMENSIONS = 30
 """Principal components that are laid flat."""
 STEPS = 400
@@ -35,16 +33,13 @@ def gap(source: Features, target: Features) -> dict[str, float]:
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-@torch.no_grad()
 def features_of(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone) -> Features:
     """What enters the head of a trained classifier's `net` (its backbone), n×d, of uint8 images at the positions `index`.
 
     Scaled so that a row has a mean square of 1 on average: distances of two networks can be compared, as shrinking the features
     shrinks no gap.
     """
-    net = channels_last(net.eval())
-    parts = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
-    values = np.concatenate([net(prepare(images[part], backbone)).float().cpu().numpy() for part in parts])
+    values = outputs(channels_last(net), images, index, backbone).numpy()
     return Features(values / max(float(np.sqrt((values.astype(np.float64) ** 2).mean())), 1e-12))
 
 

@@ -41,11 +41,10 @@ class Curve:
     drawn: tuple[PowerLaw, ...]
     """Of bootstrap samples of the runs."""
 
-    def band(self, images: np.ndarray, *, coverage: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest error that the drawn laws give for these numbers of images."""
+    def band(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the middle 95 % of the errors that the drawn laws give for these numbers of images."""
         errors = np.stack([law.error(images) for law in self.drawn])
-        tail = (1 - coverage) / 2
-        low, high = np.quantile(errors, [tail, 1 - tail], axis=0)
+        low, high = np.quantile(errors, [0.025, 0.975], axis=0)
         return low, high
 
 

@@ -35,11 +35,6 @@ class Robustness:
         """Mean corruption accuracy: over all corruptions and severities, each counting the same."""
         return float(np.mean([value for values in self.accuracy.values() for value in values]))
 
-    @property
-    def kept(self) -> float:
-        """`mean` as a share of the clean accuracy."""
-        return self.mean / max(self.clean, 1e-9)
-
 
 def robustness(
     probabilities: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray, *, seed: int = 0

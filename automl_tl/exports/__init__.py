@@ -13,7 +13,7 @@ from pathlib import Path
 
 from automl_tl import model
 from automl_tl.errors import InputError
-from automl_tl.home import write_text
+from automl_tl.home import check_writable, write_text
 
 FORMS = ("timm", "onnx", "torch", "hub")
 STAGED = ".export-*.partial"
@@ -88,9 +88,7 @@ def _write(folder: Path, run: Path, trained: model.Model, form: str, *, reposito
 @contextmanager
 def _staged(folder: Path, *, keep: bool) -> Iterator[Path]:
     """A folder on the disk of `folder`, whose files come to it once all are there."""
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{nearest}: is not a folder that can be written to; choose another --out")
+    nearest = check_writable(folder)
     _sweep(nearest)
     made = Path(tempfile.mkdtemp(prefix=".export-", suffix=".partial", dir=nearest))
     try:

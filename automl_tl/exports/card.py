@@ -5,7 +5,6 @@ No path of this machine and no name of a file is in it, but the task's name, whi
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -18,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from automl_tl import model
+from automl_tl.cards import sha256
 from automl_tl.evaluation.classification import accuracy_interval
 from automl_tl.home import read_json
 from automl_tl.model import Model
@@ -59,7 +59,7 @@ def write_card(run: Path, trained: Model, *, repository: str | None = None) -> s
         training=_training(run, trained),
         scores=_scores(trained.facts),
         command=without_paths(str(trained.facts.get("provenance", {}).get("command", ""))),
-        digest=hashlib.sha256((model.model_folder(run) / model.WEIGHTS).read_bytes()).hexdigest(),
+        digest=sha256(model.model_folder(run) / model.WEIGHTS),
         where=f"hf-hub:{repository}" if repository else "local-dir:FOLDER",
     )
 

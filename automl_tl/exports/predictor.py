@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Predictor:
     probabilities: Callable[[np.ndarray], np.ndarray]
     """uint8 n×size×size×3 to float32 n×classes."""
 
-    def decode(self, images: list[Any], where: list[str]) -> np.ndarray:
+    def decode(self, images: Sequence[Any], where: Sequence[str]) -> np.ndarray:
         """The images as `probabilities` takes them."""
         return data.decode_images(images, where, self.input_size, interpolation=self.interpolation, crop_pct=self.crop_pct)
 

@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from automl_tl import heads
-from automl_tl.cards import check_card
+from automl_tl.cards import check_card, described
 from automl_tl.device import device
 from automl_tl.errors import InputError
 from automl_tl.home import write_text
 from automl_tl.inference import predict, prepare
 from automl_tl.model import WEIGHTS, Model
-from automl_tl.networks import create, family
-from automl_tl.records import Backbone
+from automl_tl.networks import Counts, create
 
 from .graph import probes
 from .predictor import Predictor
@@ -142,7 +141,7 @@ def read(folder: Path) -> Predictor:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG}: is damaged: {type(error).__name__}: {error}") from None
     check_card(card, folder / CONFIG)
-    facts = _facts(card)
+    facts = described(card, Counts(0, 0, 0), zoo="")  # as much as prediction asks for
     classes = config.get("label_names")
     if not isinstance(classes, list) or len(classes) != facts.num_classes:
         raise InputError(f"{folder / CONFIG}: label_names: expected a list of the {facts.num_classes} classes")
@@ -172,25 +171,3 @@ def _card(config: dict[str, Any]) -> dict[str, Any]:
         "source_domain": "unknown",
         **{name: own[name] for name in ("input_size", "mean", "std", "crop_pct", "interpolation")},
     }
-
-
-def _facts(card: dict[str, Any]) -> Backbone:
-    """As much of a backbone as prediction asks for."""
-    return Backbone(
-        name=card["name"],
-        zoo="",
-        architecture=card["name"],
-        family=family(card["name"]),
-        source_dataset=card["source_dataset"],
-        source_domain=card["source_domain"],
-        input_size=card["input_size"][1],
-        mean=tuple(card["mean"]),
-        std=tuple(card["std"]),
-        interpolation=card["interpolation"],
-        crop_pct=card["crop_pct"],
-        params=0,
-        macs=0,
-        num_features=0,
-        num_classes=card["num_classes"],
-        kwargs=card["build"]["kwargs"],
-    )

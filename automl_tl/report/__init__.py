@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a search."""
+"""Self-contained HTML pages: about a search, and about each of the two studies."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from automl_tl.backbones import build
+from automl_tl.data import pixels_of
 from automl_tl.evaluation.domains import features_of, flattened, gap
 from automl_tl.model import Model
 from automl_tl.profiling import look_features, look_sample, reference_encoders
 from automl_tl.records import TARGET, TRAIN, Backbone, Features, Task
-from automl_tl.trials import pixels_of
 
 OWN, THEIRS, SOURCES = 150, 60, 5
 """Images of the task, images of each source, and nearest sources on the map: more would take longer than they tell."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from automl_tl import model
+from automl_tl.cards import sha256
 from automl_tl.comparison import Compared, compare
 from automl_tl.evaluation.adaptation import adaptation
 from automl_tl.evaluation.calibration import calibration_error, cooled, reliability
@@ -118,7 +118,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
             reliability=reliability_diagram(reliability(judged.probabilities, judged.labels)),
             temperature=_temperature(trained, judged),
             costs=_costs(outcome, inference_cost(trained.net, trained.backbone.input_size)),
-            digest=hashlib.sha256((outcome.folder / "model" / model.WEIGHTS).read_bytes()).hexdigest(),
+            digest=sha256(outcome.folder / "model" / model.WEIGHTS),
             versions={**winner.provenance.get("versions", {}), **{name: version(name) for name in VERSIONED}},
         )
     )
@@ -254,7 +254,7 @@ def _short(text: object, length: int = 60) -> str:
     return whole if len(whole) <= length else whole[: length - 1] + "…"
 
 
-def _tail(text: object, length: int = 40) -> str:
+def _tail(text: object) -> str:
     """Of a path, the end tells most."""
     whole = str(text)
-    return whole if len(whole) <= length else "…" + whole[1 - length :]
+    return whole if len(whole) <= 40 else "…" + whole[-39:]

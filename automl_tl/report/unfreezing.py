@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from automl_tl.home import write_text
 from automl_tl.unfreezing import Study
+
+from .outcome import pages
 
 WIDTH, PANEL, LEFT, RIGHT, TOP, GAP = 640, 150, 56, 16, 26, 44
 
@@ -20,9 +21,7 @@ def report_study(study: Study, folder: Path) -> Path:
     """Write `unfreezing.json`, `unfreezing.svg` and `unfreezing.html` into `folder`; the page needs nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     picture = draw(study)
-    loader = PackageLoader("automl_tl.report", ".")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template("unfreezing.html").render(study=study, picture=picture, sentence=conclusion(study))
+    page = pages().get_template("unfreezing.html").render(study=study, picture=picture, sentence=conclusion(study))
     write_text(folder / "unfreezing.json", json.dumps({**asdict(study), "enough": study.enough}, indent=1, ensure_ascii=False))
     write_text(folder / "unfreezing.svg", str(picture))
     write_text(folder / "unfreezing.html", page)

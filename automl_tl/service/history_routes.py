@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Body, Path, Query
 
 from automl_tl.errors import HistoryError
-from automl_tl.exchange import BACKBONES, PROFILES, TASKS, TRIALS
-from automl_tl.facts import TaskFacts, backbone_of, profile_of, task_facts_of, trial_of
+from automl_tl.exchange import BACKBONES, PROFILES, TASKS, TRIALS, write_facts
+from automl_tl.facts import backbone_of, profile_of, task_facts_of, trial_of
 from automl_tl.history import open_history
 from automl_tl.records import Trial
 
@@ -82,21 +80,14 @@ def add_facts(facts: Annotated[NewFacts, Body(openapi_examples={"a task": {"valu
         _checked(kind, rows, parse)
     with tempfile.TemporaryDirectory() as name, open_history() as history:
         folder = FilePath(name)
-        _write(folder, tasks, {BACKBONES: facts.backbones, PROFILES: facts.profiles, TRIALS: facts.trials})
+        write_facts(
+            folder,
+            {TASKS: map(asdict, tasks), BACKBONES: facts.backbones, PROFILES: facts.profiles, TRIALS: facts.trials},
+        )
         try:
             return history.import_facts(folder)
         except HistoryError as error:
             raise HistoryError(str(error).replace(f"{folder}{os.sep}", "")) from None
-
-
-def _write(folder: FilePath, tasks: Sequence[TaskFacts], lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """In the form that `import_facts` reads."""
-    with (folder / TASKS).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(TaskFacts.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows(asdict(task) for task in tasks)
-    for name, rows in lines.items():
-        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 def _checked(kind: str, rows: Sequence[Mapping[str, Any]], parse: Callable[[Mapping[str, Any]], T]) -> list[T]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from automl_tl import data, registry
@@ -25,7 +25,6 @@ from .shapes import (
     PROFILE,
     Answer,
     FitJob,
-    Folder,
     JobPage,
     JobResult,
     JobShape,
@@ -63,10 +62,7 @@ _EXAMPLES: Any = {
 def start_job(job: Annotated[NewJob, Body(openapi_examples=_EXAMPLES)], here: Here) -> Any:
     """Queue a profile, advice or a fit. Jobs run one at a time, in the order of asking, and survive a restart of the server."""
     _check_names(job)
-    if isinstance(job.images, Folder):
-        location = below(here.settings.root, job.images.path)
-    else:
-        location = here.datasets.location(job.images.dataset)
+    location = _location(here, job.images.model_dump())
     return shown(here, here.jobs.submit(job.kind, job.model_dump(exclude={"kind"}), location))
 
 
@@ -104,6 +100,7 @@ def resume_job(id: Id, here: Here, how: Annotated[Resumed | None, Body(examples=
             raise Refused(422, "budget: only a fit has one")
         parse_budget(how.budget)
         changes["budget"] = how.budget
+    _location(here, here.jobs.get(id).request["images"])  # or it would only fail
     return shown(here, here.jobs.resume(id, changes))
 
 
@@ -113,12 +110,15 @@ def delete_job(id: Id, here: Here) -> None:
     here.jobs.remove(id)
 
 
-@router.get("/jobs/{id}/report", response_class=FileResponse, responses={200: {"content": {"text/html": {}}}, **responses(404)})
+@router.get("/jobs/{id}/report", response_class=HTMLResponse, responses=responses(404))
 def show_report(id: Id, here: Here) -> Any:
     """The report of a fit: one HTML file that needs nothing else."""
-    if not (path := _report(here, here.jobs.get(id))).exists():
-        raise Refused(404, f"job {id!r} has no report, or none yet")
-    return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
+    try:
+        page = _report(here, here.jobs.get(id)).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Refused(404, f"job {id!r} has no report, or none yet") from None
+    page = page.replace(str(here.jobs.folder / id), id)  # where it lies on the server is not for clients
+    return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 def _watched(id: Id, here: Here) -> Job:
@@ -154,6 +154,11 @@ def shown(here: Server, job: Job) -> dict[str, Any]:
     name = place.stem if place.is_file() else place.name  # a folder's name may have a dot, too
     more = {"name": data.shown(name), "before": here.jobs.place(job), "model": here.models.has(job)}
     return {**facts, **more, "report": _report(here, job).exists()}
+
+
+def _location(here: Server, images: Mapping[str, str]) -> FilePath:
+    """Of the images of a job. Raises Refused where they are not there, or no longer."""
+    return below(here.settings.root, images["path"]) if "path" in images else here.datasets.location(images["dataset"])
 
 
 def _report(here: Server, job: Job) -> FilePath:

@@ -29,7 +29,7 @@ from .events import append
 from .faults import Refused
 
 log = logging.getLogger("automl_tl.service")
-WAITING, ACTIVE = ("queued",), ("queued", "running", "cancelling")
+ACTIVE = ("queued", "running", "cancelling")
 ENDED = ("finished", "cancelled", "failed")
 MOST_WAITING = 1000
 GRACE_SECONDS = 120.0
@@ -117,10 +117,10 @@ class Jobs:
 
     def place(self, job: Job) -> int | None:
         """How many jobs come before a queued one; None for the others."""
-        if job.state not in WAITING:
+        if job.state != "queued":
             return None
         with self._changed:
-            before = [other for other in self._jobs.values() if other.state in WAITING and _order(other) < _order(job)]
+            before = [other for other in self._jobs.values() if other.state == "queued" and _order(other) < _order(job)]
             return len(before) + (self._worker is not None)
 
     def path(self, id: str) -> Path:
@@ -142,7 +142,7 @@ class Jobs:
         now = time.time()
         job = Job(secrets.token_hex(6), kind, "queued", dict(request), str(location), now, now)
         with self._changed:
-            if sum(other.state in WAITING for other in self._jobs.values()) >= MOST_WAITING:
+            if sum(other.state == "queued" for other in self._jobs.values()) >= MOST_WAITING:
                 raise Refused(429, f"{MOST_WAITING} jobs are waiting; try again when some are done", {"Retry-After": "60"})
             (self.folder / job.id).mkdir()
             self._put(job)
@@ -212,14 +212,15 @@ class Jobs:
                 log.error("job %s could not be run", job.id, exc_info=error)
                 with self._changed:
                     self._worker = None
-                    self._keep(replace(self.get(job.id), state="failed", ended=time.time(), error=f"could not be run: {error}"))
+                    text = _without_places(f"could not be run: {error}", self.folder / job.id, Path(job.location))
+                    self._keep(replace(self.get(job.id), state="failed", ended=time.time(), error=text))
                     self._changed.wait_for(lambda: self._stopping, PAUSE_SECONDS)
 
     def _next(self) -> Job | None:
         """The next job, marked as running; None when the server stops."""
         with self._changed:
             while not self._stopping:
-                waiting = sorted((job for job in self._jobs.values() if job.state in WAITING), key=_order)
+                waiting = sorted((job for job in self._jobs.values() if job.state == "queued"), key=_order)
                 if waiting:
                     return self._keep(replace(waiting[0], state="running", started=time.time(), earlier=None))
                 self._changed.wait()
@@ -248,6 +249,7 @@ class Jobs:
             if self._stopping:
                 return  # it stays "running" on disk, and goes on at the next start
             state, error = _verdict(self.folder / job.id, code, self.get(job.id).state == "cancelling")
+            error = _without_places(error, self.folder / job.id, Path(job.location))
             self._keep(replace(self.get(job.id), state=state, ended=time.time(), error=error))
 
     def _end_after_grace(self, worker: subprocess.Popen[bytes]) -> None:
@@ -288,6 +290,14 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
         worker.kill()
 
 
+def _without_places(text: str, folder: Path, location: Path) -> str:
+    """What is said of a job in this folder, with names in place of the server's own paths: they are nobody's business."""
+    places = (location, location.parent, folder, folder.parents[1])  # a manifest's images lie beside it
+    for place in sorted(places, key=lambda place: -len(place.parts)):
+        text = text.replace(str(place), place.name) if place.name else text
+    return text
+
+
 def _order(job: Job) -> tuple[float, str]:
     return job.queued, job.id
 
@@ -304,7 +314,7 @@ def _read(path: Path) -> Job | None:
 def _verdict(folder: Path, code: int, cancelled: bool) -> tuple[str, str]:
     """State and error of a job whose worker has ended."""
     result = _facts(folder / "result.json")
-    if code == 0 and result is not None:
+    if code == 0 and result is not None and not (folder / "error.json").exists():  # or it came of an earlier run
         interrupted = result.get("interrupted", False)
         return ("cancelled" if interrupted and cancelled else "finished"), ""
     if cancelled:

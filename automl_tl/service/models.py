@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from automl_tl import data, model
+from automl_tl import model
 from automl_tl.api import Predictions
 from automl_tl.errors import AutomlError, InputError
+from automl_tl.exports.predictor import of_model
 from automl_tl.home import read_json
 
 from .faults import Refused
@@ -73,8 +74,7 @@ class Models:
                 trained = self._load(id, folder)
             except AutomlError as error:
                 raise _damaged(id, error) from None
-            b = trained.backbone
-            pixels = data.decode_images(images, names, b.input_size, interpolation=b.interpolation, crop_pct=b.crop_pct)
+            pixels = of_model(trained).decode(images, names)
             return Predictions(tuple(names), trained.classes, trained.probabilities(pixels))
 
     def pack(self, id: str, target: IO[bytes]) -> None:

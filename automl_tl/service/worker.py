@@ -1,7 +1,8 @@
 """The process of one job: `python -m automl_tl.service.worker FOLDER`, with the end of standard input as the order to stop.
 
-The server reads `events.jsonl` and `result.json`, or `error.json` after exit code 2 (the person's fault) or 1 (ours). SIGINT
-interrupts: a fit then ends with its best model so far.
+The server reads `events.jsonl` and `result.json`, or `error.json` after exit code 2 (the person's fault) or 1 (ours). The result
+of an earlier run stays until there is a new one; for so long there is an `error.json` beside it. SIGINT interrupts: a fit then
+ends with its best model so far.
 """
 
 from __future__ import annotations
@@ -76,14 +77,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a server in the background of a shell has it ignored
     folder = Path(sys.argv[1])
     threading.Thread(target=_end_with_the_server, daemon=True).start()
-    (folder / "error.json").unlink(missing_ok=True)
+    (folder / "error.json").unlink(missing_ok=True)  # what went wrong before must not be told again, even if the disk is full
+    write_text(folder / "error.json", "{}")
     try:
         from filelock import FileLock
 
         with FileLock(folder / "worker.lock", timeout=LOCK_SECONDS):  # the worker of a server that was killed ends just now
-            (folder / "result.json").unlink(missing_ok=True)  # not before: a job that is resumed and cancelled keeps it
             result = _do(json.loads((folder / "job.json").read_text(encoding="utf-8")), folder)
         write_text(folder / "result.json", json.dumps(plain(result), indent=1))
+        (folder / "error.json").unlink()
     except AutomlError as error:
         _fail(folder, str(error), 2)
     except KeyboardInterrupt:
@@ -127,7 +129,7 @@ def _do(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _fit(request: dict[str, Any], location: Path, run: Path, told: Events) -> dict[str, Any]:
     from automl_tl import api
 
-    sys.argv = _command(request, location, run)  # what the report says is how to do it again
+    sys.argv = _command(request, location)  # what the report says is how to do it again
     outcome = api.fit(
         location,
         budget=request["budget"],
@@ -143,8 +145,9 @@ def _fit(request: dict[str, Any], location: Path, run: Path, told: Events) -> di
     return outcome_facts(outcome)
 
 
-def _command(request: dict[str, Any], location: Path, run: Path) -> list[str]:
-    words = ["automl-tl", "fit", str(location), "--budget", request["budget"], "--seed", str(request["seed"]), "--out", str(run)]
+def _command(request: dict[str, Any], location: Path) -> list[str]:
+    """With the name of the images, for clients: where they lie on the server is not for them."""
+    words = ["automl-tl", "fit", location.name, "--budget", request["budget"], "--seed", str(request["seed"])]
     words += ["--zoo", request["zoo"]] if request["zoo"] else []
     for option, names in (("--strategy", request["strategies"]), ("--backbone", request["backbones"])):
         words += [word for name in names or () for word in (option, name)]

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from automl_tl import Backbone, Batch, Classifier
 from automl_tl.space import Choice, Float, Int, Space, Value
 
-from ._layers import still_norms
-
 SPACE: Space = {
     "rate": Float(3e-4, 1e-2, 2e-3, log=True),
     "backbone_rate": Float(0.05, 1.0, 0.3, log=True),
@@ -62,12 +60,6 @@ def to_unit(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     backbone. As with the paper's own distance, small features are near to each other."""
     scale = source.detach().square().mean().sqrt().clamp(min=1e-6)
     return source / scale, target / scale
-
-
-def settle(model: Classifier, norms: str) -> None:
-    """Batch norms keep their pretrained statistics where `norms` is "still"."""
-    if norms == "still":
-        still_norms(model.backbone, only_frozen=False)
 
 
 def macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -6,7 +6,7 @@ its own n_k images for some epochs. The average itself is Flower's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from automl_tl.federation import Answer, Told
 from automl_tl.records import TRAIN
 from automl_tl.space import Choice, Float, Int, Space, Value
 
-WEIGHTS = "the weights of the network after training here, the number of training images, the mean training loss"
 LOCAL: Space = {
     "rate": Float(3e-4, 3e-2, 5e-3, log=True),
     "backbone_rate": Float(0.1, 1.0, 0.3, log=True),
@@ -101,11 +100,6 @@ def put(model: nn.Module, arrays: list[np.ndarray]) -> None:
 
 def _state(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
-
-
-def two_rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
-    yield backbone_rate, list(model.backbone.parameters())
-    yield 1.0, list(model.head.parameters())
 
 
 def local_macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

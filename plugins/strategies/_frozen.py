@@ -20,12 +20,12 @@ def known(job: Job) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return features[train], labels[train], features[validation], labels[validation]
 
 
-def linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A layer with these weights (classes×d) and biases."""
     head = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
     return head
 
 

@@ -1,5 +1,22 @@
-"""The layers of a backbone, as the engine sees them."""
+"""What strategies that train a backbone and a head share: two rates, and norms that stay still."""
 
-from automl_tl.layers import MOST_GROUPS as MOST_GROUPS
-from automl_tl.layers import layer_groups as layer_groups
-from automl_tl.layers import still_norms as still_norms
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from automl_tl import Classifier
+from automl_tl.layers import still_norms
+
+
+def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    """The backbone at a share of the rate, the head at the whole."""
+    yield backbone_rate, list(model.backbone.parameters())
+    yield 1.0, list(model.head.parameters())
+
+
+def settle(model: Classifier, norms: str) -> None:
+    """Batch norms keep the statistics that they came with where `norms` is "still"."""
+    if norms == "still":
+        still_norms(model.backbone, only_frozen=False)

@@ -20,6 +20,8 @@ from automl_tl.loop import CHECKPOINT
 from automl_tl.norms import adopt_statistics, norms_of
 from automl_tl.records import TRAIN, VALIDATION
 
+from ._frozen import known, linear, logits_of
+
 PATH = tuple(10.0**exponent for exponent in (0, -1, -2, -3, -4, -5))
 """Weights of the L2 penalty, strongest first: each solution starts the next."""
 
@@ -38,23 +40,16 @@ class Probe:
 
     def head(self) -> nn.Linear:
         """The classifier as a layer."""
-        head = nn.Linear(self.weight.shape[1], self.weight.shape[0])
-        with torch.no_grad():
-            head.weight.copy_(self.weight)
-            head.bias.copy_(self.bias)
-        return head
+        return linear(self.weight, self.bias)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """n×classes, of raw n×d features."""
-        logits = torch.from_numpy(features.astype(np.float32)) @ self.weight.T + self.bias
-        return logits.softmax(1).numpy()
+        return logits_of(self.head(), features).softmax(1).numpy()
 
 
 def probe_job(job: Job, *, path: tuple[float, ...] = PATH) -> Probe:
     """`fit_probe` on the frozen features of a job's training and validation images."""
-    features, labels = job.features().values, job.task.labels
-    train, validation = job.task.part(TRAIN), job.task.part(VALIDATION)
-    return fit_probe(features[train], labels[train], features[validation], labels[validation], len(job.task.classes), path=path)
+    return fit_probe(*known(job), len(job.task.classes), path=path)
 
 
 def begin(

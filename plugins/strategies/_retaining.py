@@ -16,11 +16,10 @@ from automl_tl.device import device
 from automl_tl.errors import TrialError
 from automl_tl.heads import Tasks
 from automl_tl.importance import parameters_of
-from automl_tl.inference import BATCH, predict, prepare
+from automl_tl.inference import outputs, predict
 from automl_tl.records import KEPT_VALIDATION, TRAIN, VALIDATION
 from automl_tl.space import Choice, Float, Int, Space, Value
 
-from ._layers import still_norms
 from ._probe import fit_probe
 
 SPACE: Space = {
@@ -171,10 +170,7 @@ def balanced(job: Job, fitted: Fitted) -> Fitted:
     assert isinstance(net, Classifier)
     if index is None:
         return fitted
-    net.eval()
-    with torch.no_grad():
-        parts = [prepare(job.pixels.array[index[start : start + BATCH]], job.backbone) for start in range(0, len(index), BATCH)]
-        logits = torch.cat([net(part).float().cpu() for part in parts])
+    logits = outputs(net, job.pixels.array, index, job.backbone)
     layer, rows = _newest(net.head, job)
     _rescale(layer, rows, *_fair(logits, job, index))
     probabilities = predict(net, job.pixels.array, job.task.part(VALIDATION), job.backbone)
@@ -226,18 +222,6 @@ def _fair(logits: Tensor, job: Job, index: np.ndarray) -> tuple[float, float]:
 def _rescale(layer: nn.Linear, rows: np.ndarray, scale: float, shift: float) -> None:
     layer.weight[rows] *= scale
     layer.bias[rows] = layer.bias[rows] * scale + shift
-
-
-def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
-    """The earlier weights at a share of the rate, the head at the whole."""
-    yield backbone_rate, list(model.backbone.parameters())
-    yield 1.0, list(model.head.parameters())
-
-
-def settle(model: Classifier, norms: str) -> None:
-    """Batch norms keep the earlier model's statistics where `norms` is "still"."""
-    if norms == "still":
-        still_norms(model.backbone, only_frozen=False)
 
 
 def held_macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -10,7 +10,7 @@ from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loo
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
-from ._layers import still_norms
+from ._layers import settle
 from ._probe import begin
 
 
@@ -54,8 +54,7 @@ class BiasNorm(Strategy):
         yield 1.0, list(model.head.parameters())
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        if self.hp.norms == "still":
-            still_norms(model.backbone, only_frozen=False)
+        settle(model, self.hp.norms)
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -13,7 +13,7 @@ from automl_tl.batches import steps_of
 from automl_tl.space import Float, Int, Value
 from automl_tl.strategy import Room
 
-from . import _adapting
+from . import _adapting, _layers
 from ._losses import adversary_strength, reverse_gradient
 from ._probe import probe_job
 
@@ -56,7 +56,7 @@ class DANN(Strategy):
         return _adapting.rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        _adapting.settle(model, self.hp.norms)
+        _layers.settle(model, self.hp.norms)
         self.step = epoch * self.steps // self.hp.epochs
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:

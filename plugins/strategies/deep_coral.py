@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookimpl, loop
 from automl_tl.space import Float, Value
 
-from . import _adapting
+from . import _adapting, _layers
 from ._losses import coral
 from ._probe import probe_job
 
@@ -39,7 +39,7 @@ class DeepCoral(Strategy):
         return _adapting.rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        _adapting.settle(model, self.hp.norms)
+        _layers.settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         seen = _adapting.see_both(model, batch)

@@ -53,7 +53,6 @@ class PrivateAveraging(Strategy):
         "rate": Float(0.1, 30.0, 3.0, log=True),
         "components": Choice((16, 32, 64, 128), 64),
     }
-    leaves = "the weights of a linear layer with (ε, δ)-private noise, the number of training images; no loss"
     chance: Callable[[], torch.Generator] | None = None
     """What `remote` gives a real client: each round draws sampling and noise from a new one. None: from the job's seed."""
 

@@ -14,7 +14,7 @@ from automl_tl.errors import TrialError
 from automl_tl.heads import Tasks
 from automl_tl.space import Choice, Value
 
-from . import _retaining
+from . import _layers, _retaining
 
 
 class Expansion(Strategy):
@@ -56,7 +56,7 @@ class Expansion(Strategy):
         yield 1.0, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        _retaining.settle(model, self.hp.norms)
+        _layers.settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         grown = model.backbone

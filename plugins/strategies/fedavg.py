@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, federation, hookimpl
+from automl_tl.layers import still_norms
 from automl_tl.space import Choice, Value
 
-from ._federated import LOCAL, WEIGHTS, WeightsCentre, WeightsClient, local_macs, two_rates
-from ._layers import still_norms
+from ._federated import LOCAL, WeightsCentre, WeightsClient, local_macs
+from ._layers import rates
 from ._untrained import untrained
 
 
@@ -29,7 +30,6 @@ class FederatedAveraging(Strategy):
     paper = "McMahan et al. (2017), Communication-efficient learning of deep networks from decentralized data"
     needs = frozenset({"clients"})
     space = {**LOCAL, "start": Choice(("pretrained", "random"), "pretrained", usual=0.9)}
-    leaves = WEIGHTS
 
     def run(self, job: Job) -> Fitted:
         return federation.train(self, job)
@@ -49,7 +49,7 @@ class FederatedAveraging(Strategy):
         return super().build(backbone if self.hp.start == "pretrained" else untrained(backbone, self.facts), num_classes)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return two_rates(model, self.hp.backbone_rate if self.hp.start == "pretrained" else 1.0)
+        return rates(model, self.hp.backbone_rate if self.hp.start == "pretrained" else 1.0)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
         if self.hp.norms == "still" and self.hp.start == "pretrained":

@@ -20,8 +20,8 @@ from automl_tl.inference import predict
 from automl_tl.records import PUBLIC, TRAIN
 from automl_tl.space import Choice, Int, Value
 
-from ._federated import LOCAL, train_locally, two_rates
-from ._layers import still_norms
+from ._federated import LOCAL, train_locally
+from ._layers import rates, settle
 
 
 class FederatedDistillation(Strategy):
@@ -37,7 +37,6 @@ class FederatedDistillation(Strategy):
     paper = "Li and Wang (2019), FedMD: Heterogenous federated learning via model distillation"
     needs = frozenset({"clients"})
     space = {**LOCAL, "temperature": Choice((1.0, 2.0, 4.0), 2.0), "server_epochs": Int(1, 5, 2)}
-    leaves = "class probabilities of the public images, the mean training loss; no weights"
     said: Tensor | None = None
     """While it digests: public images × classes."""
 
@@ -56,11 +55,10 @@ class FederatedDistillation(Strategy):
         return FedAvg(**settings)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return two_rates(model, self.hp.backbone_rate)
+        return rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        if self.hp.norms == "still":
-            still_norms(model.backbone, only_frozen=False)
+        settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         if self.said is None:

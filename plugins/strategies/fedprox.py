@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, federation, hookimpl
 from automl_tl.space import Float, Value
 
-from ._federated import LOCAL, WEIGHTS, WeightsCentre, WeightsClient, local_macs, two_rates
-from ._layers import still_norms
+from ._federated import LOCAL, WeightsCentre, WeightsClient, local_macs
+from ._layers import rates, settle
 
 
 class FederatedProximal(Strategy):
@@ -26,7 +26,6 @@ class FederatedProximal(Strategy):
     paper = "Li et al. (2020), Federated optimization in heterogeneous networks"
     needs = frozenset({"clients"})
     space = {**LOCAL, "mu": Float(1e-3, 10.0, 0.1, log=True)}
-    leaves = WEIGHTS
     mu: float
     begun: list[Tensor]
 
@@ -49,11 +48,10 @@ class FederatedProximal(Strategy):
         self.begun = [parameter.detach().clone() for parameter in model.parameters()]
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return two_rates(model, self.hp.backbone_rate)
+        return rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        if self.hp.norms == "still":
-            still_norms(model.backbone, only_frozen=False)
+        settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         apart = [(now - then).square().sum() for now, then in zip(model.parameters(), self.begun, strict=True)]

@@ -10,7 +10,7 @@ from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loo
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
-from ._layers import still_norms
+from ._layers import rates, settle
 from ._probe import begin
 
 
@@ -49,12 +49,10 @@ class FineTuning(Strategy):
         return Classifier(backbone, nn.Sequential(nn.Dropout(self.hp.dropout), self.probed))
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        yield self.hp.backbone_rate, list(model.backbone.parameters())
-        yield 1.0, list(model.head.parameters())
+        return rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        if self.hp.norms == "still":
-            still_norms(model.backbone, only_frozen=False)
+        settle(model, self.hp.norms)
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -13,13 +13,13 @@ from torch import nn
 
 from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, hookimpl, loop
 from automl_tl.device import device, memory_mb
+from automl_tl.layers import layer_groups, still_norms
 from automl_tl.objectives import ACCURACY, validate
 from automl_tl.processes import agreed
 from automl_tl.records import VALIDATION
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
-from ._layers import layer_groups, still_norms
 from ._probe import adopting, probe_job
 
 

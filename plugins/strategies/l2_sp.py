@@ -10,7 +10,7 @@ from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookim
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
-from ._layers import still_norms
+from ._layers import rates, settle
 from ._probe import begin
 
 
@@ -50,13 +50,11 @@ class StartingPoint(Strategy):
         return Classifier(backbone, self.probed)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        yield self.hp.backbone_rate, list(model.backbone.parameters())
-        yield 1.0, list(model.head.parameters())
+        return rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
         self.start = [origin.to(p.device) for origin, p in zip(self.start, model.backbone.parameters(), strict=True)]
-        if self.hp.norms == "still":
-            still_norms(model.backbone, only_frozen=False)
+        settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         away = sum((p - origin).square().sum() for p, origin in zip(model.backbone.parameters(), self.start, strict=True))

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loop
+from automl_tl.layers import MOST_GROUPS, layer_groups, still_norms
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
-from ._layers import MOST_GROUPS, layer_groups, still_norms
 from ._probe import begin
 
 

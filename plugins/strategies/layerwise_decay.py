@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loop
+from automl_tl.layers import layer_groups
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
-from ._layers import layer_groups, still_norms
+from ._layers import settle
 from ._probe import begin
 
 
@@ -53,8 +54,7 @@ class LayerwiseDecay(Strategy):
             yield self.hp.decay**below, group
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        if self.hp.norms == "still":
-            still_norms(model.backbone, only_frozen=False)
+        settle(model, self.hp.norms)
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from automl_tl import Backbone, Fitted, Job, Strategy, hookimpl
 from automl_tl.space import Choice, Value
@@ -42,7 +43,8 @@ class DiscriminantAnalysis(Strategy):
         weight = np.linalg.solve(degrees * covariance + tiny * np.eye(len(covariance)), means.T).T
         prior = counts / counts.sum() if self.hp.priors == "counted" else np.full(len(counts), 1 / len(counts))
         bias = np.log(prior) - (weight * means).sum(axis=1) / 2
-        return finished(job, linear(weight, bias), start, f"covariance shrunk by {shrinkage:.3f}")
+        head = linear(torch.from_numpy(weight), torch.from_numpy(bias))
+        return finished(job, head, start, f"covariance shrunk by {shrinkage:.3f}")
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, hookimpl
-from automl_tl.device import device, memory_mb
-from automl_tl.records import VALIDATION
+from automl_tl import Backbone, Fitted, Job, Strategy, hookimpl
 from automl_tl.space import Choice, Value
 
+from ._frozen import finished
 from ._probe import PATH, probe_job
 
 STEPS = 100
@@ -31,11 +30,7 @@ class LinearProbe(Strategy):
         job.features()  # kept from now on: what they take is not this strategy's
         start = time.perf_counter()
         probe = probe_job(job, path=PATH if self.hp.penalty == "chosen" else (float(self.hp.penalty),))
-        model = Classifier(job.build_backbone(), probe.head()).requires_grad_(False).to(device())
-        probabilities = probe.probabilities(job.features().values[job.task.part(VALIDATION)])
-        point = Point(1, time.perf_counter() - start, None, probe.score, memory_mb(), f"L2 penalty {probe.penalty:g}")
-        job.report(point)
-        return Fitted(model, [point], probabilities, notes=(point.note,))
+        return finished(job, probe.head(), start, f"L2 penalty {probe.penalty:g}")
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -13,11 +13,11 @@ from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, hookimpl, loo
 from automl_tl.adapters import is_plain
 from automl_tl.errors import TrialError
 from automl_tl.inference import predict
+from automl_tl.layers import still_norms
 from automl_tl.records import VALIDATION
 from automl_tl.space import Choice, Float, Int, Value
 from automl_tl.strategy import REGULARISERS
 
-from ._layers import still_norms
 from ._probe import probe_job
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookimpl, loop
 from automl_tl.space import Float, Value
 
-from . import _retaining
+from . import _layers, _retaining
 from ._losses import distillation
 
 
@@ -46,10 +46,10 @@ class WithoutForgetting(Strategy):
         return Classifier(backbone, self.head)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return _retaining.rates(model, self.hp.backbone_rate)
+        return _layers.rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        _retaining.settle(model, self.hp.norms)
+        _layers.settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         features = model.backbone(batch.images)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from automl_tl import Backbone, Fitted, Job, Strategy, hookimpl
 from automl_tl.space import Choice, Value
@@ -43,7 +44,7 @@ class NearestMean(Strategy):
             for temperature in TEMPERATURES:
                 weight = 2 * means / scale**2 / temperature / means.shape[1]
                 bias = -(means**2 / scale**2).sum(axis=1) / temperature / means.shape[1]
-                made.append((kind, linear(weight, bias)))
+                made.append((kind, linear(torch.from_numpy(weight), torch.from_numpy(bias))))
         kind, head = max(made, key=lambda item: score_of(item[1], held_out, held_out_labels))
         return finished(job, head, start, f"means of {kind} features")
 

@@ -17,7 +17,7 @@ from automl_tl import Backbone, Classifier, Fitted, Job, Point, Strategy, checkp
 from automl_tl.augment import augment, normalise
 from automl_tl.device import autocast, channels_last, device, memory_mb, precision
 from automl_tl.errors import TrialError
-from automl_tl.inference import prepare
+from automl_tl.inference import outputs
 from automl_tl.objectives import Validated, validate
 from automl_tl.records import SOURCE, TRAIN
 from automl_tl.space import Choice, Float, Int, Value
@@ -26,7 +26,6 @@ from ._prototypes import distances, nearest_head, prototypes
 
 QUERIES = 5
 """Images a class that an episode asks about."""
-BATCH = 256
 NAME = "episodes.safetensors"
 
 
@@ -68,8 +67,7 @@ class Prototypical(Strategy):
             best = weights(net)
         complete = True
         for epoch in range(len(curve) - 1, self.hp.epochs):
-            last = curve[-1].seconds - curve[-2].seconds if len(curve) > 1 else 0.0
-            if epoch >= job.stop_after or time.monotonic() + last > job.deadline:
+            if epoch >= job.stop_after or loop.time_is_up(job, loop.last_epoch(curve)):
                 complete = False
                 break
             start = time.perf_counter()
@@ -156,17 +154,9 @@ def with_means(net: nn.Module, job: Job) -> tuple[Classifier, Validated]:
     """The classifier by nearest means of the task's training images, and what it does on the validation images."""
     train = job.task.part(TRAIN)
     labels = torch.from_numpy(job.task.labels[train])
-    centres = prototypes(embed(net, job, train), labels, len(job.task.classes))
+    centres = prototypes(outputs(net, job.pixels.array, train, job.backbone), labels, len(job.task.classes))
     model = Classifier(net, nearest_head(centres).to(device()))
     return model, validate(model, job.pixels.array, job.task, job.backbone, dtype=torch.float32)
-
-
-@torch.no_grad()
-def embed(net: nn.Module, job: Job, index: np.ndarray) -> Tensor:
-    """n×d features of the images at `index`, as they are, on the CPU."""
-    net.eval()
-    parts = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
-    return torch.cat([net(prepare(job.pixels.array[part], job.backbone)).float().cpu() for part in parts])
 
 
 def weights(net: nn.Module) -> dict[str, Tensor]:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookimpl, loop
 from automl_tl.evaluation.calibration import fit_temperature
+from automl_tl.inference import outputs
 from automl_tl.memory import herd, unit_features
 from automl_tl.objectives import validate
 from automl_tl.records import KEPT, TRAIN, VALIDATION
 from automl_tl.space import Float, Int, Value
 from automl_tl.strategy import cross_entropy
 
-from . import _retaining
+from . import _layers, _retaining
 from ._losses import distillation
 from ._prototypes import prototypes
 
@@ -59,10 +60,10 @@ class Rehearsal(Strategy):
         return Classifier(backbone, self.head)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return _retaining.rates(model, self.hp.backbone_rate)
+        return _layers.rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        _retaining.settle(model, self.hp.norms)
+        _layers.settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         logits = model(batch.images).float()
@@ -121,10 +122,7 @@ def _means_head(job: Job, network: nn.Module) -> nn.Linear:
 
 def _length(job: Job, network: nn.Module) -> float:
     """Mean length of the features of some training images."""
-    from automl_tl.inference import prepare
-
-    with torch.inference_mode():
-        return float(network(prepare(job.pixels.array[job.task.part(TRAIN)[:64]], job.backbone)).float().norm(dim=1).mean())
+    return float(outputs(network, job.pixels.array, job.task.part(TRAIN)[:64], job.backbone).norm(dim=1).mean())
 
 
 @hookimpl

@@ -12,7 +12,7 @@ from automl_tl.memory import earlier_importance
 from automl_tl.records import IMPORTANCE
 from automl_tl.space import Float, Value
 
-from . import _retaining
+from . import _layers, _retaining
 
 
 class SynapticIntelligence(Strategy):
@@ -45,10 +45,10 @@ class SynapticIntelligence(Strategy):
         return Classifier(backbone, self.head)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return _retaining.rates(model, self.hp.backbone_rate)
+        return _layers.rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
-        _retaining.settle(model, self.hp.norms)
+        _layers.settle(model, self.hp.norms)
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         return self.new.loss(model.head, model.backbone(batch.images), batch) + self.held.penalty(model)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl_tl import Backbone, Offer, hookimpl
-from automl_tl.cards import check_card
+from automl_tl.cards import check_card, described
 from automl_tl.errors import InputError, ZooError
 from automl_tl.facts import backbone_of
 from automl_tl.home import home, read_json, write_text
-from automl_tl.networks import count, family, first_line, headless
+from automl_tl.networks import count, first_line, headless
 
 from ._tags import UNKNOWN, domain_of_words, source_dataset, source_domain
 
@@ -151,26 +151,7 @@ def _counted(card: Mapping[str, Any]) -> Backbone:
         counts = count(architecture, kwargs, num_classes=card["num_classes"], input_size=side)
     except ZooError as error:
         raise ZooError(f"{card['name']}: {str(error).removeprefix('build: ')}") from None
-    return Backbone(
-        name=card["name"],
-        zoo=HuggingFaceHub.name,
-        architecture=architecture,
-        family=family(architecture),
-        source_dataset=card["source_dataset"],
-        source_domain=card["source_domain"],
-        input_size=side,
-        mean=tuple(card["mean"]),
-        std=tuple(card["std"]),
-        interpolation=card["interpolation"],
-        crop_pct=card["crop_pct"],
-        params=counts.params,
-        macs=counts.macs,
-        num_features=counts.num_features,
-        num_classes=card["num_classes"],
-        licence=card["licence"],
-        kwargs=kwargs,
-        weights=card["name"].removeprefix(PREFIX),
-    )
+    return described(card, counts, zoo=HuggingFaceHub.name, weights=card["name"].removeprefix(PREFIX))
 
 
 def _offer(info: ModelInfo) -> Offer:

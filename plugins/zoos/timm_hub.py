@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from ._timm_counts import Counted, Key
 
-Progress = Callable[[int, int], None]
-
 
 class TimmHub:
     name = "timm"
@@ -30,7 +28,10 @@ class TimmHub:
 
     def list(self) -> Iterable[Backbone]:
         """From the catalogue, which is built at the first call."""
-        return self._catalogue()[0]
+        try:
+            return self._parse(json.loads(_kept().read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):  # not built yet, damaged, or of another form
+            return self._parse(self.build_catalogue())
 
     def cached(self) -> Iterable[Backbone]:
         """Those whose weights are in the local hub cache."""
@@ -38,10 +39,6 @@ class TimmHub:
 
         here = cached_repositories()
         return [backbone for backbone in self.list() if backbone.weights in here] if here else []
-
-    def left_out(self) -> dict[str, str]:
-        """Tags that cannot be backbones here → why."""
-        return self._catalogue()[1]
 
     def build(self, backbone: Backbone, *, head: bool = False) -> nn.Module:
         """Raises ZooError: the weights cannot be had, or are not those of this network."""
@@ -62,7 +59,7 @@ class TimmHub:
             raise ZooError(f"{backbone.weights}: {path} does not hold {backbone.name}: {first_line(error)}") from None
         return (net if head else headless(net)).eval()
 
-    def build_catalogue(self, progress: Progress | None = None) -> dict[str, Any]:
+    def build_catalogue(self) -> dict[str, Any]:
         """Read timm's own metadata, count what the shipped counts do not know, and keep both in the cache.
 
         Seconds, most of them for importing timm; half a second more for each network of a timm newer than the counts.
@@ -70,19 +67,13 @@ class TimmHub:
         from ._timm_counts import SHIPPED, complete, read
 
         counted = read(SHIPPED)
-        complete(counted, progress)
+        complete(counted)
         catalogue = _read_timm(counted)
         write_text(_kept(), json.dumps(catalogue))
         return catalogue
 
-    def _catalogue(self) -> tuple[Sequence[Backbone], dict[str, str]]:
-        try:
-            return self._parse(json.loads(_kept().read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, LookupError, AttributeError):  # not built yet, damaged, or of another form
-            return self._parse(self.build_catalogue())
-
-    def _parse(self, catalogue: Mapping[str, Any]) -> tuple[Sequence[Backbone], dict[str, str]]:
-        return [_backbone(facts, zoo=self.name) for facts in catalogue["networks"]], dict(catalogue["left_out"])
+    def _parse(self, catalogue: Mapping[str, Any]) -> Iterable[Backbone]:
+        return [_backbone(facts, zoo=self.name) for facts in catalogue["networks"]]
 
 
 def _kept() -> Path:
@@ -93,18 +84,15 @@ def _kept() -> Path:
 
 
 def _read_timm(counted: Mapping[Key, Counted]) -> dict[str, Any]:
+    """Without the tags whose weights are not on the hub, that take no squares, or that cannot be backbones (see the counts)."""
     from ._timm_counts import Key, pretrained
 
-    networks, left_out = [], {}
+    networks = []
     for tag, facts in pretrained():
         _, height, width = facts.input_size
-        if facts.hf_hub_id is None:
-            left_out[tag] = "its weights are not on the hub"
-        elif height != width:
-            left_out[tag] = f"takes images of {width}×{height} px; only squares are supported"
-        elif (known := counted[Key(facts.architecture, height)]).counts is None:
-            left_out[tag] = known.left_out
-        else:
+        if facts.hf_hub_id is None or height != width:
+            continue
+        if (counts := counted[Key(facts.architecture, height)].counts) is not None:
             network = {
                 "tag": tag,
                 "repository": facts.hf_hub_id,
@@ -115,12 +103,12 @@ def _read_timm(counted: Mapping[Key, Counted]) -> dict[str, Any]:
                 "crop_pct": facts.crop_pct,
                 "num_classes": facts.num_classes,
                 "licence": facts.license or "",
-                "params": known.counts.params,
-                "macs": known.counts.macs,
-                "num_features": known.counts.num_features,
+                "params": counts.params,
+                "macs": counts.macs,
+                "num_features": counts.num_features,
             }
             networks.append(network)
-    return {"networks": networks, "left_out": left_out}
+    return {"networks": networks}
 
 
 def _backbone(facts: dict[str, Any], *, zoo: str) -> Backbone:
