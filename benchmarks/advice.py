@@ -373,8 +373,7 @@ def main() -> None:
     heads = ("way", "first", "best of three", "first, hindsight", "best of three, hindsight", "NDCG@10", "weighted tau")
     table("Regret on source datasets left out, points of test accuracy", heads, rows)
     table("Figures", ("figure", "value"), [(name, f"{value:g}") for name, value in found.items()])
-    prefix = "" if options.objective == ACCURACY else f"{options.objective}_"
-    write(options.json, {f"{prefix}{name}": value for name, value in found.items()})
+    write(options.json, found)
 
 
 if __name__ == "__main__":
