@@ -57,13 +57,15 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
     if along.source is not None and _is_flat(location):
         _check_shots(along.shots, 0, Path(location).name)
         source, target = _source(along.source, seed, told), load_unlabelled(location, progress=told)
+        _check_apart(source, target)
         return _hardened(objectives.adapt(source, target), along)
-    task = load_task(location, seed=seed, target=along.source is not None, progress=told)
+    whole = task = load_task(location, seed=seed, target=along.source is not None, progress=told)
     if along.shots:
         _check_shots(along.shots, len(task.part(TRAIN)), task.name)
         task = objectives.few_shots(task, along.shots, seed=seed)
     if along.source is not None:
         source = _source(along.source, seed, told)
+        _check_apart(source, whole)
         known = set(task.classes) <= set(source.classes)
         if not known and TRAIN not in task.splits:
             raise InputError(
@@ -100,6 +102,12 @@ def _source(location: Any, seed: int, told: Callable[[int, int], None] | None) -
     if remembered is None:
         raise InputError(f"--source {location}: remembers no images; train it with --remember exemplars, or give its images")
     return remembered
+
+
+def _check_apart(source: Task, task: Task) -> None:
+    """Raises InputError: a source that is the images themselves has nothing to teach, and would let them judge it."""
+    if set(source.hashes.tolist()) == set(task.hashes.tolist()):
+        raise InputError("--source: these are the same images; give those of another domain or of other classes, or leave it out")
 
 
 def _remembered(folder: Path, name: str, seed: int) -> Task | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -38,7 +39,7 @@ from .exports.predictor import Predictor, open_predictor
 from .facts import backbone_of, profile_of
 from .halving import search as search
 from .history import History, open_history
-from .home import cache, read_json, write_text
+from .home import cache, read_json, whole, write_text
 from .home import check_writable as check_writable
 from .hookspecs import Tracker
 from .images import images_below, is_one, passed_over
@@ -136,12 +137,7 @@ def recommend(
         raise InputError(f"looks is {looks}; advice takes a look through one network at least")
     known = registry.strategies()
     strategies, backbones = registry.several(strategies), registry.several(backbones)
-    for name in strategies or ():
-        registry.lookup("strategy", name, known)
-    adopt(backbones or ())
-    at_hand = catalogue(zoo=zoo) if not task.earlier else _of_earlier(task, backbones or ())
-    for name in backbones or ():
-        registry.lookup("backbone", name, at_hand)
+    at_hand = _at_hand(task, zoo, strategies or (), backbones or ())
     experience = Experience.of(history, without=task.fingerprint, objective=task.objective)
     ranker = ranker_for(experience, cache() / "rankers", seed=seed)
     cost_model = CostModel.learn(experience, strategies=known, seed=seed)
@@ -160,6 +156,18 @@ def recommend(
     several = list({one.id: one for one in finer}.values())
     ranking = rank(ranker, several, second, at_hand, cost_model, strategies=known, stage=2)
     return Advice(replace(second, warnings=(*second.warnings, *_omissions(known, task))), ranking, at_hand)
+
+
+def _at_hand(task: Task, zoo: str | None, strategies: Sequence[str], backbones: Sequence[str]) -> dict[str, Backbone]:
+    """The networks to choose from. Raises PluginError: a name of a zoo, a strategy or a backbone is unknown."""
+    known = registry.strategies()
+    for name in strategies:
+        registry.lookup("strategy", name, known)
+    adopt(backbones)
+    at_hand = catalogue(zoo=zoo) if not task.earlier else _of_earlier(task, backbones)
+    for name in backbones:
+        registry.lookup("backbone", name, at_hand)
+    return at_hand
 
 
 def _command() -> str:
@@ -258,7 +266,10 @@ def fit(
     told_of = [_tracker(each) if isinstance(each, str) else each for each in asked]
     with ExitStack() as held:
         held.enter_context(alone_in(out))
-        _check_free(out, request)
+        if changed := _changed(out, request):
+            _at_hand(task, zoo, strategies or (), backbones or ())  # a name that was mistyped is to blame, not the folder
+            verb = "differs" if len(changed) == 1 else "differ"
+            raise InputError(f"{out} holds another run (its {', '.join(changed)} {verb}); choose another --out or delete it")
         workers = None if ray is None else held.enter_context(open_workers(ray))
         history = held.enter_context(open_history())
         history.record_task(task)
@@ -497,32 +508,60 @@ def study_unfreezing(
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
-    """A CSV: path, label, confidence, and the probability of each class."""
+    """A CSV: path, label, confidence, and the probability of each class.
+
+    A file is written whole or not at all; what a link leads to is replaced, not the link. A pipe or a device is written to.
+    """
+    check_file(path)
+    if _is_stream(path):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            _write_rows(predictions, file)
+        return
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        _write_rows(predictions, file)
+
+
+def _write_rows(predictions: Predictions, file: TextIO) -> None:
     import csv
 
-    check_file(path)
-    partial = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "label", "confidence", *predictions.classes])
-            for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True):
-                writer.writerow([where, label, f"{row.max():.6f}", *(f"{value:.6f}" for value in row)])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    writer = csv.writer(file)
+    writer.writerow(_columns(predictions.classes))
+    for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True):
+        writer.writerow([where, label, f"{row.max():.6f}", *(f"{value:.6f}" for value in row)])
+
+
+def _columns(classes: Sequence[str]) -> list[str]:
+    """Of a CSV of predictions, each under a name of its own: a class may be called "label", too."""
+    columns = ["path", "label", "confidence"]
+    taken = {*columns, *classes}
+    for name in classes:
+        if name in columns:
+            while name in taken:
+                name = f"class {name}"
+            taken.add(name)
+        columns.append(name)
+    return columns
+
+
+def _is_stream(path: Path) -> bool:
+    """A pipe, a device, a socket: something that is there and cannot be replaced by a file."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def check_file(path: Path) -> None:
     """Worth asking before the work whose result is written there.
 
     Raises:
-        InputError: `path` is a folder, or lies in one that cannot be written to.
+        InputError: `path` is a folder, or lies in one that cannot be written to, or is a pipe or device that cannot.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; --out is the file to write")
-    check_writable(path.parent)
+    if not _is_stream(path):
+        check_writable(path.resolve().parent)
+    elif not os.access(path, os.W_OK):
+        raise InputError(f"{path}: cannot be written to; choose another --out")
 
 
 def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str]]:
@@ -545,15 +584,14 @@ def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str
     return list(found), [shown(path.relative_to(root)) for path in found]
 
 
-def _check_free(out: Path, request: dict[str, Any]) -> None:
-    """Raises InputError where `out` holds the run of another request."""
+def _changed(out: Path, request: dict[str, Any]) -> list[str]:
+    """What `out` holds the run of another request by, for a person; nothing where it is free or the run is the same."""
     path = out / "run.json"
     if not path.exists():
-        return
+        return []
     before = {"remember": [], **read_json(path, dict, remedy="choose another --out or delete it")}
     changed = [name for name in request if before.get(name) != request[name]]
-    if changed:
-        raise InputError(f"{out} holds another run (its {', '.join(changed)} differs); choose another --out or delete it")
+    return ["images" if name == "fingerprint" else name for name in changed]
 
 
 def _keep_advice(out: Path, request: dict[str, Any], advice: Advice, looks: int) -> Advice:

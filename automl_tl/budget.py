@@ -40,6 +40,8 @@ def parse_budget(text: str | float | Budget) -> Budget:
         if match is None or float(match[1]) <= 0:
             raise InputError(f"cannot read the budget {text!r}; write it like 90s, 10m, 1h, '5 trials' or '60 epochs'")
         amount, unit = float(match[1]), match[2]
+        if unit not in _UNITS and not amount.is_integer():
+            raise InputError(f"the budget {text!r} asks for {match[1]} {unit}; trials and epochs are whole numbers")
         kind = "seconds" if unit in _UNITS else "trials" if unit.startswith("trial") else "epochs"
         if math.isfinite(limits[kind]):
             what = "a time" if kind == "seconds" else kind

@@ -130,7 +130,7 @@ def join(address: str, client: Client, told: Callable[[int, Answer], None], *, a
     """Take part as a client until the server lets it go. `authority`: the certificate (PEM) that the server's must be signed by.
 
     Raises:
-        InputError: the address or the authority is none.
+        InputError: the authority is none.
         TrialError: the server cannot be reached, is not what was agreed to, or went away.
     """
     import grpc
@@ -175,8 +175,6 @@ def _greet(address: str, authority: bytes) -> None:
     except (ssl.SSLError, ValueError):
         raise InputError("--authority: is no certificate in PEM; take the ca.pem of the server's --tls") from None
     context.set_alpn_protocols(["h2"])
-    if not port.isdecimal():
-        raise InputError(f"{address!r} is no address of a server; write HOST:PORT")
     while True:
         try:
             with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as listening:

@@ -130,6 +130,7 @@ def search(
             raise  # there is nothing yet to end with
         interrupted = True
     state.trials |= state.earlier
+    used = () if interrupted or not known or state.trials != known else _nothing_more(state, recall_spent(folder))
     winner, remembered = crown(state)
     rule = f"interrupted; of what was trained until then, {RULE}" if interrupted else RULE
     if state.trials != known:  # else it had ended already: asking again costs it nothing
@@ -146,8 +147,22 @@ def search(
         rule,
         interrupted,
         remembered,
-        notes_on(task, winner),
+        (*notes_on(task, winner), *used),
     )
+
+
+def _nothing_more(state: Search, spent: float) -> tuple[str, ...]:
+    """Why a start after others trained nothing, for a person: it is no failure, but looks like one."""
+    budget = state.budget
+    if state.time_left() <= 0:
+        limit = f"{budget.seconds:.0f} s"
+    elif state.trials_left() < 1:
+        limit = "1 trial" if budget.trials == 1 else f"{budget.trials:.0f} trials"
+    elif state.epochs_left() <= 0:
+        limit = "1 epoch" if budget.epochs == 1 else f"{budget.epochs:.0f} epochs"
+    else:
+        return ()
+    return (f"the budget of {limit} is used up ({spent:.0f} s spent); nothing more was trained; give more to go on",)
 
 
 def _unseen(task: Task, ranking: Ranking, backbones: Mapping[str, Backbone]) -> dict[str, float]:

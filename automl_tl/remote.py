@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,23 +115,30 @@ def join(
     epsilon: float | None = None,
     public: Any = None,
     authority: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Take part with the images in `location` until the server at `address` is done; gives the record of what left.
 
     `strategy` is what the owner of the images agrees to, `epsilon` the most privacy that may be spent in `out`: the server's plan
     is refused if it is another. `public` holds the server's public images, `authority` the certificate that it must be signed by.
 
+    `say` hears that it waits.
+
     Raises:
-        InputError: the images, the authority, or the plan is not what was agreed to.
+        InputError: the address, the images or the authority cannot be used, or the plan is not what was agreed to.
         TrialError: the server cannot be reached, or is not the one that `authority` vouches for.
     """
     federation.require_flower()
     from . import flower
 
     _federated(strategy)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError(f"{address!r} is no address of a server; write HOST:PORT")
     out.mkdir(parents=True, exist_ok=True)
     record = out / LEFT
     client = _Joined(load_task(location), strategy, epsilon, None if public is None else load_task(public), out)
+    say(f"waiting for a server at {address} (up to {flower.WAIT_SECONDS / 60:.0f} min)")
     flower.join(
         address,
         client,
@@ -292,7 +299,8 @@ def _check_free(out: Path, request: Mapping[str, Any]) -> None:
     before = read_json(path, dict, remedy=remedy) if path.exists() else {}
     changed = [name for name in request if before.get(name) != request[name]]
     if changed:
-        raise InputError(f"{out} holds another training (its {', '.join(changed)} differs); {remedy}")
+        verb = "differs" if len(changed) == 1 else "differ"
+        raise InputError(f"{out} holds another training (its {', '.join(changed)} {verb}); {remedy}")
 
 
 def _plan(task: Task, candidate: Candidate) -> str:

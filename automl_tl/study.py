@@ -21,7 +21,7 @@ from .evaluation.efficiency import Curve, Saving, data_saving, fit_curve
 from .home import read_json, write_text
 from .progress import alone_in
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Task
-from .space import check, defaults
+from .space import Int, check, defaults
 from .trials import judge_on_test, run_trial
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -82,12 +82,15 @@ def study_data(
             works in it.
         TrialError: a run failed.
     """
-    out = Path(out)
+    out, ways = Path(out), _ways(strategy, epochs)
+    for other in ("run.json", "unfreezing.json"):
+        if (out / other).exists():
+            raise InputError(f"{out} holds something else ({other}); choose another --out")
     told = None if progress is None else lambda done, total: progress("reading images", done, total)
     task = data.load_task(location, seed=seed, test=HELD_OUT, progress=told)
     _check_shares(task, shares)
     with alone_in(out):
-        candidates, facts = _plan(task, out, strategy, backbone, epochs, seed, progress)
+        candidates, facts = _plan(task, out, ways, strategy, backbone, epochs, seed, progress)
         wanted = [(share, number, kind) for share in sorted(shares) for number in range(seeds) for kind in candidates]
         runs = _runs_of(out)
         for done, (share, number, kind) in enumerate(wanted):
@@ -120,8 +123,38 @@ def _check_shares(task: Task, shares: Sequence[float]) -> None:
         )
 
 
+def _ways(strategy: str | None, epochs: int | None) -> list[str]:
+    """Strategies that may be studied.
+
+    Raises:
+        InputError: there is none, or the one that is asked for, or training from scratch, cannot train for so many epochs.
+    """
+    known = registry.strategies()
+    ways = [registry.lookup("strategy", strategy, known).name] if strategy else _named(pretrained=True)
+    if not known[ways[0]].pretrained:
+        raise InputError(f"--strategy {strategy}: starts from random weights, so there is no transfer to study")
+    scratch = _named(pretrained=False)[0]
+    spans = {name: known[name].space.get("epochs") for name in (scratch, *ways)}
+    misfits = {
+        name: f"--epochs {epochs}: {name} trains for {span.low} to {span.high}"
+        for name, span in spans.items()
+        if isinstance(span, Int) and epochs is not None and not span.low <= epochs <= span.high
+    }
+    fitting = [name for name in ways if name not in misfits]
+    if scratch in misfits or not fitting:
+        raise InputError(next(iter(misfits.values())))
+    return fitting
+
+
 def _plan(
-    task: Task, out: Path, strategy: str | None, backbone: str | None, epochs: int | None, seed: int, progress: Progress | None
+    task: Task,
+    out: Path,
+    ways: list[str],
+    strategy: str | None,
+    backbone: str | None,
+    epochs: int | None,
+    seed: int,
+    progress: Progress | None,
 ) -> tuple[dict[str, Candidate], Backbone]:
     """What to train: asked of the advice once, then kept in `out`."""
     request = {"fingerprint": task.fingerprint, "strategy": strategy, "backbone": backbone, "epochs": epochs, "seed": seed}
@@ -129,15 +162,11 @@ def _plan(
     if kept and kept.get("request") != request:
         raise InputError(f"{out} holds another study; choose another --out or delete it")
     if not kept:
-        known = registry.strategies()
-        ways = [registry.lookup("strategy", strategy, known).name] if strategy else _named(pretrained=True)
-        if not known[ways[0]].pretrained:
-            raise InputError(f"--strategy {strategy}: starts from random weights, so there is no transfer to study")
         names = [backbone] if backbone else None
         best = recommend(task, strategies=ways, backbones=names, seed=seed, progress=progress).ranking.items[0].candidate
         # the default setting of the baseline, as nothing is known of how a network does that was never tried untrained
         bare = _named(pretrained=False)[0]
-        chosen = {TRANSFERRED: best, SCRATCH: Candidate(best.backbone, bare, defaults(known[bare].space))}
+        chosen = {TRANSFERRED: best, SCRATCH: Candidate(best.backbone, bare, defaults(registry.strategies()[bare].space))}
         if epochs is not None:
             chosen = {kind: _shortened(candidate, epochs) for kind, candidate in chosen.items()}
         _keep(out, {"request": request, "candidates": {kind: asdict(candidate) for kind, candidate in chosen.items()}})

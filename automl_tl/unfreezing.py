@@ -68,6 +68,8 @@ class Study:
     seed: int
     images: int
     """Validation images."""
+    fingerprint: str
+    """Of the task."""
 
     @property
     def enough(self) -> int:
@@ -138,7 +140,7 @@ def study_unfreezing(
         if progress is not None:
             progress("training each depth", count + 1, len(groups) + 1)
     validation = len(task.part(VALIDATION))
-    return Study(task.name, backbone.name, groups, tuple(depths), words, epochs, seed, validation)
+    return Study(task.name, backbone.name, groups, tuple(depths), words, epochs, seed, validation, task.fingerprint)
 
 
 def _train(

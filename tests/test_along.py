@@ -112,6 +112,13 @@ def test_a_source_of_other_classes_is_for_learning_to_learn(tmp_path: Path, sour
     assert len(task.part(SOURCE)) == 32
 
 
+def test_the_images_themselves_are_no_source(tmp_path: Path, source: Path) -> None:
+    lay(tmp_path / "flat", range(3), flat=True)
+    for location, shots in ((source, 0), (source, 2), (tmp_path / "flat", 0)):
+        with pytest.raises(InputError, match="--source: these are the same images"):
+            read_task(location, Along(source=source, shots=shots))
+
+
 def test_clients_in_folders_and_in_number(tmp_path: Path, source: Path) -> None:
     folders = tuple(lay(tmp_path / f"client {number}", range(3), start=20 + 10 * number) for number in range(2))
     assert brings(read_task(source, Along(clients=folders))) == {"clients"}

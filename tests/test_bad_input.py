@@ -407,12 +407,17 @@ def out_that_is_a_file(place: Place) -> list[str]:
     return fit(good(place), "--out", str(place.root / "taken.txt"))
 
 
-@bad(r"other holds another run \(its fingerprint, seed differs\); choose another --out or delete it")
+@bad(r"other holds another run \(its images, seed differ\); choose another --out or delete it")
 def out_of_another_run(place: Place) -> list[str]:
     (place.root / "other").mkdir()
     request = {"fingerprint": "0123", "seed": 5, "zoo": None, "strategies": [], "backbones": []}
     (place.root / "other" / "run.json").write_text(json.dumps(request))
     return fit(good(place), "--out", str(place.root / "other"))
+
+
+@bad("^error: unknown strategy 'linear_probe'; did you mean 'linear-probe'")
+def unknown_strategy_onto_a_run(place: Place) -> list[str]:
+    return [*out_of_another_run(place), "--strategy", "linear_probe"]
 
 
 @bad("other/run.json: is damaged: .*; choose another --out or delete it")

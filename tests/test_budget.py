@@ -46,6 +46,12 @@ def test_two_limits_of_one_kind_are_refused(text: str, what: str) -> None:
         parse_budget(text)
 
 
+@pytest.mark.parametrize("text", ["1.5 trials", "10m + 0.5 epochs"])
+def test_parts_of_trials_and_epochs_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="trials and epochs are whole numbers"):
+        parse_budget(text)
+
+
 def test_what_is_neither_text_nor_number_is_no_budget() -> None:
     for other in (None, True, [60]):
         with pytest.raises(InputError, match="cannot read the budget"):

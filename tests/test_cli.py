@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +24,8 @@ import typer
 from PIL import Image
 from small import QUICK, TINY, arrays
 
-from automl_tl import Candidate, Outcome, api, cli, steps
+from automl_tl import Candidate, Outcome, Profile, Ranking, Trial, api, cli, steps
+from automl_tl.cli import console, findings
 from automl_tl.errors import InputError, InputWarning
 
 PHOTOS = 240
@@ -104,6 +108,7 @@ def test_fit_tells_what_it_does(command: Command, photos: Path, tmp_path: Path) 
     assert "Why 1: " in said.out
     assert "--zoo timm would add" in said.out
     assert f"Winner: linear-probe on {TINY}" in said.out
+    assert "\n1 trial to the end, in " in said.out
     assert str(tmp_path / "out" / "report.html") in said.out
     assert "done: accuracy" in said.err
 
@@ -314,6 +319,73 @@ def test_predictions_that_cannot_be_written_leave_nothing(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_predictions_go_through_links_and_into_pipes(tmp_path: Path) -> None:
+    from automl_tl.api import Predictions, write_predictions
+
+    found = Predictions(("a.png",), ("a", "b"), np.array([[0.25, 0.75]]))
+    wanted = "path,label,confidence,a,b\na.png,b,0.750000,0.250000,0.750000\n"
+    link, pipe = tmp_path / "link.csv", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "there" / "real.csv")
+    write_predictions(found, link)
+    assert link.is_symlink()
+    assert (tmp_path / "there" / "real.csv").read_text() == wanted
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        write_predictions(found, pipe)
+        assert read.result(timeout=60) == wanted
+    assert pipe.is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "pipe", "there"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "words"),
+    [
+        (("finished",) * 4 + ("stopped",), "4 trials to the end, 1 paused"),
+        (("failed", "finished", "stopped", "stopped"), "1 trial to the end, 2 paused, 1 failed"),
+        (("stopped",), "1 trial paused"),
+    ],
+)
+def test_trials_are_counted_by_how_they_ended(statuses: tuple[str, ...], words: str) -> None:
+    trials = tuple(Trial(f"{n}", "f", Candidate(TINY, "lda"), 0, status) for n, status in enumerate(statuses))
+    profile = Profile("t", "f", {}, {}, {})
+    outcome = Outcome("f", profile, Ranking((), "a test", 2), trials, trials[0], Path("run"), 1.0, "the best")
+    assert findings._count(outcome) == words
+
+
+def test_a_narrow_table_loses_no_letter(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")  # 80 columns, no colours
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    names = [f"gradual-unfreezing on mobilenetv4_small_050.tiny_imagenet_{size}" for size in (64, 96)]
+    headers = ("trial", "candidate", "combined", "front", "accuracy", "ms an image", "MB", "training, s")
+    rows = [("0123456789abcdef", name, "0.987", "yes", "0.934", "12.3", "100.0", "1234.5") for name in names]
+    console.print_table("", headers, rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    whole = "0.987 yes 0.934 12.3 100.0 1234.5"
+    assert sum(" ".join(line.split()).endswith(whole) for line in lines) == 2, "numbers stay whole"
+    start = next(line for line in lines if "candidate" in line).index("candidate")
+    folded = "".join(line[start:].split("  ")[0] for line in lines if "─" not in line).replace(" ", "")
+    assert all(name.replace(" ", "") in folded for name in names)
+
+
+def test_each_column_of_predictions_has_its_own_name(tmp_path: Path) -> None:
+    from automl_tl.api import Predictions, write_predictions
+
+    found = Predictions(("a.png",), ("class label", "label", "path", "z"), np.array([[0.1, 0.2, 0.3, 0.4]]))
+    write_predictions(found, tmp_path / "p.csv")
+    row = next(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
+    assert row == {
+        "path": "a.png",
+        "label": "z",
+        "confidence": "0.400000",
+        "class label": "0.100000",
+        "class class label": "0.200000",
+        "class path": "0.300000",
+        "z": "0.400000",
+    }
+
+
 def test_a_terminal_that_lacks_a_character_ends_nothing(run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     terminal = io.TextIOWrapper(written, encoding="latin-1", write_through=True)
@@ -364,6 +436,13 @@ def test_evaluate_looks_further(command: Command, run: Path, photos: Path) -> No
     assert len(values) == 60
     assert corrupted["mean"] == pytest.approx(sum(values) / 60)
     assert corrupted["mean"] < corrupted["clean"]
+
+
+def test_cost_and_robustness_are_of_the_run_itself(command: Command, run: Path, photos: Path, tmp_path: Path) -> None:
+    api.export(run, to="timm", out=tmp_path / "exported")
+    for asked in (("--cost",), ("--robust", "8/255")):
+        said = command("evaluate", tmp_path / "exported", photos, *asked)
+        assert (said.code, said.err) == (2, "error: --cost and --robust need the run itself, not an export\n")
 
 
 def test_compare(command: Command, run: Path) -> None:
@@ -420,6 +499,9 @@ def test_history(command: Command, run: Path, tmp_path: Path) -> None:
     assert shown["id"] == trials[0]["id"]
     assert shown["adaptation"]["final"] == max(point["score"] for point in shown["curve"])
     assert set(shown["adaptation"]["epochs"]) == {"0.9", "0.95"}
+    assert command("history", "show", trials[0]["id"][:12]).facts == shown
+    said = command("history", "show", "")
+    assert (said.code, "trials in the history begin with ''; give more of the id" in said.err) == (2, True)
     assert trials[0]["id"] in command("history", "list", "--limit", 2).out
     assert "trials" in command("history", "export", tmp_path / "text").out
     before = command("history", "list", "--limit", 100000, "--json").facts
@@ -483,6 +565,45 @@ def test_wrong_use_is_2_and_our_fault_is_1(command: Command, photos: Path, monke
     assert said.code == 1
     assert said.err.startswith("error: internal error: RuntimeError: out of cheese")
     assert "Traceback" not in said.err
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_not_our_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    monkeypatch.setattr(sys, "argv", ["automl-tl", "zoo", "list"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: the disk is full: there was no room; make some, and start the command again\n"
+
+
+def test_a_listing_that_nobody_reads_ends_without_a_word() -> None:
+    listing = [sys.executable, "-m", "automl_tl.cli", "plugins", "list", "--json"]
+    with subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_the_training_goes_on_where_nobody_reads_the_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from automl_tl.cli.training import _tell
+
+    task = api.load_task(arrays(60))
+    advice = api.Advice(Profile(task.name, task.fingerprint, {}, {}, {}), Ranking((), "a test", 2), {})
+    read, write = os.pipe()
+    os.close(read)
+    closed = os.fdopen(write, "w")
+    monkeypatch.setattr(sys, "stdout", closed)
+    _tell(task, advice, zoo=None)
+    print("the winner", flush=True)
+    with pytest.raises(BrokenPipeError):
+        closed.close()
 
 
 def test_the_home_can_be_moved(command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

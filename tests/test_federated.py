@@ -524,6 +524,26 @@ def test_a_server_that_cannot_be_checked(authority: bytes | str, words: str, tmp
             _wait_for(f"127.0.0.1:{listening.getsockname()[1]}", pem)
 
 
+@pytest.mark.parametrize("address", ["somewhere", ":8080", "host:", "host:http", "host:99999"])
+def test_what_is_no_address_is_refused_at_once(address: str, tmp_path: Path) -> None:
+    from automl_tl import remote
+
+    with pytest.raises(InputError, match="is no address of a server; write HOST:PORT"):
+        remote.join(address, lay(tmp_path / "own", 0), strategy="fedavg", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_client_says_that_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from automl_tl import flower, remote
+
+    monkeypatch.setattr(flower, "WAIT_SECONDS", 0.1)
+    said: list[str] = []
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(TrialError, match="no server answered"):
+        remote.join(address, lay(tmp_path / "own", 0), strategy="fedavg", out=tmp_path / "out", say=said.append)
+    assert said == [f"waiting for a server at {address} (up to 0 min)"]
+
+
 def joined(tmp_path: Path, strategy: str, epsilon: float | None = None) -> Any:
     from automl_tl.data import load_task
     from automl_tl.remote import _Joined
@@ -569,7 +589,7 @@ def test_a_server_goes_on_with_its_own_training_alone(
         ({"values": {"epochs": 3}}, "hyperparameters"),
         ({"location": other}, "images"),
     ):
-        with pytest.raises(InputError, match=rf"served holds another training \(its {words} differs\); choose another --out"):
+        with pytest.raises(InputError, match=rf"served holds another training \(its {words} differs?\); choose another --out"):
             serving(**given)
     asked.clear()
     assert serving().scores == first.scores

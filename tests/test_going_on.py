@@ -31,6 +31,18 @@ def test_a_finished_run_costs_nothing_again_and_a_larger_budget_looks_at_more_ne
     assert len(list((tmp_path / "run" / "trials").glob("*/trial.json"))) == 2, "what was trained is not trained again"
 
 
+def test_a_budget_that_is_used_up_is_told_of(tmp_path: Path) -> None:
+    def notes(budget: str) -> str:
+        only = {"strategies": ["nearest-mean"], "backbones": [TINY]}
+        return " / ".join(fit(digits(), budget=budget, out=tmp_path / "run", **only).notes)
+
+    assert "used up" not in notes("10m + 1 trials")
+    assert "the budget of 1 trial is used up (" in notes("10m + 1 trials")
+    (tmp_path / "run" / "spent.json").write_text('{"seconds": 50.0}')
+    said = "the budget of 10 s is used up (50 s spent); nothing more was trained; give more to go on"
+    assert said in notes("10s + 5 trials")
+
+
 def test_an_advice_that_outlasts_the_budget_is_told_of(tmp_path: Path) -> None:
     outcome = fit(digits(), budget="1s + 1 trials", out=tmp_path / "run", strategies=["nearest-mean"], backbones=[TINY])
     assert any("the advice took" in note for note in outcome.notes)

@@ -150,6 +150,20 @@ def test_a_study_of_no_transfer_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(("epochs", "strategy"), [(2, None), (2, "linear-probe"), (1000, "linear-probe")])
+def test_epochs_that_cannot_be_are_refused_before_the_images_are_read(epochs: int, strategy: str | None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^--epochs {epochs}: from-scratch trains for \d+ to \d+$"):
+        study_data(tmp_path / "nowhere", out=tmp_path / "s", strategy=strategy, epochs=epochs)
+
+
+@pytest.mark.parametrize("other", ["run.json", "unfreezing.json"])
+def test_a_folder_of_something_else_is_refused(other: str, tmp_path: Path) -> None:
+    (tmp_path / other).write_text("{}")
+    with pytest.raises(InputError, match=f"holds something else \\({other}\\); choose another --out"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [other]
+
+
 @pytest.mark.parametrize(
     ("shares", "message"),
     [

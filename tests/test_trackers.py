@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,23 @@ def test_a_trial_that_goes_on_keeps_its_number_and_says_nothing_twice(
         f"[2] lda on {QUICK}: paused: accuracy 0.800 in 3 s (best 0.800)",
     ]
     assert said[2] == "", "nothing is left in the line"
+
+
+def test_a_later_start_counts_on_from_the_earlier_one(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier = [trial(task), trial(task, Candidate(QUICK, "linear-probe"))]
+    for number, score in enumerate((0.7, 0.9)):
+        ended = replace(earlier[number], status="finished", validation={"accuracy": score}, provenance={"date": str(number)})
+        (tmp_path / "trials" / ended.id).mkdir(parents=True)
+        (tmp_path / "trials" / ended.id / "trial.json").write_text(json.dumps(asdict(ended)))
+    console = registry.trackers()["console"]
+    console.opened(task, math.inf, tmp_path)
+    for one in (earlier[0], trial(task, Candidate(QUICK, "lda"))):
+        console.started(one)
+        console.finished(replace(one, status="finished", validation={"accuracy": 0.8}, seconds=3.0))
+    assert [line.rpartition("\x1b[2K")[2] for line in capsys.readouterr().err.splitlines()] == [
+        f"[1] fine-tuning on {QUICK}: done: accuracy 0.800 in 3 s (best 0.900)",
+        f"[3] lda on {QUICK}: done: accuracy 0.800 in 3 s (best 0.900)",
+    ]
 
 
 @pytest.mark.parametrize("at", ["opened", pytest.param("started", marks=pytest.mark.slow)])

@@ -22,7 +22,7 @@ from automl_tl.backbones import build, catalogue
 from automl_tl.cards import add_folder, write_network
 from automl_tl.errors import InputError, PluginError
 from automl_tl.layers import layer_groups
-from automl_tl.report.unfreezing import conclusion, report_study
+from automl_tl.report.unfreezing import check_free, conclusion, report_study
 from automl_tl.unfreezing import Study, _Before
 
 
@@ -139,6 +139,16 @@ def test_the_page_stands_alone(study: Study, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "out" / "unfreezing.json").read_text(encoding="utf-8"))
     assert facts["enough"] == study.enough
     assert [depth["score"] for depth in facts["depths"]] == [depth.score for depth in study.depths]
+
+
+def test_a_folder_of_something_else_is_refused(study: Study, tmp_path: Path) -> None:
+    report_study(study, tmp_path)
+    check_free(tmp_path, digits(120))
+    with pytest.raises(InputError, match="holds the study of other images; choose another --out or delete it"):
+        check_free(tmp_path, digits(100))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds something else \(run.json\); choose another --out"):
+        check_free(tmp_path, digits(120))
 
 
 def test_wrong_requests_are_named() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -49,7 +49,9 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 our fault, 2 wrong use or bad input, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 our fault, 2 wrong use, bad input or a full disk, 130 interrupted, 141 nobody
+    reads what it prints any more."""
+    import errno
     import os
     import warnings
 
@@ -63,14 +65,25 @@ def main() -> None:
         for shown in (TrialWarning, InputWarning):
             warnings.filterwarnings("always", category=shown)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # now, while what comes of it can be told
     except AutomlError as error:
         _fail(str(error), 2)
     except (KeyboardInterrupt, SystemExit) as end:  # typer makes the one the other
+        if isinstance(end, SystemExit) and isinstance(end.__context__, BrokenPipeError):  # typer makes that 1
+            _end_unread()
         if isinstance(end, SystemExit) and end.code != 130:
             raise
         _fail("interrupted; the same command goes on where it stopped" if _goes_on(sys.argv[1:]) else "interrupted", 130)
+    except BrokenPipeError:
+        _end_unread()
     except Exception as error:  # our fault: say so in one line; the traceback is for those who ask
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.stdout = io.StringIO()  # what could not be printed would be tried again at the end
+            where = f" for {error.filename}" if error.filename else ""
+            _fail(f"the disk is full: there was no room{where}; make some, and start the command again", 2)
         if os.environ.get("AUTOML_TL_DEBUG"):
             raise
         _fail(f"internal error: {type(error).__name__}: {error} (AUTOML_TL_DEBUG=1 shows where; please report it)", 1)
@@ -86,6 +99,12 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not where a program has put something else in its place
             stream.reconfigure(errors="backslashreplace")
+
+
+def _end_unread() -> NoReturn:
+    """As a program ends that writes into a closed pipe (`| head -1`): without a word."""
+    sys.stdout = io.StringIO()  # what was not written would be tried again at the end
+    sys.exit(141)
 
 
 def _fail(message: str, code: int) -> None:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from automl_tl.api import Progress
 
 
+NUMBER = 9
+"""Characters up to which a cell of a table stays in one line: numbers and single words do, names and ids fold."""
+
+
 def say(text: str) -> None:
     """A line of work that goes on: at once, also where nobody sits at a terminal."""
     print(text, flush=True)
@@ -28,10 +32,20 @@ def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich itself would end the program, which may have more to do than to print
+
+    console = Screen(width=None if sys.stdout.isatty() else 160)
+    narrow = sum(max(map(len, column)) + 3 for column in zip(columns, *rows, strict=True)) > console.width
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=narrow)
+    for header, *cells in zip(columns, *rows, strict=True):
+        whole = max(map(len, cells), default=0) <= NUMBER
+        # names are folded, never cut: those of networks differ at their ends
+        table.add_column(header.replace(" ", "\n") if whole and narrow else header, no_wrap=whole, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console.print(table)
 
 
 def figure(value: float | None) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from automl_tl.errors import InputError
 
-from .console import figure, print_json, print_table
+from .console import figure, print_json, print_table, say
 from .options import AsJson, Images, Seed, location
 
 group = typer.Typer(help="Train with images that stay where they are: one side serves, the others join.", no_args_is_help=True)
@@ -69,7 +69,7 @@ def federate_join(
     from automl_tl import remote
 
     record = remote.join(
-        address, location(images), strategy=strategy, out=out, epsilon=epsilon, public=public, authority=authority
+        address, location(images), strategy=strategy, out=out, epsilon=epsilon, public=public, authority=authority, say=say
     )
     print(f"Done. What left: {record}")
 

@@ -98,12 +98,20 @@ def print_outcome(outcome: Outcome) -> None:
     if "information" in winner.validation:
         labelled, sure = winner.validation["labelled"], winner.validation["information"]
         print(f"Chosen without labels of the target: accuracy on the source {labelled:.3f}, information {sure:.3f}")
-    done = sum(trial.status == "finished" for trial in outcome.trials)
-    print(f"{done} trials finished, {len(outcome.trials) - done} stopped or failed, in {outcome.seconds:.0f} s")
+    print(f"{_count(outcome)}, in {outcome.seconds:.0f} s")
     print(f"Model:  {outcome.folder / 'model'}")
     print(f"Report: {outcome.folder / 'report.html'}")
     for kind, size in outcome.remembered.items():
         print(f"Remembered: {kind}, {size:,} bytes" + (": images of yours, which go with the model" * (kind == "exemplars")))
+
+
+def _count(outcome: Outcome) -> str:
+    """ "4 trials to the end, 1 paused"."""
+    ends = {"finished": "to the end", "stopped": "paused", "failed": "failed"}
+    counts = {words: sum(trial.status == status for trial in outcome.trials) for status, words in ends.items()}
+    (first, count), *others = [(words, count) for words, count in counts.items() if count]
+    trials = "1 trial" if count == 1 else f"{count} trials"
+    return ", ".join([f"{trials} {first}", *(f"{count} {words}" for words, count in others)])
 
 
 def _print_retention(scores: Mapping[str, float], split: str) -> None:

@@ -55,15 +55,20 @@ def history_list(
 
 
 @group.command("show")
-def history_show(id: Annotated[str, typer.Argument(help="Trial, as `history list` names it.")]) -> None:
+def history_show(id: Annotated[str, typer.Argument(help="Trial, as `history list` names it, or how that begins.")]) -> None:
     """One trial in full, as JSON, with how fast it learnt and what else came of the same work elsewhere."""
     from dataclasses import asdict
 
+    from automl_tl.errors import HistoryError
     from automl_tl.evaluation.adaptation import adaptation
     from automl_tl.history import open_history
 
     with open_history() as history:
-        trial, others = history.trial(id), [asdict(other) for other in history.other_results(id)]
+        alike = [known for known in history.known() if known.startswith(id)]
+        if len(alike) > 1 and id not in alike:
+            raise HistoryError(f"{len(alike)} trials in the history begin with {id!r}; give more of the id")
+        trial = history.trial(alike[0] if len(alike) == 1 else id)
+        others = [asdict(other) for other in history.other_results(trial.id)]
     speed = adaptation(trial.curve)
     shown = asdict(trial) | ({"adaptation": asdict(speed)} if speed else {})
     print_json(shown | ({"other_results": others} if others else {}))

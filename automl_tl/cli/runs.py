@@ -59,8 +59,12 @@ def evaluate(
 
     from automl_tl import api
     from automl_tl.along import fraction
+    from automl_tl.errors import InputError
+    from automl_tl.exports.predictor import is_export
 
     epsilon = None if robust is None else fraction(robust, "--robust")
+    if (cost or epsilon is not None) and is_export(run):
+        raise InputError("--cost and --robust need the run itself, not an export")
     judgement = api.judge_model(run, location(images))
     robustness = api.judge_corrupted(judgement, seed=seed) if corruptions else None
     used = api.judge_cost(run) if cost else None

@@ -66,14 +66,14 @@ def unfreeze_study(
     from dataclasses import asdict
 
     from automl_tl import api
-    from automl_tl.report.unfreezing import conclusion, report_study
+    from automl_tl.report.unfreezing import check_free, conclusion, report_study
 
     api.check_writable(out)
     with progress_bars(json) as progress:
         where = None if source is None else location(source)
-        study = api.study_unfreezing(
-            location(images), backbone=backbone, zoo=zoo, source=where, epochs=epochs, seed=seed, progress=progress
-        )
+        task = api.read_task(location(images), seed=seed, progress=progress)
+        check_free(out, task)
+        study = api.study_unfreezing(task, backbone=backbone, zoo=zoo, source=where, epochs=epochs, seed=seed, progress=progress)
     page = report_study(study, out)
     if json:
         print_json({**asdict(study), "enough": study.enough, "page": str(page)})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -190,7 +192,11 @@ def _along(
 
 
 def _tell(task: Task, advice: Advice, *, zoo: str | None) -> None:
-    if zoo is None and not task.earlier:
-        print_on_request()
-    print_profile(task, advice.profile)
-    print_ranking(advice.ranking, 5)
+    try:
+        if zoo is None and not task.earlier:
+            print_on_request()
+        print_profile(task, advice.profile)
+        print_ranking(advice.ranking, 5)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read it has seen enough; the training is still wanted, and its folder tells all
+        sys.stdout = io.StringIO()

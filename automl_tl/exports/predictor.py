@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,26 @@ def open_predictor(path: Path) -> Predictor:
     Raises:
         InputError: there is none of these, or it is damaged.
     """
+    read = _of_export(path)
+    return of_model(model.load(model.model_folder(path))) if read is None else read()
+
+
+def is_export(path: Path) -> bool:
+    """Whether it is what `export` wrote, and so no network of ours, whose gradients and cost could be had."""
+    return _of_export(path) is not None
+
+
+def _of_export(path: Path) -> Callable[[], Predictor] | None:
+    """What reads the export there; None: there is none."""
     from . import onnx_file, timm_folder, torch_program
 
     for name, read in ((onnx_file.FILE, onnx_file.read), (torch_program.FILE, torch_program.read)):
         file = path if path.is_file() else path / name
         if file.suffix == Path(name).suffix and file.is_file():
-            return read(file)
+            return partial(read, file)
     if (path / timm_folder.CONFIG).is_file() and not (path / model.CARD).is_file() and not (path / "model").is_dir():
-        return timm_folder.read(path)
-    return of_model(model.load(model.model_folder(path)))
+        return partial(timm_folder.read, path)
+    return None
 
 
 def of_model(trained: model.Model) -> Predictor:

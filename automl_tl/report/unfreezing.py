@@ -9,12 +9,29 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from automl_tl.home import write_text
+from automl_tl.errors import InputError
+from automl_tl.home import read_json, write_text
+from automl_tl.records import Task
 from automl_tl.unfreezing import Study
 
 from .outcome import pages
 
 WIDTH, PANEL, LEFT, RIGHT, TOP, GAP = 640, 150, 56, 16, 26, 44
+
+
+def check_free(folder: Path, task: Task) -> None:
+    """Worth asking before the work.
+
+    Raises:
+        InputError: the folder holds a run, or a study of another kind or of other images.
+    """
+    for other in ("run.json", "study.json"):
+        if (folder / other).exists():
+            raise InputError(f"{folder} holds something else ({other}); choose another --out")
+    path, remedy = folder / "unfreezing.json", "choose another --out or delete it"
+    # studies of earlier versions do not say of which images they are
+    if path.exists() and read_json(path, dict, remedy=remedy).get("fingerprint", task.fingerprint) != task.fingerprint:
+        raise InputError(f"{folder} holds the study of other images; {remedy}")
 
 
 def report_study(study: Study, folder: Path) -> Path:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from automl_tl import Point, Task, Trial, hookimpl
+from automl_tl.progress import read_trial
 
 ERASE = "\r\x1b[2K"
 """What a terminal takes back the line by."""
@@ -17,14 +18,16 @@ class Console:
     """Prints to standard error. On a terminal the running trial's line is rewritten after each epoch.
 
     A trial that goes on after a pause keeps its number; where there was no time for another epoch, nothing is said anew.
+    Trials of an earlier start count, too.
     """
 
     name = "console"
 
     def opened(self, task: Task, seconds: float, folder: Path) -> None:
         self.end = time.monotonic() + seconds
-        self.best = -1.0
-        self.numbers: dict[str, int] = {}
+        before = sorted(map(read_trial, folder.glob("trials/*/trial.json")), key=lambda trial: trial.provenance.get("date", ""))
+        self.best = max((trial.score for trial in before if trial.score is not None), default=-1.0)
+        self.numbers = {trial.id: number for number, trial in enumerate(before, 1)}
         self.said: dict[str, str] = {}
 
     def started(self, trial: Trial) -> None:
