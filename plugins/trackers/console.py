@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
 from pathlib import Path
 
 from automl_tl import Point, Task, Trial, hookimpl
-from automl_tl.progress import read_trial
+from automl_tl.facts import trial_of
 
 ERASE = "\r\x1b[2K"
 """What a terminal takes back the line by."""
@@ -25,7 +26,8 @@ class Console:
 
     def opened(self, task: Task, seconds: float, folder: Path) -> None:
         self.end = time.monotonic() + seconds
-        before = sorted(map(read_trial, folder.glob("trials/*/trial.json")), key=lambda trial: trial.provenance.get("date", ""))
+        texts = (path.read_text(encoding="utf-8") for path in folder.glob("trials/*/trial.json"))
+        before = sorted(map(trial_of, map(json.loads, texts)), key=lambda trial: trial.provenance.get("date", ""))
         self.best = max((trial.score for trial in before if trial.score is not None), default=-1.0)
         self.numbers = {trial.id: number for number, trial in enumerate(before, 1)}
         self.said: dict[str, str] = {}
