@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -47,10 +46,10 @@ def batches(strategy: Strategy, job: Job, epoch: int) -> Iterator[Batch]:
     order = train[torch.randperm(len(train), generator=generator).numpy()]
     size = int(option(strategy, "batch_size"))
     processes, rank = accelerator().num_processes, accelerator().process_index
-    beside = _unlabelled(strategy, job, epoch, size) if "target" in strategy.needs and strategy.target_beside else None
-    steps = (np.sort(order[step * size : (step + 1) * size]) for step in range(steps_of(strategy, job)))
-    parts, fetching = itertools.tee(steps)
-    for index, images in zip(parts, fetched(job.pixels.array, fetching), strict=True):
+    parts = [np.sort(order[step * size : (step + 1) * size]) for step in range(steps_of(strategy, job))]
+    target = "target" in strategy.needs and strategy.target_beside
+    beside = _unlabelled(strategy, job, epoch, [len(index) for index in parts]) if target else None
+    for index, images in zip(parts, fetched(job.pixels.array, parts), strict=True):
         views = _views(strategy, job, images, generator, random_operations)
         labels = sent(torch.from_numpy(job.task.labels[index]), device())
         whole = Batch(views, labels, None if beside is None else next(beside))
@@ -62,14 +61,14 @@ def _chance(job: Job, epoch: int, use: int) -> torch.Generator:
     return torch.Generator().manual_seed(job.seed * 1_000_003 + epoch + use)
 
 
-def _unlabelled(strategy: Strategy, job: Job, epoch: int, size: int) -> Iterator[Tensor]:
-    """Batches of the task's unlabelled images without end, in random orders one after the other."""
+def _unlabelled(strategy: Strategy, job: Job, epoch: int, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Batches of these `sizes` of the task's unlabelled images, in random orders one after the other."""
     generator, random_operations = _chance(job, epoch, UNLABELLED), _chance(job, epoch, UNLABELLED + RANDAUGMENT)
     images = job.task.part(TARGET)
 
     def parts() -> Iterator[np.ndarray]:
         waiting = np.empty(0, dtype=np.int64)
-        while True:
+        for size in sizes:
             while len(waiting) < size:
                 waiting = np.concatenate([waiting, images[torch.randperm(len(images), generator=generator).numpy()]])
             yield np.sort(waiting[:size])

@@ -216,14 +216,14 @@ def _backward(strategy: Strategy, parts: Parts, job: Job, batch: Batch) -> Tenso
 
 
 def _in_pieces(strategy: Strategy, parts: Parts, batch: Batch, pieces: int) -> Tensor:
-    """The mean loss of the pieces of a batch, each as heavy as it has images."""
+    """The mean loss of the pieces of a batch, each as heavy as it has images; those of all classes, in whose order a batch is."""
     whole = torch.zeros((), device=device())
     images = len(batch.labels)
     pieces = max(1, min(pieces, images // 2))
     for number in range(pieces):
-        share = slice(number * images // pieces, (number + 1) * images // pieces)
+        share = slice(number, None, pieces)
         with autocast(parts.dtype):
-            loss = strategy.loss(parts.model, batch.part(share)) * ((share.stop - share.start) / images)
+            loss = strategy.loss(parts.model, batch.part(share)) * (len(batch.labels[share]) / images)
         if not number:  # not before: what a strategy has in its loss may leave gradients of its own
             parts.optimiser.zero_grad(set_to_none=True)
         accelerator().backward(parts.scaler.scale(loss))

@@ -22,6 +22,7 @@ from automl_tl.batches import batches
 from automl_tl.candidates import propose
 from automl_tl.data import pixels_of
 from automl_tl.evaluation.domains import gap_of
+from automl_tl.inference import prepare
 from automl_tl.model import Model
 from automl_tl.norms import norms_of
 from automl_tl.objectives import brings, harden
@@ -56,8 +57,6 @@ def test_statistics_of_the_target_replace_the_sources(shift: Task, tmp_path: Pat
     first = norms_of(fitted.model)[0]
     entered = []
     handle = first.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].mean((0, 2, 3))))
-    from automl_tl.inference import prepare
-
     images = prepare(pixels_of(shift, catalogue()[QUICK]).array[shift.part(TARGET)], catalogue()[QUICK])
     with torch.no_grad():
         fitted.model(images)
@@ -86,6 +85,19 @@ def test_the_adversary_grows_by_the_batches_that_are_seen(
     steps = 3 * math.ceil(len(shift.part(TRAIN)) / 32)
     assert len(shift.part(TRAIN)) % 32 > 4
     assert done == [part / pieces / steps for part in range(steps * pieces)]
+
+
+def test_target_images_beside_a_smaller_batch_are_drawn_from_all(shift: Task, tmp_path: Path) -> None:
+    """Not the first ones of as many as a whole batch has, whose images lie in the order of the task, class by class."""
+    few = replace(shift, splits={**shift.splits, TRAIN: shift.part(TRAIN)[:8]})
+    values = {**defaults(strategies()["mcc"].space), "augmentation": "none", "batch_size": 64}
+    one = job_of(few, Candidate(QUICK, "mcc", values), catalogue()[QUICK], seed=0, folder=tmp_path)
+    late = prepare(one.pixels.array[few.part(TARGET)[-40:]], one.backbone).mean((1, 2, 3))
+    found = [batch.target for epoch in range(20) for batch in batches(strategies()["mcc"](values, one.backbone), one, epoch)]
+    assert all(images is not None and len(images) == 8 for images in found)
+    told = torch.cat([images.mean((1, 2, 3)) for images in found if images is not None])
+    share = float(torch.isclose(told[:, None], late[None], atol=1e-6, rtol=0).any(1).float().mean())
+    assert share == pytest.approx(40 / len(few.part(TARGET)), abs=0.1)
 
 
 @pytest.mark.slow

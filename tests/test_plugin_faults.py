@@ -468,6 +468,19 @@ def test_the_gradient_of_the_pieces_is_that_of_the_batch() -> None:
         assert float(loss) == pytest.approx(float(found[1][0]), rel=1e-6)
 
 
+def test_pieces_of_a_batch_have_all_its_classes() -> None:
+    """It lies in the order of the task, class by class: batch norms would see half the classes in each half of it."""
+    from automl_tl import Batch
+
+    net = Classifier(nn.Flatten(), nn.Linear(12, 3))
+    strategy = registry.strategies()["sound"]({"batch_size": 16}, replace(catalogue()[QUICK], num_features=12))
+    plain, seen = strategy.loss, list[set[int]]()
+    strategy.loss = lambda model, part: seen.append(set(part.labels.tolist())) or plain(model, part)  # type: ignore
+    parts = loop.Parts(net, None, torch.optim.SGD(net.parameters()), torch.amp.GradScaler("cpu", enabled=False), torch.float32)
+    loop._in_pieces(strategy, parts, Batch(torch.randn(11, 3, 2, 2), torch.arange(11) // 4), 2)
+    assert seen == [{0, 1, 2}, {0, 1, 2}]
+
+
 def test_images_are_looked_at_in_smaller_batches_where_memory_runs_out() -> None:
     sizes: list[int] = []
     images = np.arange(11, dtype=np.uint8).reshape(11, 1, 1, 1).repeat(3, axis=3)
