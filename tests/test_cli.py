@@ -514,6 +514,7 @@ def test_history(command: Command, run: Path, tmp_path: Path) -> None:
 def test_zoo(command: Command, shared: Path, home: Path) -> None:
     assert {backbone["name"] for backbone in command("zoo", "list", "--json").facts} >= {TINY, QUICK}
     assert command("zoo", "show", TINY).facts["source_dataset"] == "tiny_imagenet"
+    assert "natural objects" in command("zoo", "list").out, "what --domain narrows by"
     said = command("zoo", "add", shared / "weights")
     assert said.code == 0
     assert "added mobilenetv2_100.in1k_224" in said.out
@@ -525,6 +526,17 @@ def test_zoo(command: Command, shared: Path, home: Path) -> None:
     known.write_text("{}")
     assert command("zoo", "remove", "hf-hub:nobody/nothing").out == "removed hf-hub:nobody/nothing\n"
     assert not known.exists()
+
+
+def test_statistics_of_a_source_go_into_a_new_folder(command: Command, photos: Path, home: Path, tmp_path: Path) -> None:
+    from automl_tl.sources import read_sources
+
+    words = ("zoo", "describe", photos, "--encoder", QUICK, "--out", tmp_path / "new" / "zoo", "--name")
+    assert "cannot hold a path" in command(*words, "up/../there").err
+    assert not (tmp_path / "new").exists()
+    assert command(*words, "handwriting").code == 0
+    encoder, sources = read_sources(tmp_path / "new" / "zoo")
+    assert (encoder, list(sources)) == (QUICK, ["handwriting"])
 
 
 def test_plugins(command: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import types
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 import typer
 
-import automl_tl
 from automl_tl import hookspecs
 from automl_tl.cli import app
 from automl_tl.testing import check_strategy
@@ -23,11 +23,11 @@ NETWORKS = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
 PLUGINS = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 
 
-def commands(group: Any, prefix: str = "") -> list[str]:
-    found = []
+def commands(group: Any, prefix: str = "") -> dict[str, Any]:
+    found = {}
     for name, command in group.commands.items():
         inner = getattr(command, "commands", None)
-        found += commands(command, f"{prefix}{name} ") if inner else [f"{prefix}{name}"]
+        found |= commands(command, f"{prefix}{name} ") if inner else {f"{prefix}{name}": command}
     return found
 
 
@@ -42,10 +42,28 @@ def test_every_hook_is_described_with_its_signature(name: str) -> None:
 
 
 def test_every_command_is_in_the_readme_and_has_help() -> None:
-    group = typer.main.get_command(app)
-    for command in commands(group):
-        assert command.split()[0] in README
-        assert command.split()[-1] in README, command
+    for name, command in commands(typer.main.get_command(app)).items():
+        assert name.split()[0] in README
+        assert name.split()[-1] in README, name
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name}: {parameter.name} has no help"
+
+
+def test_every_option_is_on_some_page() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    options = {one for command in commands(typer.main.get_command(app)).values() for each in command.params for one in each.opts}
+    for option in sorted(one for one in options if one.startswith("--")):
+        assert re.search(rf"{option}(?![\w-])", pages), option
+
+
+def test_every_setting_that_a_ranking_prints_is_explained() -> None:
+    from automl_tl.registry import strategies
+    from automl_tl.strategy import TRAINING
+
+    rows = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8").split("| setting | what it is |")[1].split("\n\n")[0]
+    explained = {name for row in rows.splitlines() for name in re.findall(r"`([a-z0-9_]+)`", row.split("|")[1] if row else "")}
+    assert explained == {*TRAINING, *(name for strategy in strategies().values() for name in strategy.space)}
 
 
 def test_the_strategies_and_networks_of_the_documents_are_those_there_are() -> None:
@@ -71,9 +89,9 @@ def test_the_example_plugin_passes_the_kit(page: str) -> None:
 
 def test_the_imports_of_the_readme_exist() -> None:
     for code in snippets(README, "python"):
-        for names in re.findall(r"^from automl_tl import (.+)$", code, flags=re.MULTILINE):
+        for module, names in re.findall(r"^from (automl_tl[\w.]*) import (.+)$", code, flags=re.MULTILINE):
             for name in names.split(","):
-                assert hasattr(automl_tl, name.strip()), name
+                assert hasattr(importlib.import_module(module), name.strip()), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

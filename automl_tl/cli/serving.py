@@ -14,7 +14,7 @@ from .console import say
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine reaches it.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8765,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8765,
     root: Annotated[Path | None, typer.Option(help="Folder whose images may be asked for by their path.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder of jobs, uploads and models; by default in the user's home.")] = None,
     token: Annotated[str | None, typer.Option(envvar="AUTOML_TL_TOKEN", help="By default a new one, which is printed.")] = None,

@@ -41,10 +41,19 @@ def zoo_list(
         print_json([asdict(backbone) for backbone in found.values()])
         return
     rows = [
-        (b.name, b.zoo, b.source_dataset, f"{b.input_size}", f"{b.params / 1e6:.2f}", f"{b.macs / 1e6:.0f}", b.licence)
+        (
+            b.name,
+            b.zoo,
+            b.source_dataset,
+            b.source_domain,
+            f"{b.input_size}",
+            f"{b.params / 1e6:.2f}",
+            f"{b.macs / 1e6:.0f}",
+            b.licence,
+        )
         for b in found.values()
     ]
-    print_table("", ("backbone", "zoo", "source", "pixels", "M params", "M multiply-adds", "licence"), rows)
+    print_table("", ("backbone", "zoo", "source", "domain", "pixels", "M params", "M multiply-adds", "licence"), rows)
 
 
 @group.command("search")
@@ -81,7 +90,7 @@ def zoo_search(
 
 
 @group.command("show")
-def zoo_show(name: str, zoo: ZooName = None) -> None:
+def zoo_show(name: Annotated[str, typer.Argument(help="A backbone, as `zoo list` names it.")], zoo: ZooName = None) -> None:
     """All that is known of one network, as JSON."""
     from dataclasses import asdict
 
@@ -145,17 +154,23 @@ def zoo_describe(
     images: Images,
     name: Annotated[str, typer.Option(help="Name of the source dataset, as the cards of its networks have it.")],
     encoder: Annotated[str, typer.Option(help="The reference encoder: a backbone whose features distances are taken on.")],
-    out: Annotated[Path, typer.Option(help="Folder of a zoo, for NAME.source.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.source.safetensors, which a plugin's zoo reads.")],
 ) -> None:
     """Keep statistics of a source's images, so that tasks can be measured against it without the images."""
-    from automl_tl.api import load_task
+    from automl_tl.api import check_writable, load_task
     from automl_tl.backbones import catalogue
+    from automl_tl.errors import InputError
     from automl_tl.profiling import describe_source
     from automl_tl.registry import lookup
     from automl_tl.sources import write_source
 
+    if Path(name).name != name:
+        raise InputError(f"--name {name}: is the beginning of a file's name, so it cannot hold a path")
+    check_writable(out)
+    network = lookup("backbone", encoder, catalogue())
     task = load_task(location(images), name=name, validation=0.0)
-    print(write_source(out, name, encoder, describe_source(task, lookup("backbone", encoder, catalogue()))))
+    out.mkdir(parents=True, exist_ok=True)
+    print(write_source(out, name, encoder, describe_source(task, network)))
 
 
 def _wanted(max_params: str | None, licences: list[str] | None, source: str | None, domain: str | None) -> Wanted:
