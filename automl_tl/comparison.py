@@ -61,6 +61,11 @@ def compare(
     return [Compared(*row) for row in rows]
 
 
+def measure_of(trials: Sequence[Trial]) -> str:
+    """What their scores are: "accuracy", or "score" where the task's objective asks for more."""
+    return "accuracy" if all(trial.score == trial.validation["accuracy"] for trial in trials if trial.validation) else "score"
+
+
 def size_of(backbone: Backbone, classes: int) -> float:
     """Bytes of a model on disk: four for each weight of the backbone and of a linear head."""
     return 4.0 * (backbone.params + (backbone.num_features + 1) * classes)

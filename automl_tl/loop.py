@@ -141,7 +141,7 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     parts.model.load_state_dict(best)
     if job.path is not None:
         job.path.end()
-    probabilities = predict(parts.model, job.pixels.array, job.task.part(VALIDATION), job.backbone, dtype=parts.dtype)
+    probabilities = predict(parts.model, job.pixels.array, job.task.part(VALIDATION), job.backbone)  # in fp32, as it is used
     return Fitted(parts.model, progress.curve, probabilities, complete)
 
 

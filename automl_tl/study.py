@@ -251,10 +251,15 @@ def saving_in_words(study: Study) -> str:
     if s.factor < 0.01 or not math.isfinite(s.factor):
         return "The fitted curves of the two do not meet at any useful number of images, so no factor can be given."
     reach = f"{1 - s.error:.1%} right, which training from scratch reaches with all {s.images:.0f} images"
-    interval = f"95 % interval {s.low:.2g} to {'any number' if math.isinf(s.high) else f'{s.high:.2g}'}"
-    words = f"{s.factor:.2g} times fewer" if s.factor >= 1 else f"{1 / s.factor:.2g} times more"
+    interval = f"95 % interval {_times(s.low)} to {'any number' if math.isinf(s.high) else _times(s.high)}"
+    words = f"{_times(s.factor)} times fewer" if s.factor >= 1 else f"{_times(1 / s.factor)} times more"
     sure = "" if s.measured else "; that lies outside what was measured, so it rests on the curve's form"
     return f"Transfer takes {words} images for {reach} ({interval}, as times fewer{sure})."
+
+
+def _times(factor: float) -> str:
+    """Two digits, as people write them: 1.5, 150, but not 1.5e+02."""
+    return f"{float(f'{factor:.2g}'):,.10g}"
 
 
 def facts_of(study: Study) -> dict[str, Any]:

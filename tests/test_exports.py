@@ -293,6 +293,7 @@ def test_the_card_says_what_matters_and_nothing_else(run: Path, photos: Path, ex
     assert "on 30 test images" in card
     for heading in ("Data", "Training", "Scores", "Intended use and limits", "Licence", "How to reproduce it"):
         assert f"\n## {heading}\n" in card
+    assert "ImageOps.exif_transpose(" in card, "or a photograph of a phone is classified lying on its side"
     assert "a\\|b &lt;i&gt;\\`0\\`" in card
     assert "automl-tl fit PATH --out PATH\n" in card
     for private in (str(photos.parent), str(run.parent), "patient-", "/opt/bin"):

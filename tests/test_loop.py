@@ -22,6 +22,7 @@ from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode
 from automl_tl.errors import TrialError
 from automl_tl.importance import PathIntegral
+from automl_tl.inference import predict
 from automl_tl.loop import AUGMENTATIONS, CHECKPOINT, batches, schedule
 from automl_tl.profiling import task_features
 from automl_tl.space import defaults
@@ -74,6 +75,15 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
     task = digits()
     right = (fitted.probabilities.argmax(1) == task.labels[task.part("validation")]).mean()
     assert right == pytest.approx(max(point.score for point in fitted.curve))
+
+
+def test_the_end_is_judged_in_the_precision_of_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained in bf16, saved in fp32: what the record says is what the saved model does."""
+    monkeypatch.setattr("automl_tl.loop.precision", lambda net: torch.bfloat16)
+    fitted, task = train(tmp_path, epochs=1), digits()
+    made = job(task, tmp_path, {})
+    expected = predict(fitted.model, made.pixels.array, task.part("validation"), made.backbone)
+    np.testing.assert_allclose(fitted.probabilities, expected, atol=1e-6)
 
 
 def test_early_stopping_in_each_cycle(tmp_path: Path) -> None:

@@ -150,6 +150,16 @@ def test_a_fault_is_said_and_the_page_goes_on(browser: Any, server: Running, tmp
     watched.context.close()
 
 
+def test_a_link_that_is_pasted_into_the_open_page_is_followed(watched: Watched, server: Running) -> None:
+    """Only what follows the # changes then, so that the browser loads nothing anew."""
+    page = watched.page
+    page.goto(server.url)
+    page.locator("#entry").wait_for()
+    page.goto(f"{server.url}/#token={TOKEN}")
+    page.locator("#history-table tbody tr").first.wait_for()
+    assert TOKEN not in page.url, "the token leaves the address bar"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_light_and_dark(browser: Any, server: Running, scheme: str) -> None:
     watched = Watched(browser, server.url, viewport={"width": 375, "height": 740}, color_scheme=scheme)

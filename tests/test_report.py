@@ -174,6 +174,22 @@ def test_without_test_images_it_says_so(run: Run, tmp_path: Path) -> None:
     assert f"automl-tl compare {shlex.quote(str(elsewhere.folder))} --weight latency=5" in page.text, "from anywhere, as typed"
 
 
+def test_what_is_no_accuracy_is_not_called_so(run: Run, tmp_path: Path) -> None:
+    """Trials of an adaptation are chosen by a score, which the pictures and the comparison show; their accuracy is another."""
+    task, outcome, backbones = run
+    trials = tuple(replace(t, validation={**t.validation, "score": 0.123} if t.validation else {}) for t in outcome.trials)
+    elsewhere = replace(outcome, folder=tmp_path / "run", trials=trials, winner=trials[outcome.trials.index(outcome.winner)])
+    shutil.copytree(outcome.folder / "model", elsewhere.folder / "model")
+    text = report_outcome(replace(task, objective="adaptation"), elsewhere, backbones).read_text(encoding="utf-8")
+    scored, accuracy = '<td class="n" data-is="validation score">0.123</td>', elsewhere.winner.validation["accuracy"]
+    assert text.count(scored) == len([trial for trial in trials if trial.validation])
+    assert f'<td class="n" data-is="validation accuracy">{accuracy:.3f}</td>' in text
+    for title in ("score by epoch", "score by milliseconds for one image", "score by seconds of training"):
+        assert f"alidation {title}" in text
+    assert "alidation accuracy by" not in text
+    assert "how different, predictions on the target are" in Page(text).text
+
+
 def test_a_test_split_of_another_kind_is_told(tmp_path: Path) -> None:
     """Digits in negative: the validation images cannot tell how hard they are."""
     digits = load_digits()

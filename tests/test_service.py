@@ -361,6 +361,14 @@ def test_faults_are_json_with_the_right_status(server: Running, method: str, pat
     assert fault(server.client.request(method, path, content=body, headers=headers), status)
 
 
+def test_head_is_get_without_the_body(server: Running) -> None:
+    for path in ("/", "/api/health", "/api/jobs"):
+        answer = server.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"] == server.client.get(path).headers["content-type"]
+    assert server.client.head("/api/jobs", headers={"Authorization": "Bearer no"}).status_code == 401
+
+
 @pytest.mark.parametrize("path", ["..", "../..", "/etc", "escape", "our-digits/../..", "nowhere", "a\0b", "x" * 4000])
 def test_no_path_leads_out_of_the_root(server: Running, path: str) -> None:
     body = json.dumps({"kind": "profile", "images": {"path": path}})

@@ -213,6 +213,8 @@ def test_a_share_is_of_every_class_and_part_of_the_larger_ones() -> None:
     [
         (Saving(8.0, 5.0, 12.0, 1000, 0.1, True), "takes 8 times fewer images for 90.0% right"),
         (Saving(8.0, 5.0, math.inf, 1000, 0.1, False), "5 to any number, as times fewer; that lies outside what was measured"),
+        (Saving(151.2, 98.7, 12345.0, 1000, 0.1, True), "takes 150 times fewer images"),
+        (Saving(151.2, 98.7, 12345.0, 1000, 0.1, True), "(95 % interval 99 to 12,000, as times fewer)"),
         (Saving(0.5, 0.2, 0.9, 1000, 0.1, True), "takes 2 times more images"),
         (Saving(0.0, 0.0, 1.0, 1000, 0.1, False), "no factor can be given"),
     ],

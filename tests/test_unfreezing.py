@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +26,8 @@ from automl_tl.errors import InputError, PluginError
 from automl_tl.layers import layer_groups
 from automl_tl.report.unfreezing import check_free, conclusion, report_study
 from automl_tl.unfreezing import Study, _Before
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,29 @@ def test_the_page_stands_alone(study: Study, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "out" / "unfreezing.json").read_text(encoding="utf-8"))
     assert facts["enough"] == study.enough
     assert [depth["score"] for depth in facts["depths"]] == [depth.score for depth in study.depths]
+
+
+def test_one_group_is_one(study: Study) -> None:
+    depths = tuple(replace(depth, score=0.9 if depth.groups == 1 else 0.1) for depth in study.depths)
+    said = conclusion(replace(study, depths=depths))
+    assert said.startswith(f"1 of {len(study.groups)} groups of layers is enough")
+    assert "(0.900, 1 group)" in said
+
+
+def test_on_a_phone_names_are_read_in_lines(study: Study, tmp_path: Path) -> None:
+    """Not one letter below the other, and the picture scrolls where it would be too small to read."""
+    if not CHROMIUM:
+        pytest.skip("needs Chromium (a Debian package: chromium), which is not here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 375, "height": 740})
+        page.goto(report_study(study, tmp_path).resolve().as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        assert page.evaluate("document.querySelector('tbody tr:last-child').clientHeight") < 80
+        assert page.evaluate("document.querySelector('svg').getBoundingClientRect().width") >= 480
+        browser.close()
 
 
 def test_a_folder_of_something_else_is_refused(study: Study, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def compare(
     from dataclasses import asdict
 
     from automl_tl import api
+    from automl_tl.comparison import measure_of
     from automl_tl.evaluation.combined import read_weights
 
     found = api.compare(run, weights=read_weights(weight or ()))
@@ -134,7 +135,8 @@ def compare(
         )
         for one in found
     ]
-    print_table("", ("trial", "candidate", "combined", "front", "accuracy", "ms an image", "MB", "training, s"), rows)
+    measure = measure_of([one.trial for one in found])
+    print_table("", ("trial", "candidate", "combined", "front", measure, "ms an image", "MB", "training, s"), rows)
 
 
 def export(

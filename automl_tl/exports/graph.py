@@ -89,6 +89,7 @@ def facts_of(trained: Model, form: str) -> dict[str, Any]:
         "input": {"name": INPUT, "type": "uint8", "shape": ["n", b.input_size, b.input_size, 3], "channels": "RGB, 0-255"},
         "output": {"name": OUTPUT, "type": "float32", "shape": ["n", len(trained.classes)]},
         "preparation": {
+            "orientation": "upright, as EXIF says",
             "resize": "shorter side to floor(input_size / crop_pct)",
             "crop": "centre",
             "input_size": b.input_size,

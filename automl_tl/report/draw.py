@@ -60,8 +60,8 @@ class Law:
 Place = Callable[[float, float], tuple[float, float]]
 
 
-def learning_curves(lines: Sequence[Line]) -> Markup:
-    """Validation accuracy by epoch. Each line has its own dash and its number at its end; the winner is the thick one."""
+def learning_curves(lines: Sequence[Line], measure: str = "accuracy") -> Markup:
+    """Validation `measure` by epoch. Each line has its own dash and its number at its end; the winner is the thick one."""
     lines = [line for line in lines if line.points]
     last = max((x for line in lines for x, _ in line.points), default=1.0) or 1.0
     low = floor_of([y for line in lines for _, y in line.points])
@@ -81,12 +81,12 @@ def learning_curves(lines: Sequence[Line]) -> Markup:
         ends.append((x, y, line))
     for (x, _, line), y in zip(ends, _apart([(x, y) for x, y, _ in ends]), strict=True):
         parts.append(_text(x + 7, y + 4, line.label, "strong" if line.winner else ""))
-    title = "Learning curves: validation accuracy by epoch"
+    title = f"Learning curves: validation {measure} by epoch"
     return _svg(title, f"{len(lines)} trials; the table of trials gives the same figures.", parts)
 
 
-def trade_off(dots: Sequence[Dot], along: str) -> Markup:
-    """Score by a cost. Full dots are on the Pareto front of all costs, hollow ones are beaten; the winner has a ring."""
+def trade_off(dots: Sequence[Dot], along: str, measure: str = "accuracy") -> Markup:
+    """Validation `measure` by a cost. Full dots are on the Pareto front of all costs, hollow ones not; the winner has a ring."""
     low, high = _decade([dot.x for dot in dots])
     floor = floor_of([dot.y for dot in dots])
     place = _placing(lambda x: math.log(max(x, low) / low) / math.log(high / low), floor)
@@ -105,7 +105,7 @@ def trade_off(dots: Sequence[Dot], along: str) -> Markup:
         labels.append(middle)
         parts.append(_text(middle[0], middle[1] + 4, dot.label, "middle strong" if dot.winner else "middle"))
     told = "Full dots: no other trial is better in everything. Hollow dots: beaten by another."
-    return _svg(f"Validation accuracy by {along}", told, parts)
+    return _svg(f"Validation {measure} by {along}", told, parts)
 
 
 def scatter(groups: Mapping[str, np.ndarray], title: str = "t-SNE of the task's images among those of the sources") -> Markup:

@@ -14,12 +14,13 @@ from markupsafe import Markup
 
 from automl_tl import model
 from automl_tl.cards import sha256
-from automl_tl.comparison import Compared, compare
+from automl_tl.comparison import Compared, compare, measure_of
 from automl_tl.evaluation.adaptation import adaptation
 from automl_tl.evaluation.calibration import calibration_error, cooled, reliability
 from automl_tl.evaluation.classification import confusion, intervals, judge, per_class
 from automl_tl.evaluation.cost import InferenceCost, brief, inference_cost
 from automl_tl.home import write_text
+from automl_tl.objectives import ADAPTATION, RETENTION, ROBUSTNESS
 from automl_tl.progress import once_each
 from automl_tl.records import TEST, TRAIN, VALIDATION, Backbone, Outcome, Task
 
@@ -53,6 +54,12 @@ SCORES = {
     "pgd_accuracy": "accuracy after PGD of 50 steps",
     "robust_accuracy": "accuracy after all attacks",
 }
+CHOSEN_BY = {
+    ADAPTATION: "the mean of the accuracy on labelled images and of how sure, and how different, predictions on the target are",
+    RETENTION: "the mean of the accuracy on new and on old classes",
+    ROBUSTNESS: "the accuracy on attacked images",
+}
+"""What the score of a trial is (`objectives.validate`), where it is not its accuracy."""
 VERSIONED = ("numpy", "pillow", "scikit-learn", "scipy", "lightgbm", "safetensors")
 """Packages that decide figures, besides those that a trial names itself."""
 
@@ -80,7 +87,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
     scores, ranges = judge(judged.probabilities, judged.labels), intervals(judged.probabilities, judged.labels, seed=seed)
     scores |= {name: value for name, value in winner.test.items() if name in ("pgd_accuracy", "robust_accuracy")}
     compared = compare(outcome.trials, backbones, len(task.classes))
-    classes = _classes(task, judged)
+    classes, measure = _classes(task, judged), measure_of(outcome.trials)
     page = (
         pages()
         .get_template("page.html")
@@ -106,9 +113,11 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
             floor=floor_of([item.low for item in outcome.ranking.items[:RANKED]]),
             known=any((item.low, item.high) != (0.0, 1.0) for item in outcome.ranking.items),
             speeds=[adaptation(trial.curve) for trial in outcome.trials],
-            curves=_curves(outcome),
+            measure=measure,
+            chosen_by=CHOSEN_BY.get(task.objective, "what the task asks for"),
+            curves=_curves(outcome, measure),
             compared=[(_number(outcome, one), one) for one in sorted(compared, key=lambda one: -one.combined)],
-            trade_offs=_trade_offs(outcome, compared),
+            trade_offs=_trade_offs(outcome, compared, measure),
             scores=[(words, scores[name], ranges.get(name)) for name, words in SCORES.items() if name in scores],
             interval=ranges["accuracy"],
             judged=judged,
@@ -162,12 +171,12 @@ def _by_metric(found: Mapping[str, Mapping[str, float]], *, reverse: bool) -> di
     return tables
 
 
-def _curves(outcome: Outcome) -> Markup:
+def _curves(outcome: Outcome, measure: str) -> Markup:
     lines = [
         Line(f"#{number}", [(point.epoch, point.score) for point in trial.curve], trial.id == outcome.winner.id)
         for number, trial in enumerate(outcome.trials, 1)
     ]
-    return learning_curves(lines)
+    return learning_curves(lines, measure)
 
 
 def _number(outcome: Outcome, compared: Compared) -> int:
@@ -175,16 +184,16 @@ def _number(outcome: Outcome, compared: Compared) -> int:
     return 1 + next(place for place, trial in enumerate(outcome.trials) if trial.id == compared.trial.id)
 
 
-def _trade_offs(outcome: Outcome, compared: list[Compared]) -> list[Markup]:
-    """Score by what use costs, and by what training cost."""
+def _trade_offs(outcome: Outcome, compared: list[Compared], measure: str) -> list[Markup]:
+    """Accuracy, or score, by what use costs, and by what training cost."""
 
     def dot(one: Compared, x: float) -> Dot:
         won = one.trial.id == outcome.winner.id
         return Dot(f"#{_number(outcome, one)}", x, one.standing.score, one.front, won)
 
     return [
-        trade_off([dot(one, 1000 * one.standing.latency) for one in compared], "milliseconds for one image"),
-        trade_off([dot(one, one.standing.training) for one in compared], "seconds of training"),
+        trade_off([dot(one, 1000 * one.standing.latency) for one in compared], "milliseconds for one image", measure),
+        trade_off([dot(one, one.standing.training) for one in compared], "seconds of training", measure),
     ]
 
 

@@ -48,7 +48,8 @@ def report_study(study: Study, folder: Path) -> Path:
 def conclusion(study: Study) -> str:
     """The answer, for a person."""
     chosen, last = study.depths[study.enough], study.depths[-1]
-    said = "The head alone is" if not study.enough else f"{study.enough} of {len(study.groups)} groups of layers are"
+    verb = "are" if study.enough > 1 else "is"
+    said = f"{study.enough} of {len(study.groups)} groups of layers" if study.enough else "The head alone"
     best = max(study.depths, key=lambda depth: depth.score)
     share = chosen.seconds / max(last.seconds, 1e-9)
     before, kept, lost = study.depths[0].source, chosen.source, last.source
@@ -56,8 +57,8 @@ def conclusion(study: Study) -> str:
         "" if before is None else f" On the source: {before:.3f} before, {kept:.3f} after that, {lost:.3f} after training all."
     )
     return (
-        f"{said} enough: validation accuracy {chosen.score:.3f}, within one standard error of the best "
-        f"({best.score:.3f}, {best.groups} groups), at {share:.0%} of the time of training all.{source}"
+        f"{said} {verb} enough: validation accuracy {chosen.score:.3f}, within one standard error of the best "
+        f"({best.score:.3f}, {best.groups} group{'s' * (best.groups != 1)}), at {share:.0%} of the time of training all.{source}"
     )
 
 

@@ -54,6 +54,8 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # whose headers it asks for; uvicorn knows to send no body
         headers = Headers(scope=scope)
         most = self.settings.upload_bytes if scope["path"] in UPLOADS else BODY_BYTES
         try:

@@ -105,6 +105,7 @@ function send(path, form, told) {
     request.onload = () => {
       let facts = {};
       try { facts = JSON.parse(request.responseText); } catch { facts = { message: `the server answered ${request.status}` }; }
+      if (request.status === 401) forget();
       if (request.status < 300) resolve(facts); else reject(new Error(facts.message));
     };
     request.send(form);
@@ -477,5 +478,11 @@ document.addEventListener("DOMContentLoaded", trying(async () => {
   $("search").addEventListener("submit", (event) => event.preventDefault());
   $("older").addEventListener("click", trying(() => { offset += PAGE; return showHistory(); }));
   $("newer").addEventListener("click", trying(() => { offset = Math.max(0, offset - PAGE); return showHistory(); }));
+  addEventListener("hashchange", trying(async () => { // a link that was pasted into the open page, or the back button
+    const given = new URLSearchParams(location.hash.slice(1));
+    const job = given.get("job");
+    if (given.has("token")) await start();
+    else if (token && job && job !== watched?.id) await showJob(job);
+  }));
   await start();
 }));
