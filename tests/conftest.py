@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,17 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all the processes of these tests."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def make_home(common: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """Makes homes without a history. Their rankers lie in one place, each under the digest of what it was learnt from: it takes
     seconds to learn one, and hundreds of tests would."""
-    base = tmp_path_factory.getbasetemp()
-    rankers = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "rankers"
+    rankers = common / "rankers"
     rankers.mkdir(exist_ok=True)
 
     def make() -> Path:
@@ -45,6 +52,26 @@ def own_home(make_home: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AUTOML_TL_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return home
+
+
+@pytest.fixture(scope="session")
+def shipped(common: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The history of a new home. To take in the shipped facts is most of a second, and each test with a fit would."""
+    from automl_tl.history import open_history
+
+    path = common / "shipped.db"
+    if not path.exists():
+        made = tmp_path_factory.mktemp("shipped") / "history.db"
+        open_history(made).db.conn.close()
+        made.replace(path)  # whole, whichever process is the first
+    return path
+
+
+@pytest.fixture
+def used_home(own_home: Path, shipped: Path) -> Path:
+    """Here the program was opened before."""
+    shutil.copy(shipped, own_home / "history.db")
+    return own_home
 
 
 @pytest.fixture(scope="session")

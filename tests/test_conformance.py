@@ -21,13 +21,16 @@ from automl_tl.space import Float, Int
 from automl_tl.testing import check_metric, check_strategy, small_task, smallest_backbone
 
 METRICS = [metric for kind in ("distance", "transferability") for metric in registry.metrics(kind).values()]
-ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan", "deep-coral", "mcc", "trades"}
-ALIKE |= {"fast-adversarial", "synaptic-intelligence", "lwf", "rehearsal", "fedprox", "federated-distillation"}
-"""Each is trained by what another one of its kind is trained by, too, which is checked each time."""
+ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan", "deep-coral", "dann", "trades", "pgd"}
+ALIKE |= {"synaptic-intelligence", "lwf", "ewc", "fedavg", "fedprox", "federated-distillation"}
+"""Each is trained by what another one of its kind is trained by, too, which is checked each time: one that is quicker, where
+there is one."""
+TESTED = {"from-scratch", "gradual-unfreezing", "expansion"}
+"""What is their own has tests each time: test_strategies, test_strategy_details, test_norms, test_retaining."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in registry.strategies()]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE | TESTED else ()) for name in registry.strategies()]
 )
 def test_strategies(name: str) -> None:
     check_strategy(registry.strategies()[name], draws=0)

@@ -66,9 +66,10 @@ def check_the_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert one[name] == other[name], f"the {name} differ"
 
 
+@pytest.mark.usefixtures("used_home")
 def test_the_same_seed_gives_the_same_answer_to_the_last_bit(tmp_path: Path) -> None:
     """In one home: by the second time the first run is in the history, but advice does not rest on the task's own trials."""
-    task = digits()
+    task = digits(120)
     images = [task.images[i] for i in task.part(TEST)[:20]]
     chosen: dict[str, Any] = {"budget": "3 trials + 6 epochs", "backbones": [TINY, QUICK], "seed": 3}
     whole = decided(fit(task, out=tmp_path / "one", **chosen), tmp_path / "one", images)

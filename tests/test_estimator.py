@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,8 @@ from automl_tl.backbones import build, catalogue
 from automl_tl.errors import InputError, InputWarning, PluginError
 from automl_tl.estimator import _seed
 
+pytestmark = pytest.mark.usefixtures("used_home")
+
 QUICK = {"budget": "1 trials", "strategies": ["linear-probe"], "backbones": [TINY]}
 
 
@@ -38,9 +41,20 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.array(labels)
 
 
-def test_fit_predict_and_what_is_learnt(digits: tuple[np.ndarray, np.ndarray]) -> None:
+@pytest.fixture(scope="module")
+def fitted(
+    digits: tuple[np.ndarray, np.ndarray], make_home: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory
+) -> TransferClassifier:
+    """By the first 150 of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_TL_HOME", str(make_home()))
+        out = tmp_path_factory.mktemp("fitted") / "run"
+        return TransferClassifier(**QUICK, out=out).fit(digits[0][:150], digits[1][:150])
+
+
+def test_fit_predict_and_what_is_learnt(digits: tuple[np.ndarray, np.ndarray], fitted: TransferClassifier) -> None:
     images, labels = digits
-    classifier = TransferClassifier(**QUICK).fit(images[:150], labels[:150])
+    classifier = fitted
     chances = classifier.predict_proba(images[150:])
     assert chances.shape == (50, 10)
     np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-4)
@@ -80,20 +94,19 @@ def test_images_come_in_many_ways(kind: str, digits: tuple[np.ndarray, np.ndarra
     np.testing.assert_allclose(classifier.predict_proba(images[:10]), expected, atol=1e-6)
 
 
-def test_one_image_is_no_batch(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_one_image_is_no_batch(digits: tuple[np.ndarray, np.ndarray], fitted: TransferClassifier, tmp_path: Path) -> None:
     """Its rows would be taken for grey images, each with a label."""
     colours = np.repeat(digits[0][..., None], 3, axis=3)
     classifier = TransferClassifier(**QUICK).fit(colours, digits[1])
     classifier.save(tmp_path)
-    for fitted in (classifier, TransferClassifier.load(tmp_path), pickle.loads(pickle.dumps(classifier))):
+    for same in (classifier, TransferClassifier.load(tmp_path), pickle.loads(pickle.dumps(classifier))):
         with pytest.raises(InputError, match=r"X of shape \(\d+, \d+, 3\) is one image; give a batch: X\[None\]"):
-            fitted.predict(colours[0])
-        assert fitted.predict(colours[0][None]).shape == (1,)
-        assert fitted.predict(digits[0][:2]).shape == (2,), "grey images are images, too"
-    grey = TransferClassifier(**QUICK).fit(digits[0], digits[1])
+            same.predict(colours[0])
+        assert same.predict(colours[0][None]).shape == (1,)
+        assert same.predict(digits[0][:2]).shape == (2,), "grey images are images, too"
     for one in (digits[0][0], colours[0]):
         with pytest.raises(InputError, match="is one image"):
-            grey.predict(one)
+            fitted.predict(one)
 
 
 def test_what_is_no_batch_and_no_folder_is_said(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
@@ -172,9 +185,8 @@ def test_random_state_decides(digits: tuple[np.ndarray, np.ndarray]) -> None:
     assert np.abs(one - other).max() > 0, "another split, another probe"
 
 
-def test_save_and_load(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
-    images, labels = digits
-    classifier = TransferClassifier(**QUICK).fit(images, labels)
+def test_save_and_load(digits: tuple[np.ndarray, np.ndarray], fitted: TransferClassifier, tmp_path: Path) -> None:
+    images, classifier = digits[0], fitted
     classifier.save(tmp_path / "saved")
     loaded = TransferClassifier.load(tmp_path / "saved")
     np.testing.assert_array_equal(loaded.predict_proba(images), classifier.predict_proba(images))

@@ -171,7 +171,7 @@ def test_dry_run_tells_what_would_leave_and_asks_nobody(hub: Client, run: Path) 
     assert hub.hub.asked == []
 
 
-@pytest.mark.parametrize("trouble", ["stranger", "gone"])
+@pytest.mark.parametrize("trouble", [pytest.param("stranger", marks=pytest.mark.slow), "gone"])
 def test_trouble_is_said_in_a_line(trouble: str, hub: Client, run: Path) -> None:
     if trouble == "gone":
         hub.stop()

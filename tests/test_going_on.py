@@ -14,6 +14,8 @@ from automl_tl import Candidate, Profile, Ranked, Ranking, Trial, fit
 from automl_tl.api import KEPT, Advice, _advice_of, _keep_advice
 from automl_tl.backbones import catalogue
 
+pytestmark = pytest.mark.usefixtures("used_home")
+
 
 @pytest.mark.slow
 def test_a_finished_run_costs_nothing_again_and_a_larger_budget_looks_at_more_networks(tmp_path: Path) -> None:

@@ -37,10 +37,16 @@ from automl_tl.space import defaults
 from automl_tl.trials import Limits, probabilities_on
 from automl_tl.workers import Workers
 
+pytestmark = pytest.mark.usefixtures("used_home")
+
 
 def ranked(strategy: str, backbone: str, score: float, seconds: float = 5.0, **changed: object) -> Ranked:
     values = {**defaults(strategies()[strategy].space), **changed}
     return Ranked(Candidate(backbone, strategy, values), score, score - 0.1, score + 0.1, seconds, 100.0)  # type: ignore[arg-type]
+
+
+few = partial(digits, count=120)
+"""Enough to tell which trial goes on."""
 
 
 class InTurn:
@@ -62,7 +68,7 @@ class InTurn:
 def run(
     items: list[Ranked], out: Path, budget: str, seed: int = 0, workers: Workers | None = None, **task_options: object
 ) -> Outcome:
-    task, backbones = digits(**task_options), catalogue()
+    task, backbones = few(**task_options), catalogue()
     profile = Profile(task.name, task.fingerprint, {}, {}, {})
     with open_history() as history:
         history.record_task(task)
@@ -101,7 +107,7 @@ def test_the_winner_is_kept_by_the_rule_and_judged_once(tmp_path: Path) -> None:
     assert outcome.winner.id == outcome.trials[key.index(max(key))].id
     assert outcome.rule == RULE
     assert [bool(trial.test) for trial in outcome.trials].count(True) == 1
-    task, kept = digits(), load(tmp_path / "model")
+    task, kept = few(), load(tmp_path / "model")
     index = task.part(TEST)
     right = probabilities_on(task, kept.backbone, kept.net, index).argmax(1) == task.labels[index]
     assert outcome.winner.test["accuracy"] == pytest.approx(right.mean())
@@ -112,7 +118,7 @@ def test_the_winner_is_kept_by_the_rule_and_judged_once(tmp_path: Path) -> None:
 def test_a_winner_of_votes_has_the_temperature_that_it_is_said_to_have(tmp_path: Path) -> None:
     """One vote for all among 50 makes it too modest on zeros and ones."""
     outcome = run([ranked("knn", TINY, 0.9, neighbours=50)], tmp_path, "1 trials", classes=2)
-    task, kept, before = digits(classes=2), load(tmp_path / "model"), load(tmp_path / outcome.winner.artefact)
+    task, kept, before = few(classes=2), load(tmp_path / "model"), load(tmp_path / outcome.winner.artefact)
     assert kept.facts["temperature"] < 0.9
     said = [probabilities_on(task, one.backbone, one.net, task.part(TEST)) for one in (before, kept)]
     np.testing.assert_allclose(said[1], cooled(said[0], kept.facts["temperature"]), atol=1e-6)
@@ -147,8 +153,8 @@ def test_the_best_goes_through_more_cycles_while_there_is_time(tmp_path: Path, m
     items = [ranked("fine-tuning", QUICK, 0.6, seconds=3.0, epochs=6), ranked("linear-probe", TINY, 0.5, seconds=0.1)]
     kills = [(2, 6)]
     with pytest.raises(SystemExit):
-        run(items, tmp_path, "120s + 11 epochs")
-    outcome = run(items, tmp_path, "120s + 11 epochs")
+        run(items, tmp_path, "120s + 11 epochs", count=240)
+    outcome = run(items, tmp_path, "120s + 11 epochs", count=240)
     assert began[-2:] == [(2, 6), (2, 8)]
     once, twice = (trial for trial in outcome.trials if trial.candidate.strategy == "fine-tuning")
     assert [point.score for point in twice.curve[:6]] == [point.score for point in once.curve]
@@ -159,7 +165,9 @@ def test_the_best_goes_through_more_cycles_while_there_is_time(tmp_path: Path, m
     assert load(tmp_path / "model").candidate == outcome.winner.candidate
 
 
-@pytest.mark.parametrize("budget", ["5 epochs", "1 trials", "4 epochs + 2 trials"])
+@pytest.mark.parametrize(
+    "budget", [*(pytest.param(b, marks=pytest.mark.slow) for b in ("5 epochs", "1 trials")), "4 epochs + 2 trials"]
+)
 def test_budgets_are_kept(tmp_path: Path, budget: str) -> None:
     items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
     outcome = run(items, tmp_path, budget)
@@ -209,7 +217,7 @@ def test_features_that_nobody_has_computed_have_a_price_until_somebody_has(
     """Of a large task only a sample was looked at. Seconds of the pass through all of it are no probe's: they would be foretold
     of every other candidate."""
     items = [ranked("lda", name, 0.9, seconds=0.01) for name in (QUICK, TINY)]
-    task, backbones = digits(), catalogue()
+    task, backbones = few(), catalogue()
     expected = _unseen(task, Ranking(tuple(items), "a test", 2), backbones)
     assert set(expected) == {QUICK, TINY}
     state = SimpleNamespace(taken=0.0, foreseen=0.0, unseen=expected, task=task)
@@ -296,7 +304,7 @@ def test_a_trial_that_went_on_without_getting_better_can_still_win(tmp_path: Pat
     monkeypatch.setattr(steps, "run_trial", gets_no_better)
     items = [ranked("fine-tuning", QUICK, 0.9 - i / 100, rate=0.001 * (i + 1), epochs=4) for i in range(3)]
     items.append(ranked("fine-tuning", TINY, 0.8, epochs=4))
-    outcome = run(items, tmp_path, "3 trials + 8 epochs")
+    outcome = run(items, tmp_path, "3 trials + 8 epochs", count=240)
     (finished,) = (trial for trial in outcome.trials if trial.status == "finished")
     assert finished.curve[-1].epoch == 4
     assert finished.validation == paused[finished.id]
@@ -304,7 +312,7 @@ def test_a_trial_that_went_on_without_getting_better_can_still_win(tmp_path: Pat
     assert load(tmp_path / "model").candidate == finished.candidate
 
 
-@pytest.mark.parametrize("how", ["raises", "leaves what cannot be kept"])
+@pytest.mark.parametrize("how", ["raises", pytest.param("leaves what cannot be kept", marks=pytest.mark.slow)])
 def test_a_paused_trial_that_fails_later_keeps_its_model(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It wins with it, as before; it is not tried again, and the run and the history tell its error."""
     train, tried = steps.run_trial, list[str]()
@@ -333,7 +341,7 @@ def test_a_paused_trial_that_fails_later_keeps_its_model(how: str, tmp_path: Pat
     with open_history() as history:
         told = history.trial(winner.id)
     assert (told.status, told.error, told.test) == ("stopped", winner.error, winner.test)
-    task, kept = digits(), load(tmp_path / "model")
+    task, kept = few(), load(tmp_path / "model")
     right = probabilities_on(task, kept.backbone, kept.net, task.part(TEST)).argmax(1) == task.labels[task.part(TEST)]
     assert winner.test["accuracy"] == pytest.approx(right.mean())
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import QUICK, TINY
+from small import QUICK
 from torch import nn
 
 from automl_tl import Candidate, Classifier, heads, model
@@ -57,10 +57,10 @@ def test_votes_are_exported_with_their_temperature(tmp_path: Path, form: ModuleT
     if form is onnx_file:
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package, reason="needs pip install 'automl_tl[onnx]'")
-    backbone = catalogue()[TINY]
+    backbone = catalogue()[QUICK]
     stored = torch.randn(20, backbone.num_features, generator=torch.Generator().manual_seed(0)).half()
     net = Classifier(build(backbone), Neighbours(stored, torch.arange(20) % 4, 4, k=7, cosine=True))
-    trained = model.Model(net, backbone, Candidate(TINY, "somebody's"), ("a", "b", "c", "d"), {})
+    trained = model.Model(net, backbone, Candidate(QUICK, "somebody's"), ("a", "b", "c", "d"), {})
     images = np.random.default_rng(0).integers(0, 256, (9, backbone.input_size, backbone.input_size, 3), dtype=np.uint8)
     before = trained.probabilities(images)
     model.cool(net, 2.0)

@@ -436,6 +436,7 @@ def _write(path: Path, first: int) -> None:
             history.record_trial(trial(number))
 
 
+@pytest.mark.slow
 def test_several_processes_write_at_once(history: History, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write, args=(tmp_path / "history.db", first)) for first in (0, 25, 50)]

@@ -110,6 +110,7 @@ def _open_fresh(folder: Path, rounds: int, together: Barrier) -> None:
             history.record_task(task(), "photos")
 
 
+@pytest.mark.slow
 def test_many_processes_open_a_fresh_home_together(tmp_path: Path) -> None:
     rounds, context = 8, multiprocessing.get_context("spawn")
     together = context.Barrier(6)

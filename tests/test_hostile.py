@@ -214,6 +214,7 @@ def test_a_few_of_the_fuzzers_inputs(name: str, tmp_path: Path, nothing_runs: No
     assert os.listdir(outside) == ["secret.png"]
 
 
+@pytest.mark.slow
 def test_coverage_leads_the_fuzzer(tmp_path: Path) -> None:
     """atheris follows the branches of automl_tl: its figures are printed, and what it tried is counted."""
     pytest.importorskip("atheris", reason="atheris is only there for Linux on x86-64")

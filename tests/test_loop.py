@@ -101,7 +101,7 @@ def test_early_stopping_in_each_cycle(tmp_path: Path) -> None:
     assert schedule(10 / 20) > 0.5 > schedule(12 / 20)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimiser", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_stopped_and_taken_up_again_is_bit_for_bit_the_same(tmp_path: Path, optimiser: str) -> None:
     whole = train(tmp_path / "a", epochs=4, optimiser=optimiser)
     part = train(tmp_path / "b", epochs=4, optimiser=optimiser, changed={"stop_after": 2})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = Running(tmp_path_factory.mktemp("page") / "state", tmp_path_factory.mktemp("home"))
+def server(tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[], Path]) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("page") / "state", make_home())
     yield running
     running.end()
     assert "Traceback" not in running.log.read_text()

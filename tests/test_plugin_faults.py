@@ -35,6 +35,8 @@ from automl_tl.hookspecs import Tracker
 from automl_tl.space import defaults
 from automl_tl.trials import Limits, run_trial
 
+pytestmark = pytest.mark.usefixtures("used_home")
+
 PLUGIN = '''
 import os, sys, time, weakref
 import numpy as np
@@ -165,7 +167,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     place = tmp_path_factory.mktemp("site")
     install(place)
     monkeypatch.syspath_prepend(str(place))
-    monkeypatch.setattr(guard, "LEAST_SILENCE", 12.0)
+    monkeypatch.setattr(guard, "LEAST_SILENCE", 8.0)
     registry.forget()
     yield place
     registry.forget()
@@ -208,7 +210,7 @@ def one(strategy: str, folder: Path, limits: Limits | None = None, **changed: An
 FAULTS = {
     "raises": "raises: KeyError: 'what is not there'",
     "exits": "exits: SystemExit: asked the process to end (code 3), which is not a plugin's to do",
-    "hangs": "hangs: no epoch ended in 12 s, far more than was expected: ended, as it seems to hang",
+    "hangs": "hangs: no epoch ended in 8 s, far more than was expected: ended, as it seems to hang",
     "says-nan": "says-nan: gave probabilities of shape (36, 10) or not finite; expected (36, 10)",
     "scores-nan": "scores-nan: reported a score of nan in epoch 2; expected a finite number",
     "no-model": "no-model: strategy 'no-model' left a NoneType; expected an automl_tl.Classifier",

@@ -207,8 +207,8 @@ def test_a_distance_that_fails_is_named_and_ends_no_profile(monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def profiles(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Profile]:
-    """Of 600 images each of three sources whose statistics the embedded zoo holds, and of one that it does not know."""
-    sets = {"tiny_imagenet_train_0": (100, 6), "omniglot_a": (40, 15), "cifar10": (10, 60), "smiles": (2, 300)}
+    """Of 300 images each of three sources whose statistics the embedded zoo holds, and of one that it does not know."""
+    sets = {"tiny_imagenet_train_0": (100, 3), "omniglot_a": (30, 10), "cifar10": (10, 30), "smiles": (2, 150)}
     found = {}
     with pytest.MonkeyPatch.context() as patch:  # the home of each test is not there yet
         patch.setenv("AUTOML_TL_HOME", str(tmp_path_factory.mktemp("home")))

@@ -20,6 +20,8 @@ from automl_tl.errors import InputError, TrialWarning
 from automl_tl.objectives import brings
 from automl_tl.records import SOURCE
 
+pytestmark = pytest.mark.usefixtures("used_home")
+
 DIGITS = load_digits()
 
 

@@ -96,6 +96,12 @@ def fitted(server: Running, dataset: str) -> tuple[str, list[tuple[int, str, dic
     return id, heard
 
 
+@pytest.fixture(scope="module")
+def other(server: Running, dataset: str, fitted: tuple[str, Any]) -> str:
+    """A finished profile, later than the fit."""
+    return str(server.ended(server.submit(kind="profile", images={"dataset": dataset}))["id"])
+
+
 def fault(answer: httpx.Response, status: int) -> str:
     """The message of a fault, which has the form that the description promises."""
     assert answer.status_code == status, answer.text
@@ -1117,9 +1123,8 @@ def test_the_links_of_a_report_lead_to_its_parts(watched: test_page.Watched, fit
 
 
 def test_a_late_answer_is_not_shown_below_another_job(
-    watched: test_page.Watched, server: Running, fitted: tuple[str, Any], dataset: str, tmp_path: Path
+    watched: test_page.Watched, fitted: tuple[str, Any], other: str, tmp_path: Path
 ) -> None:
-    other = server.ended(server.submit(kind="profile", images={"dataset": dataset}))["id"]
     (tmp_path / "two.png").write_bytes(picture(2))
     page = open_job(watched, fitted[0])
     report = held(page, f"{fitted[0]}/report", page.get_by_role("button", name="Read the report").click)
@@ -1137,10 +1142,7 @@ def test_a_late_answer_is_not_shown_below_another_job(
     page.locator("#predictions li strong").wait_for()
 
 
-def test_what_was_asked_for_last_is_shown(
-    watched: test_page.Watched, server: Running, fitted: tuple[str, Any], dataset: str
-) -> None:
-    other = server.ended(server.submit(kind="profile", images={"dataset": dataset}))["id"]
+def test_what_was_asked_for_last_is_shown(watched: test_page.Watched, fitted: tuple[str, Any], other: str) -> None:
     page = open_job(watched, fitted[0])
     late = held(page, f"/api/jobs/{other}", page.get_by_role("button", name=f"Show profile {other}").click)
     page.get_by_role("button", name=f"Show fit {fitted[0]}").click()
@@ -1155,11 +1157,8 @@ def test_what_was_asked_for_last_is_shown(
     assert page.locator("#history-table tbody tr").count() == 0
 
 
-def test_the_focus_outlives_what_is_drawn_anew(
-    watched: test_page.Watched, server: Running, fitted: tuple[str, Any], dataset: str
-) -> None:
+def test_the_focus_outlives_what_is_drawn_anew(watched: test_page.Watched, fitted: tuple[str, Any], other: str) -> None:
     """A new state draws the table of jobs anew, under the hands of who goes through it by keyboard."""
-    other = server.ended(server.submit(kind="profile", images={"dataset": dataset}))["id"]
     page = open_job(watched, fitted[0])
     focused = "document.activeElement.getAttribute('aria-label') || document.activeElement.id"
 

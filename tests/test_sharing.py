@@ -170,18 +170,12 @@ def endpoint() -> Iterator[tuple[str, Hub]]:
     thread.join()
 
 
-@pytest.fixture(scope="module")
-def new_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the shipped facts."""
-    folder = tmp_path_factory.mktemp("new home")
-    open_history(folder / "history.db").db.conn.close()
-    return folder
-
-
 @pytest.fixture
-def ann(endpoint: tuple[str, Hub], new_home: Path, tmp_path: Path) -> Person:
+def ann(endpoint: tuple[str, Hub], shipped: Path, tmp_path: Path) -> Person:
     """She tried two things with her own photographs."""
-    ann = Person(endpoint[0], shutil.copytree(new_home, tmp_path / "ann"), endpoint[1])
+    ann = Person(endpoint[0], tmp_path / "ann", endpoint[1])
+    ann.home.mkdir()
+    shutil.copy(shipped, ann.home / "history.db")
     with ann.history() as history:
         history.record_task(task("ann's wards"), "hospital")
         history.record_backbone(BACKBONE)
@@ -192,8 +186,11 @@ def ann(endpoint: tuple[str, Hub], new_home: Path, tmp_path: Path) -> Person:
 
 
 @pytest.fixture
-def bob(ann: Person, new_home: Path) -> Person:
-    return Person(ann.endpoint, shutil.copytree(new_home, ann.home.parent / "bob"), ann.hub)
+def bob(ann: Person, shipped: Path) -> Person:
+    bob = Person(ann.endpoint, ann.home.parent / "bob", ann.hub)
+    bob.home.mkdir()
+    shutil.copy(shipped, bob.home / "history.db")
+    return bob
 
 
 def test_what_one_pushes_another_pulls(ann: Person, bob: Person) -> None:

@@ -102,6 +102,7 @@ automl_tl.export({out!r}, to="timm")
 """
 
 
+@pytest.mark.usefixtures("used_home")
 @pytest.mark.parametrize("script", [ADVICE, pytest.param(WHOLE, marks=pytest.mark.slow)], ids=["advice", "whole"])
 def test_no_word_to_the_network_unless_asked(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every connection and every look-up of a name refused, and nothing said to be offline."""

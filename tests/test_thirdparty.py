@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pictures import lay
+from PIL import Image
+from small import arrays
 
 SOURCE = Path(__file__).parent / "thirdparty" / "automl_tl_extra"
 BACKBONE = "mobilenetv4_small_050.tiny_imagenet_64"
@@ -35,24 +38,28 @@ def command(tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[], Pa
     return run
 
 
+@pytest.fixture(scope="module")
+def listed(command: Command) -> subprocess.CompletedProcess[str]:
+    return command("plugins", "list", "--json")
+
+
 def facts(done: subprocess.CompletedProcess[str]) -> Any:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_it_is_listed_with_its_origin(command: Command) -> None:
-    plugins = {plugin["name"]: plugin for plugin in facts(command("plugins", "list", "--json"))}
+def test_it_is_listed_with_its_origin(listed: subprocess.CompletedProcess[str]) -> None:
+    plugins = {plugin["name"]: plugin for plugin in facts(listed)}
     assert plugins["nearest_mean"]["distribution"] == "automl_tl_extra"
     assert plugins["nearest_mean"]["version"] == "0.3"
     assert plugins["nearest_mean"]["hooks"] == ["register_strategies"]
 
 
-def test_one_that_cannot_be_imported_is_named_and_breaks_nothing(command: Command) -> None:
-    done = command("plugins", "list", "--json")
-    plugins = {plugin["name"]: plugin for plugin in facts(done)}
+def test_one_that_cannot_be_imported_is_named_and_breaks_nothing(listed: subprocess.CompletedProcess[str]) -> None:
+    plugins = {plugin["name"]: plugin for plugin in facts(listed)}
     assert plugins["unimportable"]["error"] == "ImportError: needs a library that nobody has"
     assert plugins["strategies.linear_probe"]["error"] == ""
-    assert "'unimportable' of automl_tl_extra 0.3 is left out" in done.stderr
+    assert "'unimportable' of automl_tl_extra 0.3 is left out" in listed.stderr
 
 
 @pytest.mark.slow
@@ -62,8 +69,12 @@ def test_it_is_ranked(command: Command) -> None:
 
 
 def test_it_is_trained_and_recorded_and_one_that_raises_costs_only_itself(command: Command, tmp_path: Path) -> None:
+    classes: dict[str, list[Image.Image]] = {}
+    for number, (image, label) in enumerate(zip(*arrays(150), strict=True)):
+        classes.setdefault(f"{'train' if number % 4 else 'test'}/{label}", []).append(Image.fromarray(image))
+    place = lay(tmp_path / "handwriting", classes)
     only = ("--strategy", "nearest-centre", "--strategy", "stumbles", "--backbone", BACKBONE)
-    outcome = facts(command("fit", "digits", "--budget", "6 trials", *only, "--out", tmp_path / "run", "--json"))
+    outcome = facts(command("fit", place, "--budget", "6 trials", *only, "--out", tmp_path / "run", "--json"))
     assert outcome["winner"]["candidate"]["strategy"] == "nearest-centre"
     assert outcome["winner"]["test"]["accuracy"] > 0.5
     failed = [trial for trial in outcome["trials"] if trial["status"] == "failed"]
@@ -71,7 +82,8 @@ def test_it_is_trained_and_recorded_and_one_that_raises_costs_only_itself(comman
     assert {trial["candidate"]["strategy"] for trial in failed} == {"stumbles"}
     assert failed[0]["error"] == "stumbles: RuntimeError: stumbled in the second epoch"
     assert failed[0]["validation"] == {}
-    recorded = {trial["id"]: trial for trial in facts(command("history", "list", "--task", "digits", "--limit", 5000, "--json"))}
+    found = facts(command("history", "list", "--task", "handwriting", "--limit", 5000, "--json"))
+    recorded = {trial["id"]: trial for trial in found}
     for trial in outcome["trials"]:
         assert recorded[trial["id"]]["status"] == trial["status"]
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
