@@ -34,6 +34,8 @@ CACHE_BYTES = 20 * 2**30
 SHORTCUT = 4
 """JPEGs may be decoded smaller down to so many times the wanted size; the resize from there on is the backbone's own."""
 THUMBNAIL = 16
+NEARLY_BLACK = 32
+"""Of 255: 12 bits in 16 come to 16."""
 ALIKE = 3.0
 """Mean absolute difference (of 255) of two thumbnails below which images are the same picture, saved again."""
 
@@ -61,6 +63,11 @@ def shown(name: str | Path) -> str:
         return str(name).encode("utf-8", sys.getfilesystemencodeerrors()).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a character, which is no file's name
         return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def class_name(label: str) -> str:
+    """As `shown`, with letters and their accents in one form (NFC): some Macs name files in another, which looks the same."""
+    return unicodedata.normalize("NFC", shown(label))
 
 
 def read_listing(location: Any) -> Listing:
@@ -97,7 +104,8 @@ def _open(reader: Format, location: Any) -> Listing:
     try:
         listing = reader.open(location)
         _check_lengths(listing)
-        labels, where, found = ([shown(text) for text in texts] for texts in (listing.labels, listing.where, listing.warnings))
+        labels = [class_name(label) for label in listing.labels]
+        where, found = ([shown(text) for text in texts] for texts in (listing.where, listing.warnings))
         return replace(listing, name=shown(listing.name), labels=labels, where=where, warnings=found)
     except InputError as error:
         raise InputError(shown(str(error))) from error
@@ -152,6 +160,7 @@ def load_task(
     labels = np.array([codes[listing.labels[i]] for i in readable], dtype=np.int64)
     hashes = np.array([seen[i].hash for i in readable], dtype=np.uint64)
     thumbnails = np.stack([np.frombuffer(seen[i].thumbnail, dtype=np.uint8) for i in readable])
+    warnings += _darkness(thumbnails)
     given = None if listing.splits is None else np.array([listing.splits[i] for i in readable])
     groups, alike = _groups(listing, readable, thumbnails)
     splits, found = _split(listing.name, labels, classes, given, groups, alike, seed=seed, validation=validation, test=test)
@@ -304,6 +313,13 @@ def _readable(listing: Listing, seen: Sequence[Seen]) -> tuple[list[int], list[s
     return readable, [*listing.warnings, *(f"skipped, as it cannot be read: {seen[i].error}" for i in bad)]
 
 
+def _darkness(thumbnails: np.ndarray) -> list[str]:
+    """A warning where all images are nearly black: so are those of a camera or a scanner that fills 12 of 16 bits."""
+    brightest = int(thumbnails.max())
+    advice = "if they have 10 or 12 bits in 16, scale them to all 16"
+    return [f"no part of any image is brighter than {brightest} of 255; {advice}"] if brightest < NEARLY_BLACK else []
+
+
 def _fingerprint(classes: tuple[str, ...], hashes: np.ndarray, labels: np.ndarray, splits: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(json.dumps(classes).encode())
     digest.update(hashes.astype("<u8").tobytes())
@@ -331,7 +347,11 @@ def _read_all(listing: Listing, progress: Progress | None) -> list[Seen]:
 
 
 class _Index:
-    """What was seen of the files of a listing, kept under their paths, sizes and times of change."""
+    """What was seen of the files of a listing, kept under their paths, sizes and times of change.
+
+    Files out of one archive may all have one size and one time: which file it is, and when its place was last changed, tell of
+    two that were exchanged.
+    """
 
     def __init__(self, listing: Listing) -> None:
         self.known: dict[int, Seen] = {}
@@ -342,7 +362,8 @@ class _Index:
                     state = os.stat(image)
                 except OSError:
                     continue
-                self.keys[i] = f"{os.path.abspath(image)}|{state.st_size}|{state.st_mtime_ns}"
+                told = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+                self.keys[i] = "|".join(map(str, (os.path.abspath(image), *told)))
         whole = "\n".join(sorted(self.keys.values())).encode("utf-8", sys.getfilesystemencodeerrors())
         name = hashlib.sha256(whole).hexdigest()[:32]
         self.path = cache() / "seen" / f"{name}.json"
@@ -409,18 +430,22 @@ def near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of the same picture saved twice: n×256 grey thumbnails that differ by less than `ALIKE` on average.
 
     Drawings on white are all alike at first sight, so the difference is measured against the pictures' own contrast, too.
-    Candidates are found by sorting along the two directions of greatest variance; only near ones are compared.
+    Candidates are found by sorting along the two directions of greatest variance; only near ones are compared. Of those that are
+    the same to the last bit each is paired with the first alone: thousands of blank ones would make millions of pairs.
     """
+    _, first, same = np.unique(thumbnails, axis=0, return_index=True, return_inverse=True)
+    later = np.flatnonzero(first[same.reshape(-1)] != np.arange(len(thumbnails)))
+    pairs = list(zip(first[same.reshape(-1)[later]].tolist(), later.tolist(), strict=True))
     values = thumbnails.astype(np.float32)
     centred = values - values.mean(axis=0)
     sample = centred[:: max(1, len(centred) // 2000)]
     directions = np.linalg.svd(sample, full_matrices=False)[2][:2]
     along, across = (centred @ directions.T).T if len(directions) == 2 else (centred[:, 0], centred[:, 0])
     reach = ALIKE * np.sqrt(values.shape[1])
-    order = np.argsort(along, kind="stable")
+    order = np.delete(np.arange(len(values)), later)
+    order = order[np.argsort(along[order], kind="stable")]
     ends = np.searchsorted(along[order], along[order] + reach, side="right")
     contrast = values.std(axis=1)
-    pairs = []
     for place, (i, end) in enumerate(zip(order, ends, strict=True)):
         others = order[place + 1 : end]
         others = others[np.abs(across[others] - across[i]) <= reach]

@@ -269,7 +269,7 @@ def _batch(X: Any) -> Any:
 
 def _name(label: Any) -> str:
     """Of a class, as a model has it."""
-    return data.shown(str(label))
+    return data.class_name(str(label))
 
 
 def _shape(X: Any) -> tuple[int, ...]:

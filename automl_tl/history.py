@@ -44,7 +44,7 @@ from .home import home
 from .merging import DIGEST, MARKS, merge
 from .records import TEST, TRAIN, VALIDATION, Backbone, Grown, Profile, Task, Trial
 from .rows import other_results, put_backbone, put_profile, put_task, put_trial, trial_of_row
-from .schema import migrations
+from .schema import migrations, newer
 
 BUSY_SECONDS = 60.0
 CACHE_KB = 65_536
@@ -391,7 +391,7 @@ def open_database(path: Path) -> History:
         HistoryError: the file is no history, is damaged, or cannot be written.
     """
     try:
-        return _open(path)
+        return _readable(_open(path), path)
     except (sqlite3.DatabaseError, OSError) as error:
         raise HistoryError(f"{path}: {_why_not(error)}") from None
 
@@ -407,6 +407,15 @@ def _open(path: Path) -> History:
     return history
 
 
+def _readable(history: History, place: Path) -> History:
+    """Raises HistoryError: a later version has brought it to a schema of its own."""
+    if changes := newer(history.db):
+        history.db.conn.close()
+        advice = "update automl_tl, or set AUTOML_TL_HOME elsewhere"
+        raise HistoryError(f"{place}: was written by a newer version of automl_tl ({changes[0]}); {advice}")
+    return history
+
+
 def _opened_copy(source: Path, folder: Path) -> History:
     """A copy of another history at one moment, brought to our schema; it is only read itself."""
     copy = folder / "history.db"
@@ -419,7 +428,7 @@ def _opened_copy(source: Path, folder: Path) -> History:
         if not target.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone():
             raise HistoryError(f"{source}: is a database, but no history")
     try:
-        return _open(copy)
+        return _readable(_open(copy), source)
     except sqlite3.DatabaseError as error:
         raise HistoryError(f"{source}: is no history of automl_tl, or damaged: {error}") from None
 

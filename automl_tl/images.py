@@ -33,6 +33,8 @@ NOT_READ = frozenset(
     | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"}  # of cameras
 )
 """Images, too, which somebody will miss where they are passed over without a word."""
+NO_CLASSES = ("__MACOSX", "__pycache__", "@eaDir")
+"""Folders that programs leave beside people's own, with copies of images in some; `__background__` is somebody's class."""
 CHANNELS = (1, 3, 4)
 """Of an array: grey, colours, colours and transparency."""
 
@@ -58,17 +60,20 @@ def images_below(root: Path) -> list[Path]:
 
 
 def is_image(path: Path, root: Path) -> bool:
-    """By its name, and neither hidden nor in a folder below `root` that is hidden or somebody's own, such as __MACOSX."""
-    *folders, name = path.relative_to(root).parts
-    hidden = name.startswith(".") or any(folder.startswith((".", "__")) for folder in folders)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    """By its name, and neither it nor a folder that it is in, below `root`, is hidden."""
+    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.relative_to(root).parts))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: it begins with a dot, or is a program's, such as __MACOSX."""
+    return name.startswith(".") or name in NO_CLASSES
 
 
 def passed_over(root: Path) -> str:
     """How many files below `root` are images of a kind that is not read, and what to do; nothing where there is none."""
     found: Counter[str] = Counter()
     for _, folders, names in os.walk(root):
-        folders[:] = [folder for folder in folders if not folder.startswith((".", "__"))]
+        folders[:] = [folder for folder in folders if not is_hidden(folder)]
         found.update(Path(name).suffix.lower() for name in names if not name.startswith("."))
     kinds = sorted(NOT_READ & found.keys())
     count = sum(found[kind] for kind in kinds)
@@ -213,7 +218,12 @@ def _rgb(image: Image.Image, where: str) -> Image.Image:
         values = np.asarray(image).astype(np.float64)
         if not np.isfinite(values).all():
             raise InputError(f"{where}: has values that are not finite numbers")
-        if image.mode == "F" and values.max(initial=0) <= 1:
+        low, high = values.min(initial=0), values.max(initial=0)
+        if low < 0 or high > 65535:
+            raise InputError(
+                f"{where}: grey values must lie in 0–1, 0–255 or 0–65535, but these are in {low:g}–{high:g}; scale them"
+            )
+        if image.mode == "F" and high <= 1:
             values = values * 255
         return Image.fromarray(_of_sixteen_bits(values)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from sqlite_utils import Database, Migrations
 
 migrations = Migrations("automl_tl")
@@ -52,3 +54,10 @@ def m003_other_results(db: Database) -> None:
         " status TEXT, accuracy REAL, seconds REAL, memory_mb REAL, speed REAL, hash INTEGER, facts TEXT,"
         " PRIMARY KEY (trial, result)) WITHOUT ROWID"
     )
+
+
+def newer(db: Database) -> list[str]:
+    """What a later version has changed in the tables of this database already, which nobody can read here."""
+    with closing(Database(memory=True)) as empty:
+        ours = {migration.name for migration in migrations.pending(empty)}
+    return [migration.name for migration in migrations.applied(db) if migration.name not in ours]

@@ -257,6 +257,16 @@ def test_near_duplicates_of_few_and_of_plain_images() -> None:
     assert near_duplicates(np.concatenate([plain, plain[:1]])) in ([(0, 25)], [(25, 0)])
 
 
+def test_thousands_of_blank_images_are_not_millions_of_pairs() -> None:
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 256, (2, 256), dtype=np.uint8)
+    blank = np.zeros((3000, 256), dtype=np.uint8)
+    almost = (drawn[:1] ^ 1).astype(np.uint8)
+    pairs = near_duplicates(np.concatenate([blank, drawn, blank, almost]))
+    assert len(pairs) == 6000
+    assert {pair for pair in pairs if max(pair) == 6002} <= {(3000, 6002), (6002, 3000)}
+
+
 # What a task is
 
 
@@ -364,13 +374,17 @@ def test_a_class_whose_only_image_is_unreadable_does_not_vanish(tmp_path: Path) 
 
 
 def test_an_unchanged_folder_is_not_read_again(signs: Path) -> None:
-    """The second time the files hold other bytes, under the same size and time: nobody looks."""
+    """One whose files hold other bytes is, though their sizes and times are as they were."""
     first = load_task(signs)
+    told: list[tuple[int, int]] = []
+    assert load_task(signs, progress=lambda *done: told.append(done)).fingerprint == first.fingerprint
+    assert told == []
     for path in signs.rglob("*.png"):
         state = path.stat()
         path.write_bytes(b"\0" * state.st_size)
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert load_task(signs).fingerprint == first.fingerprint
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        load_task(signs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a system with names that are not UTF-8")
@@ -394,7 +408,9 @@ def test_what_was_seen_is_kept_under_the_digest_that_it_always_was(tmp_path: Pat
     folder = lay_drawn(tmp_path / "größe", {"a": 2, "b": 2})
     load_task(folder)
     states = {path: path.stat() for path in folder.rglob("*.png")}
-    keys = sorted(f"{path}|{state.st_size}|{state.st_mtime_ns}" for path, state in states.items())
+    keys = sorted(
+        f"{path}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}|{state.st_ino}" for path, state in states.items()
+    )
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
     assert [path.stem for path in (own_home / "cache" / "seen").iterdir()] == [digest]
 
@@ -462,6 +478,33 @@ def test_images_are_decoded_once(signs: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(copy, 32).array, first.array)
     with pytest.raises(InputError, match=r"0/000\.png"):
         decode(task, 33)
+
+
+def test_two_files_that_were_exchanged_are_read_again(tmp_path: Path) -> None:
+    """Of one size and one time, as an archive leaves them: so somebody mends two labels."""
+    folder = lay(tmp_path / "photos", {"a": [drawn(i) for i in range(3)], "b": [drawn(i) for i in range(10, 13)]})
+    ours, theirs, aside = folder / "a" / "000.bmp", folder / "b" / "000.bmp", folder / "aside"
+    for path in (ours, theirs):
+        read_image(path.with_suffix(".png")).save(path)
+        path.with_suffix(".png").unlink()
+        os.utime(path, (1.6e9, 1.6e9))
+    before = load_task(folder)
+    for source, target in ((ours, aside), (theirs, ours), (aside, theirs)):
+        source.rename(target)
+    after = load_task(folder)
+    place = after.where.index("a/000.bmp")
+    assert after.hashes[place] == before.hashes[before.where.index("b/000.bmp")]
+    np.testing.assert_array_equal(
+        decode(after, 8).array[place], square(read_image(ours), 8, interpolation="bicubic", crop_pct=1.0)
+    )
+
+
+@pytest.mark.parametrize(("bits", "told"), [(12, ["no part of any image is brighter than 1"]), (16, [])])
+def test_images_that_are_nearly_black_are_told_of(bits: int, told: list[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 2**bits, (16, 16)).astype(np.uint16) for _ in range(8)]
+    warnings = load_task((images, list("abababab"))).warnings
+    assert [warning[: len("no part of any image is brighter than 1")] for warning in warnings] == told
 
 
 def cached(home: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,28 @@ def test_one_image_twice_is_one_picture(pictures: Path) -> None:
     assert any("near-duplicates" in warning for warning in task.warnings)
 
 
+def test_parquet_cells_that_are_no_text(pictures: Path) -> None:
+    """A table that pandas or polars wrote: names in capitals, missing labels as NaN, several labels in a cell."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (pictures / "list.csv").write_text(rows())
+    paths = [place.split(": ")[1] for place in read_listing(pictures / "list.csv").where]
+    nan = float("nan")
+
+    def table(labels: list[Any]) -> Path:
+        found = pyarrow.table({"Path": paths, "LABEL": labels, "group": pyarrow.array([nan] * 7, from_pandas=False)})
+        parquet.write_table(found, pictures / "list.parquet")
+        return pictures / "list.parquet"
+
+    listing = read_listing(table(list("aaaabbb")))
+    assert (listing.labels, listing.groups) == (list("aaaabbb"), [""] * 7)
+    with pytest.raises(InputError, match=r"list\.parquet row 2: pictures/a/001\.png: has no label"):
+        read_listing(table(pyarrow.array([0.0, nan, 0.0, nan, 1.0, 1.0, 1.0], from_pandas=False)))
+    with pytest.raises(InputError, match=r"list\.parquet: column 'label' has lists or records"):
+        read_listing(table([[0, 1]] * 7))
+
+
 def test_parquet_manifest_is_read_like_csv(pictures: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -422,6 +445,18 @@ def test_hugging_face_row_without_a_label(rows_of_images: Any, tmp_path: Path, m
         load_task(tmp_path / "one")
 
 
+def test_hugging_face_labels_that_are_no_class(rows_of_images: Any, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    images = rows_of_images([0, 1]).remove_columns("label")
+    for number, (labels, message) in enumerate(
+        [([0.0, float("nan")], "row 1: has no label"), ([[0], [0, 1]], "has picture, label; a class is a text or number")]
+    ):
+        column = datasets.Dataset.from_dict({"label": labels})
+        datasets.concatenate_datasets([images, column], axis=1).save_to_disk(str(tmp_path / f"{number}"))
+        with pytest.raises(InputError, match=message):
+            load_task(tmp_path / f"{number}")
+
+
 def test_hugging_face_without_an_image_column(rows_of_images: Any, tmp_path: Path) -> None:
     rows_of_images([0, 1]).remove_columns("picture").save_to_disk(tmp_path / "one")
     with pytest.raises(InputError, match="needs one image and one class column, but has label"):
@@ -459,3 +494,21 @@ def test_what_is_hidden_is_no_image(pictures: Path) -> None:
     assert by_label(read_listing(root)) == {"a": 4, "b": 3}
     assert len(load_unlabelled(root).images) == 7
     assert len(images_below(root)) == 7
+
+
+def test_a_class_may_be_called_background(pictures: Path) -> None:
+    root = lay(pictures / "pictures", {"__background__": [drawn(20), drawn(21)]})
+    (root / "@eaDir").mkdir()
+    (root / "@eaDir" / "1.png").write_bytes(png(drawn(22)))
+    assert by_label(read_listing(root)) == {"a": 4, "b": 3, "__background__": 2}
+    assert len(images_below(root)) == 9
+
+
+def test_a_class_is_one_in_whatever_form_its_letters_are(tmp_path: Path) -> None:
+    """A Mac's folders for training, those of Linux for the test: the same names to everybody who looks."""
+    for number, (split, form) in enumerate([("train", "NFD"), ("test", "NFC")]):
+        for place, name in enumerate(("café", "thé")):
+            inner = {unicodedata.normalize(form, name): [drawn(40 * number + 20 * place + i) for i in range(3)]}
+            lay(tmp_path / "cups" / split, inner)
+    task = load_task(tmp_path / "cups")
+    assert (task.classes, len(task.part("test"))) == (("café", "thé"), 6)

@@ -138,6 +138,15 @@ def test_floating_point_images() -> None:
     np.testing.assert_allclose(seen(Image.fromarray(values * 255))[0, :, 0], [0, 128, 255], atol=1)
 
 
+@pytest.mark.parametrize("values", [[-1.0, 1.0], [0.0, 70_000.0]])
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_values_that_no_scale_explains_are_refused(values: list[float], kind: type, tmp_path: Path) -> None:
+    """As of arrays: what lies below 0, as much of a tomogram does, would silently become black."""
+    Image.fromarray(np.array([values], dtype=kind)).save(tmp_path / "scan.tif")
+    with pytest.raises(InputError, match=rf"scan\.tif: grey values must lie in 0–1, .* these are in {values[0]:g}–"):
+        read_image(tmp_path / "scan.tif")
+
+
 def test_cmyk_photograph(photographs: list[Image.Image]) -> None:
     """Through CMYK and JPEG and back: the same picture, neither inverted nor in false colours."""
     image = photographs[1]

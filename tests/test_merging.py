@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,6 +281,17 @@ def test_databases_of_old_schemas_are_brought_up_to_date(name: str, tmp_path: Pa
     assert make().merge(ASSETS / name)["trials"] == 3, "another's old database is read as it is"
     assert (ASSETS / name).read_bytes() == before
     assert not list(ASSETS.glob("*-wal"))
+
+
+def test_a_database_of_a_newer_version_is_named(tmp_path: Path, make: Make) -> None:
+    make().db.conn.close()
+    path = next(tmp_path.rglob("*.db"))
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("ALTER TABLE tasks ADD COLUMN licence TEXT")
+        database.execute("INSERT INTO _sqlite_migrations (migration_set, name) VALUES ('automl_tl', 'm999_licences')")
+    for read in (open_history, make().merge):
+        with pytest.raises(HistoryError, match=r"\.db: was written by a newer version of automl_tl \(m999_licences\); update"):
+            read(path)
 
 
 def test_only_what_differs_names_a_result(make: Make) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from automl_tl.errors import InputError
-from automl_tl.images import SUFFIXES
+from automl_tl.images import SUFFIXES, is_hidden
 
 MANIFESTS = frozenset({".csv", ".tsv", ".parquet"})
 MOST_ENTRIES = 500_000
@@ -98,7 +98,7 @@ def _check(entries: list[zipfile.ZipInfo], packed: int) -> tuple[dict[str, zipfi
         path = _inside(entry)
         if entry.is_dir():
             continue
-        hidden = any(part.startswith((".", "__")) for part in path.parts)
+        hidden = any(map(is_hidden, path.parts))
         if hidden or path.suffix.lower() not in SUFFIXES | MANIFESTS:
             passed_over += 1
         elif str(path) in wanted:

@@ -70,8 +70,8 @@ def _encoded(part: Any, column: str) -> Iterable[Any]:
 
 
 def _class(value: Any, names: Sequence[str] | None) -> str:
-    """The name of a class; none, which the caller's checks refuse, where there is no label (-1 by the library's custom)."""
-    if value is None or (names and value < 0):
+    """The name of a class; none, which the caller's checks refuse, where there is no label (or -1, by the library's custom)."""
+    if value is None or value != value or (names and value < 0):
         return ""
     return names[value] if names else str(value)
 
@@ -81,9 +81,10 @@ def _columns(part: Any, location: Any) -> tuple[str, str]:
 
     images = [name for name, kind in part.features.items() if isinstance(kind, datasets.Image)]
     labels = [name for name, kind in part.features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels = labels or [name for name in ("label", "labels", "class") if name in part.features]
+    labels = labels or [name for name in ("label", "labels", "class") if isinstance(part.features.get(name), datasets.Value)]
     if len(images) != 1 or len(labels) != 1:
-        raise InputError(f"{location}: needs one image and one class column, but has {', '.join(part.features)}")
+        found = ", ".join(part.features)
+        raise InputError(f"{location}: needs one image and one class column, but has {found}; a class is a text or number")
     return images[0], labels[0]
 
 

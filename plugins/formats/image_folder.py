@@ -8,7 +8,7 @@ from typing import Any
 
 from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
-from automl_tl.images import is_image, passed_over
+from automl_tl.images import is_hidden, is_image, passed_over
 
 from ._splits import KNOWN, split_of
 
@@ -39,7 +39,8 @@ class ImageFolder:
             return _listing(root, [(root, None)] if splits else [], without)
         strangers = [folder.name for folder, split in splits.items() if split is None]
         if strangers:
-            raise InputError(f"{root}: has {strangers[0]!r} beside split folders; keep only {KNOWN} there")
+            advice = f"keep only {KNOWN} there, or, if all of them are classes, put them into one folder train/"
+            raise InputError(f"{root}: has {strangers[0]!r} beside split folders; {advice}")
         return _listing(root, list(splits.items()), without)
 
 
@@ -91,7 +92,7 @@ def _said(root: Path, name: str, inner: list[str], *, alone: bool) -> str:
 
 
 def _folders(folder: Path, root: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
     for path in found:
         _check_inside(path, root)
     return found

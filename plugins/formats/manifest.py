@@ -123,9 +123,15 @@ def _parquet_rows(table: Path) -> dict[int, dict[str, str]]:
         raise InputError(f"{table}: reading Parquet needs pyarrow: pip install 'automl_tl[parquet]'") from None
     try:
         content = parquet.read_table(table)
+        content = content.rename_columns([name.strip().lower() for name in content.column_names])
         _check_header(table, content.column_names)
         names = [name for name in COLUMNS if name in content.column_names]
-        columns = [["" if cell is None else str(cell).strip() for cell in content[name].to_pylist()] for name in names]
+        nested = [name for name in names if pyarrow.types.is_nested(content.schema.field(name).type)]
+        if nested:
+            raise InputError(f"{table}: column {nested[0]!r} has lists or records; give one text or number a row")
+        columns = [
+            ["" if cell is None or cell != cell else str(cell).strip() for cell in content[name].to_pylist()] for name in names
+        ]
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise InputError(f"{table}: cannot be read as Parquet: {str(error).splitlines()[0]}") from None
     return {number: dict(zip(names, cells, strict=True)) for number, cells in enumerate(zip(*columns, strict=True), 1)}
