@@ -26,6 +26,7 @@ from .candidates import propose
 from .comparison import Compared
 from .comparison import compare as compare_trials
 from .cost import CostModel
+from .device import chance_put_back
 from .errors import PLUGIN_FAULTS, InputError, InputWarning, PluginError
 from .evaluation.adversaries import judge_robust
 from .evaluation.calibration import Bin, reliability
@@ -49,6 +50,7 @@ from .profiling import profile_task as _profile_task
 from .progress import alone_in, read_trial
 from .ranker import rank, ranker_for, shortlist
 from .records import EXEMPLARS, Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
+from .space import check
 from .steps import follow
 from .workers import open_workers
 
@@ -266,6 +268,7 @@ def fit(
     told_of = [_tracker(each) if isinstance(each, str) else each for each in asked]
     with ExitStack() as held:
         held.enter_context(alone_in(out))
+        held.enter_context(chance_put_back())
         if changed := _changed(out, request):
             _at_hand(task, zoo, strategies or (), backbones or ())  # a name that was mistyped is to blame, not the folder
             verb = "differs" if len(changed) == 1 else "differ"
@@ -275,7 +278,7 @@ def fit(
         history.record_task(task)
         looks = int(min(max(limits.seconds / A_LOOK, FEWEST_LOOKS), LOOKED_AT))
         advice, looked = _advice_of(out) if (out / "advice.json").exists() else (None, 0)
-        if advice is None or looked < looks:  # a larger budget than before: more networks may be looked at
+        if advice is None or looked < looks or _outdated(advice):  # with a larger budget, more networks may be looked at
             chosen: dict[str, Any] = {"zoo": zoo, "strategies": strategies, "backbones": backbones}
             whole = recommend(task, history=history, **chosen, looks=looks, seed=seed, progress=progress)
             advice = _keep_advice(out, request, whole, looks)
@@ -625,6 +628,19 @@ def _trained(out: Path) -> set[str]:
 def _advice_of(out: Path) -> tuple[Advice, int]:
     """What an interrupted run was advised: it goes on with the same plan. And how many networks could be looked at for it."""
     return read_json(out / "advice.json", _advice_from, remedy="delete it, and the next start of the run asks for advice anew")
+
+
+def _outdated(advice: Advice) -> bool:
+    """Whether it has what can no longer be trained: a plugin is gone, or its strategy has another space than it had then."""
+    known = registry.strategies()
+    for item in advice.ranking.items:
+        if item.candidate.strategy not in known:
+            return True
+        try:
+            check(known[item.candidate.strategy].space, item.candidate.hyperparameters)
+        except InputError:
+            return True
+    return False
 
 
 def _advice_from(facts: Mapping[str, Any]) -> tuple[Advice, int]:

@@ -119,6 +119,14 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+@contextmanager
+def chance_put_back() -> Iterator[None]:
+    """What is seeded and drawn inside is not seen outside: torch's generator belongs to the whole program that called us."""
+    here = device()
+    with torch.random.fork_rng([here] if here.type == "cuda" else []):
+        yield
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether it says that there is no memory left, of the device or of the machine: torch has an error of its own for the first
     only."""

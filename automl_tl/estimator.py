@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from . import api, checkpoint, data, model
 from .along import Along
+from .device import chance_put_back
 from .errors import InputError, InputWarning
 from .exports.predictor import of_model
 from .home import check_writable, write_text
@@ -138,7 +139,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             remember=self.remember,
             told=_warn,
         )
-        trained = model.load(out / "model")
+        with chance_put_back():
+            trained = model.load(out / "model")
         self._use(trained, _with_earlier(classes, trained.classes), _shape(X)[1:])
         self.ranking_ = self.outcome_.ranking
         self.report_ = out / "report.html"

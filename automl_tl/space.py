@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import InputError
 
@@ -23,6 +24,7 @@ class Float:
     log: bool = False
 
     def __post_init__(self) -> None:
+        _make_plain(self, "low", "high", "default")
         if not self.low <= self.default <= self.high:
             raise ValueError(f"low <= default <= high must hold, but got {self.low}, {self.default}, {self.high}")
         if self.log and self.low <= 0:
@@ -49,6 +51,9 @@ class Int:
     default: int
 
     def __post_init__(self) -> None:
+        _make_plain(self, "low", "high", "default")
+        if not all(isinstance(number, int) for number in (self.low, self.high, self.default)):
+            raise ValueError(f"low, default and high are whole numbers, but got {self.low}, {self.default}, {self.high}")
         if not self.low <= self.default <= self.high:
             raise ValueError(f"low <= default <= high must hold, but got {self.low}, {self.default}, {self.high}")
 
@@ -71,8 +76,16 @@ class Choice:
     """Share of draws that take the default without a look at the other options: of what is worth trying now and then."""
 
     def __post_init__(self) -> None:
-        if self.default not in self.options:
+        object.__setattr__(self, "options", tuple(_plain(option) for option in self.options))
+        _make_plain(self, "default")
+        for option in self.options:
+            if not isinstance(option, (bool, int, float, str, type(None))):
+                raise ValueError(f"the option {option!r} is a {type(option).__name__}; options are texts, numbers, True or False")
+        same = [option for option in self.options if option == self.default]
+        if not same:
             raise ValueError(f"the default {self.default!r} is not among {self.options}")
+        if not any(type(option) is type(self.default) for option in same):
+            object.__setattr__(self, "default", same[0])  # 0 where the option is 0.0, which `check` would refuse
         if not 0 <= self.usual < 1:
             raise ValueError(f"usual is a share below 1, but got {self.usual}")
 
@@ -86,6 +99,16 @@ class Choice:
             if value == option and type(value) is type(option):
                 return option
         raise InputError(f"expected one of {list(self.options)}, but got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own, which JSON and the history can hold."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _make_plain(parameter: Parameter, *fields: str) -> None:
+    for name in fields:
+        object.__setattr__(parameter, name, _plain(getattr(parameter, name)))  # it is frozen for everybody else
 
 
 Parameter = Float | Int | Choice

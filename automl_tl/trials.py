@@ -18,7 +18,7 @@ from torch import nn
 from . import cost, guard, model, processes, registry
 from .backbones import build
 from .data import pixels_of
-from .device import hardware, release_memory
+from .device import chance_put_back, hardware, release_memory
 from .errors import PLUGIN_FAULTS, AutomlError, InputError
 from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
@@ -57,6 +57,7 @@ class Limits:
     """Seconds without an epoch that ended, from which on the trial is taken to hang; see `guard`."""
 
 
+@chance_put_back()
 def run_trial(
     task: Task,
     candidate: Candidate,

@@ -15,7 +15,7 @@ from torch import nn
 from . import loop
 from .backbones import build
 from .data import pixels_of
-from .device import channels_last, precision
+from .device import chance_put_back, channels_last, precision
 from .errors import InputError
 from .features import source_head
 from .inference import outputs
@@ -108,6 +108,7 @@ class _Top(Strategy):
         still_norms(model.backbone, only_frozen=False)
 
 
+@chance_put_back()
 def study_unfreezing(
     task: Task,
     backbone: Backbone,

@@ -84,3 +84,16 @@ def test_a_new_advice_keeps_the_networks_of_the_trials(tmp_path: Path) -> None:
     (tmp_path / "trials" / trial.id / "trial.json").unlink()
     _keep_advice(tmp_path, {}, advice(QUICK, [TINY, QUICK]), 6)
     assert set(_advice_of(tmp_path)[0].backbones) == {QUICK}
+
+
+@pytest.mark.parametrize("changed", [pytest.param("strategy", marks=pytest.mark.slow), "hyperparameters"])
+def test_what_a_plan_has_of_a_plugin_that_is_gone_or_has_changed_is_not_tried(changed: str, tmp_path: Path) -> None:
+    """It failed, trial by trial, and stayed failed once the plugin was back."""
+    task, chosen = digits(60), {"strategies": ["nearest-mean", "lda"], "backbones": [QUICK], "out": tmp_path}
+    fit(task, budget="1 trials", **chosen)
+    path = tmp_path / "advice.json"
+    advice = json.loads(path.read_text(encoding="utf-8"))
+    for item in advice["ranking"]["items"]:
+        item["candidate"][changed] = {"strategy": "gone", "hyperparameters": {"gone": 1}}[changed]
+    path.write_text(json.dumps(advice), encoding="utf-8")
+    assert [trial.error for trial in fit(task, budget="2 trials", **chosen).trials] == ["", ""]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,3 +110,21 @@ def test_impossible_ranges_are_refused_where_they_are_written() -> None:
         Float(0, 2, 1, log=True)
     with pytest.raises(ValueError, match="default 'c' is not among"):
         Choice(("a", "b"), "c")
+    with pytest.raises(ValueError, match=r"whole numbers, but got 1, 10, 1000\.0"):
+        Int(1, 1e3, 10)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"the option \(3, 3\) is a tuple; options are texts, numbers, True or False"):
+        Choice(((3, 3), (5, 5)), (3, 3))  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_plain_ones() -> None:
+    """JSON and the history hold no others: a plugin with NumPy's broke all advice, that on other strategies, too."""
+    space: Space = {
+        "rate": Float(np.float32(0.5), np.float64(1.0), np.float32(0.5)),  # type: ignore[arg-type]
+        "depth": Int(*np.arange(1, 4)[[0, 2, 1]]),
+        "batch_size": Choice(tuple(2 ** np.arange(4, 7)), np.int64(32)),  # type: ignore[arg-type]
+        "frozen": Choice((np.True_, np.False_), True),  # type: ignore[arg-type]
+    }
+    for values in (defaults(space), draw(space, "seed")):
+        assert check(space, json.loads(json.dumps(values))) == values
+    mixed = Choice((0.0, 0.5), 0)
+    assert mixed.check(mixed.default) == 0.0
