@@ -32,7 +32,7 @@ from automl_tl.registry import strategies
 from automl_tl.report.domains import gap_maps
 from automl_tl.space import defaults
 from automl_tl.testing import smallest_backbone, task_for
-from automl_tl.trials import job_of, judge_on_test, run_trial
+from automl_tl.trials import Limits, job_of, judge_on_test, run_trial
 
 ALIGNING = ("deep-coral", "dan", "dann", "mcc")
 
@@ -98,6 +98,16 @@ def test_target_images_beside_a_smaller_batch_are_drawn_from_all(shift: Task, tm
     told = torch.cat([images.mean((1, 2, 3)) for images in found if images is not None])
     share = float(torch.isclose(told[:, None], late[None], atol=1e-6, rtol=0).any(1).float().mean())
     assert share == pytest.approx(40 / len(few.part(TARGET)), abs=0.1)
+
+
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ALIGNING[:-1]), ALIGNING[-1]])
+def test_what_aligns_with_moving_norms_begins_where_its_head_fits(name: str, shift: Task, tmp_path: Path) -> None:
+    """With a head that was fitted to the source's statistics these losses are 500."""
+    values = {**defaults(strategies()[name].space), "norms": "moving", "augmentation": "none"}
+    candidate, network, limits = Candidate(QUICK, name, values), catalogue()[QUICK], Limits(stop_after=1.0)
+    trial, _ = run_trial(shift, candidate, network, seed=0, folder=tmp_path, limits=limits)
+    assert trial.curve[0].loss is not None
+    assert trial.curve[0].loss < 4.0
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from automl_tl.strategy import Room
 
 from . import _adapting, _layers
 from ._losses import adversary_strength, reverse_gradient
-from ._probe import probe_job
+from ._probe import begin
 
 
 class DANN(Strategy):
@@ -39,7 +39,8 @@ class DANN(Strategy):
     step = 0.0
 
     def run(self, job: Job) -> Fitted:
-        self.probed = probe_job(job).head()
+        job, probe = begin(job, norms=self.hp.norms)
+        self.probed = probe.head()
         self.room, self.steps = job.room, steps_of(self, job) * self.hp.epochs
         fitted = loop.fit(self, job)
         del fitted.model.adversary

@@ -11,7 +11,7 @@ from automl_tl.space import Float, Value
 
 from . import _adapting, _layers
 from ._losses import class_confusion
-from ._probe import probe_job
+from ._probe import begin
 
 
 class MCC(Strategy):
@@ -32,7 +32,8 @@ class MCC(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        self.probed = probe_job(job).head()
+        job, probe = begin(job, norms=self.hp.norms)
+        self.probed = probe.head()
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
