@@ -482,13 +482,12 @@ def test_linear_probe_on_real_digits_is_as_good_as_a_linear_classifier_is() -> N
     assert ridge_accuracy(values.astype(np.float64), labels) == pytest.approx(0.935, abs=0.015)
 
 
-def test_linear_probe_knows_a_useful_backbone_with_hundreds_of_classes() -> None:
-    """Features of which every second image's class can be told: far more than one in 300 is found."""
+def test_linear_probe_knows_a_useful_backbone_with_a_hundred_classes() -> None:
+    """Three images of each, on features of which few vary much, as real ones: by least squared error one in 50 is told."""
     rng = np.random.default_rng(0)
-    labels = np.arange(1200) % 300
-    values = rng.normal(size=(300, 64))[labels] + 1.5 * rng.normal(size=(1200, 64))
-    assert knn_accuracy(values, labels) > 0.1
-    assert ridge_accuracy(values, labels) > knn_accuracy(values, labels)
+    labels = np.arange(300) % 100
+    values = (rng.normal(size=(100, 128))[labels] + 2 * rng.normal(size=(300, 128))) / np.arange(1, 129)
+    assert ridge_accuracy(values, labels) > 0.2
 
 
 # All scores of features

@@ -85,6 +85,7 @@ PAGES = {
     "robust.md": signs,
     "continual.md": classes_in_turn,
     "federated.md": hospitals,
+    "networks.md": signs,
 }
 ELSEWHERE = {
     "evaluation.md": "test_cli.py",
