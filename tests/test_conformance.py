@@ -25,8 +25,8 @@ ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan",
 ALIKE |= {"synaptic-intelligence", "lwf", "ewc", "fedavg", "fedprox", "federated-distillation"}
 """Each is trained by what another one of its kind is trained by, too, which is checked each time: one that is quicker, where
 there is one."""
-TESTED = {"from-scratch", "gradual-unfreezing", "expansion"}
-"""What is their own has tests each time: test_strategies, test_strategy_details, test_norms, test_retaining."""
+TESTED = {"from-scratch", "gradual-unfreezing", "expansion", "lora", "prototypical", "dp-fedavg"}
+"""What is their own has tests each time: in the files on strategies, their details, norms, retaining, domains and federation."""
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ class Free(Plain):
         (Raises, "out of cheese"),
         (Looks, "other test labels"),
         (Guesses, "hardly above chance"),
-        (Hurries, "deadline was over"),
+        pytest.param(Hurries, "deadline was over", marks=pytest.mark.slow),
         (Deaf, "said stop, but it went on"),
-        (Swallows, "an error below it became RuntimeError: something went wrong"),
+        pytest.param(Swallows, "an error below it became RuntimeError: something went wrong", marks=pytest.mark.slow),
         (Forgets, "taken up again, it predicts differently"),
         (Free, "cost must be positive"),
     ],

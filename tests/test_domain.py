@@ -222,6 +222,7 @@ def test_an_episode_is_easy_where_classes_lie_apart() -> None:
     assert float(episode_loss(mixed, 3, 2)) == pytest.approx(np.log(3), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_episodes_are_in_fp32_where_others_train_in_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for dtype in (torch.float16, torch.float32):

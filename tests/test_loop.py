@@ -187,6 +187,7 @@ def test_what_is_remembered_is_laid_out_like_the_weights() -> None:
     assert torch.equal(net.weight, again.weight)
 
 
+@pytest.mark.slow
 def test_checkpoints_take_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes long is not written after each epoch, but always where training stops."""
     save, epochs = checkpoint.save, []

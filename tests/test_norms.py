@@ -108,7 +108,9 @@ def test_moving_norms_adopt_the_task_before_the_head_is_fitted(tmp_path: Path) -
 WITH_NORMS = [name for name, strategy in strategies().items() if "norms" in strategy.space and not strategy.needs]
 
 
-@pytest.mark.parametrize("name", WITH_NORMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("fine-tuning", "l2-sp") else pytest.mark.slow) for name in WITH_NORMS]
+)
 def test_every_strategy_with_moving_norms_begins_where_its_head_fits(name: str, tmp_path: Path) -> None:
     """With heads that were fitted to the source's statistics these losses are 195 and more."""
     values = {**defaults(strategies()[name].space), "norms": "moving"}

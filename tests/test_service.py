@@ -1122,6 +1122,7 @@ def test_the_links_of_a_report_lead_to_its_parts(watched: test_page.Watched, fit
     assert page.url.endswith(f"#job={fitted[0]}"), "only the frame moved"
 
 
+@pytest.mark.slow
 def test_a_late_answer_is_not_shown_below_another_job(
     watched: test_page.Watched, fitted: tuple[str, Any], other: str, tmp_path: Path
 ) -> None:

@@ -193,6 +193,7 @@ def climb(folder: Path, task: Task, **limits: Any) -> tuple[Fitted, list[int]]:
         return strategy.run(job), adopted
 
 
+@pytest.mark.slow
 def test_a_climb_that_is_stopped_between_stages_begins_no_other(tmp_path: Path) -> None:
     """What the next stage would begin with costs passes through all images, and is no model that was trained."""
     task = digits()
