@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from . import registry
+from .along import fraction
 from .backbones import catalogue
 from .candidates import PER_PAIR, propose
 from .data import altered, load_task, subset
 from .errors import InputError, WorkerLost
 from .history import History
-from .objectives import REQUIRED, adapt, brings
+from .objectives import REQUIRED, adapt, brings, federate, harden
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
 from .space import Space, Value, check
 from .workers import open_workers, results
@@ -58,6 +59,12 @@ class TaskPlan:
     source: str = ""
     """Location of labelled images of another domain (adaptation): of those at `location`, or of their copies, labels are used to
     judge alone. Where both are one location, they share no image."""
+    clients: int = 0
+    """Among how many simulated clients the training images are (federation)."""
+    skew: float = 1.0
+    """Of the clients: small values give each few classes."""
+    robust: str = ""
+    """By how much an attacker may change a pixel, such as "8/255" (robustness)."""
 
 
 @dataclass(frozen=True)
@@ -232,11 +239,14 @@ def _task(data: str, plan: TaskPlan) -> Task:
 
 def make_task(data: Path, plan: TaskPlan) -> Task:
     """The task that `plan` describes: fewer classes, fewer images, the same seeded choice everywhere."""
-    if not plan.source:
-        return _copied(_drawn(data, plan.location, plan), plan.copy, plan.seed)
     first = plan.per_class or 0 if plan.source == plan.location else 0
-    target = _copied(_drawn(data, plan.location, plan, first=first, splits=(TRAIN, TEST)), plan.copy, plan.seed)
-    return replace(adapt(_drawn(data, plan.source, plan), target, labelled=False), name=plan.name)
+    splits = (TRAIN, TEST) if plan.source else (TRAIN, VALIDATION, TEST)
+    task = _copied(_drawn(data, plan.location, plan, first=first, splits=splits), plan.copy, plan.seed)
+    if plan.source:
+        task = replace(adapt(_drawn(data, plan.source, plan), task, labelled=False), name=plan.name)
+    if plan.clients:
+        task = federate(task, plan.clients, skew=plan.skew, seed=plan.seed)
+    return harden(task, fraction(plan.robust, f"{plan.name}: robust")) if plan.robust else task
 
 
 def _drawn(

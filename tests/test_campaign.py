@@ -21,7 +21,7 @@ from automl_tl.campaign import Plan, TaskPlan, _gaps, build_history, make_task, 
 from automl_tl.errors import InputError
 from automl_tl.history import open_history
 from automl_tl.images import read_image
-from automl_tl.objectives import ADAPTATION
+from automl_tl.objectives import ADAPTATION, FEDERATION, ROBUSTNESS
 from automl_tl.records import TARGET, TEST, TRAIN
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
@@ -75,6 +75,24 @@ def test_labels_of_one_domain_and_images_of_another() -> None:
     found = {candidate.strategy for candidate in chosen}
     assert {"dan", "dann", "deep-coral", "mcc", "adabn", "fine-tuning"} <= found
     assert "pgd" not in found
+
+
+def test_images_of_clients_and_images_that_are_attacked() -> None:
+    """Each is tried with the strategies made for it, and has what `fit` gives for the same words."""
+    shared = make_task(Path("."), replace(DIGITS, clients=3, skew=0.5))
+    assert shared.objective == FEDERATION
+    assert shared.clients is not None
+    assert set(shared.clients[shared.part(TRAIN)]) == {0, 1, 2}
+    attacked = make_task(Path("."), replace(DIGITS, robust="8/255"))
+    assert (attacked.objective, attacked.epsilon) == (ROBUSTNESS, 8 / 255)
+    for task, names in (
+        (shared, {"fedavg", "fedprox", "federated-distillation", "dp-fedavg"}),
+        (attacked, {"pgd", "trades", "fast-adversarial"}),
+    ):
+        chosen = sample_candidates(Plan((DIGITS,), trials=30, most_multiply_adds=1e15), task, catalogue())
+        assert {candidate.strategy for candidate in chosen} == names
+    with pytest.raises(InputError, match="few digits: robust: expected a number"):
+        make_task(Path("."), replace(DIGITS, robust="much"))
 
 
 def test_candidates_are_sampled_from_everything_by_seed() -> None:

@@ -200,6 +200,21 @@ def test_privacy_is_accounted_by_opacus(task: Task, tmp_path: Path) -> None:
     assert 1 / len(task.part(TRAIN)) > DELTA
 
 
+def test_a_draw_that_takes_no_image_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Of four images, each taken with the chance ¼, none is in a third of all draws."""
+    from types import SimpleNamespace
+
+    from automl_tl_plugins.strategies.dp_fedavg import _descend
+
+    x, y = torch.randn(4, 8), torch.tensor([0, 1, 0, 1])
+    for seed in range(8):
+        settings = SimpleNamespace(sampled=0.25, local_epochs=1, epochs=1, epsilon=3.0, rate=1.0)
+        head = torch.nn.Linear(8, 2)
+        _descend(head, x, y, settings, 0, torch.Generator().manual_seed(seed))
+        assert head.weight.isfinite().all()
+    assert not caplog.records
+
+
 def test_one_image_moves_a_private_probe_less_than_its_noise(task: Task, tmp_path: Path) -> None:
     """Without one image the same noise leads nearly to the same weights; other noise does not."""
     strategy, job = prepared(task, "dp-fedavg", tmp_path, epsilon=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -132,6 +133,7 @@ def _descend(head: nn.Linear, x: Tensor, y: Tensor, hp: Any, number: int, chance
     """The private steps of round `number` on features x (n×d) and labels y; the ε spent up to its end."""
     from opacus import PrivacyEngine
 
+    logging.getLogger("opacus.data_loader").setLevel(logging.ERROR)  # a draw may well take no image: a step of noise alone
     loader = DataLoader(TensorDataset(x, y), batch_size=max(1, round(len(x) * hp.sampled)), generator=chance)
     each = len(loader) * hp.local_epochs
     noise = noise_of(hp.epsilon, sampled=1 / len(loader), steps=each * hp.epochs)
