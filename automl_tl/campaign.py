@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from . import registry
+from . import model, registry
 from .along import fraction
 from .backbones import catalogue
 from .candidates import PER_PAIR, propose
 from .data import altered, load_task, subset
 from .errors import InputError, WorkerLost
 from .history import History
-from .objectives import REQUIRED, adapt, brings, federate, harden
+from .objectives import REQUIRED, adapt, brings, federate, harden, retain
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
 from .space import Space, Value, check
 from .workers import open_workers, results
@@ -59,6 +59,10 @@ class TaskPlan:
     source: str = ""
     """Location of labelled images of another domain (adaptation): of those at `location`, or of their copies, labels are used to
     judge alone. Where both are one location, they share no image."""
+    after: str = ""
+    """Folder of a run or a model, beside the images, whose knowledge must not be forgotten (retention)."""
+    keep: str = ""
+    """Location of images of what `after` knows; without it none are kept."""
     clients: int = 0
     """Among how many simulated clients the training images are (federation)."""
     skew: float = 1.0
@@ -166,11 +170,13 @@ def _gaps(plan: Plan, data: Path, history: History) -> list[Unit]:
     for task_plan in plan.tasks:
         task = make_task(data, task_plan)
         history.record_task(task, task_plan.source_dataset)
-        unseen = [name for name in plan.backbones or backbones if name not in seen.get(task.fingerprint, ())]
+        suited = _suited(task, backbones)
+        asked = [name for name in plan.backbones or suited if name in suited]
+        unseen = [name for name in asked if name not in seen.get(task.fingerprint, ())]
         if unseen:
             units.append(Unit(str(data), task_plan, None, tuple(unseen), plan.seed))
             seen.setdefault(task.fingerprint, set()).update(unseen)
-        for candidate in sample_candidates(plan, task, backbones):
+        for candidate in sample_candidates(plan, task, suited):
             if (id_ := trial_id(task.fingerprint, candidate, plan.seed)) not in done:
                 units.append(Unit(str(data), task_plan, candidate, (), plan.seed))
                 done.add(id_)
@@ -178,6 +184,14 @@ def _gaps(plan: Plan, data: Path, history: History) -> list[Unit]:
         if not plan.backbones or backbone.name in plan.backbones:
             history.record_backbone(backbone)
     return units
+
+
+def _suited(task: Task, backbones: Mapping[str, Backbone]) -> Mapping[str, Backbone]:
+    """Those that the task can be trained on: what goes on from an earlier model has its network."""
+    if not task.earlier:
+        return backbones
+    name = model.load(Path(task.earlier)).backbone.name
+    return {name: registry.lookup("backbone", name, backbones)}
 
 
 def _failed(unit: Unit, lost: WorkerLost) -> Trial | WorkerLost:
@@ -244,6 +258,10 @@ def make_task(data: Path, plan: TaskPlan) -> Task:
     task = _copied(_drawn(data, plan.location, plan, first=first, splits=splits), plan.copy, plan.seed)
     if plan.source:
         task = replace(adapt(_drawn(data, plan.source, plan), task, labelled=False), name=plan.name)
+    if plan.after:
+        earlier = model.model_folder(data / plan.after)
+        kept = _drawn(data, plan.keep, plan) if plan.keep else None
+        task = retain(task, earlier, model.load(earlier).classes, kept)
     if plan.clients:
         task = federate(task, plan.clients, skew=plan.skew, seed=plan.seed)
     return harden(task, fraction(plan.robust, f"{plan.name}: robust")) if plan.robust else task

@@ -16,15 +16,17 @@ import psutil
 import pytest
 from small import QUICK, TINY
 
+from automl_tl import model
 from automl_tl.backbones import catalogue
 from automl_tl.campaign import Plan, TaskPlan, _gaps, build_history, make_task, read_plan, sample_candidates
 from automl_tl.errors import InputError
 from automl_tl.history import open_history
 from automl_tl.images import read_image
-from automl_tl.objectives import ADAPTATION, FEDERATION, ROBUSTNESS
+from automl_tl.objectives import ADAPTATION, FEDERATION, RETENTION, ROBUSTNESS
 from automl_tl.records import TARGET, TEST, TRAIN
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
+from automl_tl.testing import task_for
 
 DIGITS = TaskPlan("few digits", "digits", "digits", per_class=8, most_judged=60)
 PLAN = Plan((DIGITS,), trials=3, strategies=("linear-probe",), backbones=(TINY, QUICK))
@@ -93,6 +95,24 @@ def test_images_of_clients_and_images_that_are_attacked() -> None:
         assert {candidate.strategy for candidate in chosen} == names
     with pytest.raises(InputError, match="few digits: robust: expected a number"):
         make_task(Path("."), replace(DIGITS, robust="much"))
+
+
+def test_what_goes_on_from_an_earlier_model_has_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automl_tl.history._add_shipped", lambda history: None)
+    earlier = Path(task_for(frozenset({"earlier model"})).earlier)
+    plan = replace(DIGITS, after=earlier.name)
+    task = make_task(earlier.parent, plan)
+    assert (task.objective, task.earlier) == (RETENTION, str(earlier))
+    assert set(model.load(earlier).classes) <= set(task.classes)
+    with open_history() as history:
+        units = _gaps(Plan((plan,), trials=20, most_multiply_adds=1e15), earlier.parent, history)
+    (profiled, *trials) = units
+    (name,) = profiled.look
+    assert name == model.load(earlier).backbone.name
+    assert {unit.candidate.backbone for unit in trials if unit.candidate} == {name}
+    assert {"ewc", "lwf"} <= {unit.candidate.strategy for unit in trials if unit.candidate}
+    with pytest.raises(InputError, match="nowhere"):
+        make_task(earlier.parent, replace(DIGITS, after="nowhere"))
 
 
 def test_candidates_are_sampled_from_everything_by_seed() -> None:
