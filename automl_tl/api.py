@@ -271,8 +271,7 @@ def fit(
         held.enter_context(chance_put_back())
         if changed := _changed(out, request):
             _at_hand(task, zoo, strategies or (), backbones or ())  # a name that was mistyped is to blame, not the folder
-            verb = "differs" if len(changed) == 1 else "differ"
-            raise InputError(f"{out} holds another run (its {', '.join(changed)} {verb}); choose another --out or delete it")
+            raise InputError(f"{out} holds another run (with other {', '.join(changed)}); choose another --out or delete it")
         workers = None if ray is None else held.enter_context(open_workers(ray))
         history = held.enter_context(open_history())
         history.record_task(task)
@@ -594,6 +593,8 @@ def _changed(out: Path, request: dict[str, Any]) -> list[str]:
         return []
     before = {"remember": [], **read_json(path, dict, remedy="choose another --out or delete it")}
     changed = [name for name in request if before.get(name) != request[name]]
+    if "seed" in changed:  # which splits them otherwise: whether the images are others, too, nobody can tell
+        changed = [name for name in changed if name != "fingerprint"]
     return ["images" if name == "fingerprint" else name for name in changed]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from . import api, checkpoint, data, model
+from . import api, data, memory, model
 from .along import Along
 from .device import chance_put_back
 from .errors import InputError, InputWarning
@@ -64,8 +64,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     It passes scikit-learn's estimator checks, with rows of numbers laid out as images, but for those that are about tables
     (`tests/test_sklearn_checks.py` lists them, each with its reason), and works in `Pipeline`, `cross_val_score`, `clone` and
     `GridSearchCV`. A pickle holds the model by value (the bytes of a safetensors file and a JSON card), so that it predicts the
-    same where the run's folder is not; the report, which is a file, stays behind. Unpickling runs what a pickle says, so take
-    pickles only from those you trust; `save` and `load` need no pickle.
+    same where the run's folder is not; the report and what it remembers, which are files, stay behind. Unpickling runs what a
+    pickle says, so take pickles only from those you trust; `save` and `load` need no pickle.
 
     Examples
     --------
@@ -142,6 +142,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with chance_put_back():
             trained = model.load(out / "model")
         self._use(trained, _with_earlier(classes, trained.classes), _shape(X)[1:])
+        self._folder = out / "model"
         self.ranking_ = self.outcome_.ranking
         self.report_ = out / "report.html"
         if self.outcome_.interrupted:
@@ -159,6 +160,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """By value: no live network, and no place on this machine that will be gone."""
         state: dict[str, Any] = {**super().__getstate__()}
         state.pop("report_", None)
+        state.pop("_folder", None)
         if "model_" in state:
             state["model_"] = model.pack(state["model_"])
         return state
@@ -219,8 +221,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "image_shape": self.image_shape_,
         }
         write_text(folder / ESTIMATOR, json.dumps(facts, indent=1, default=_plain))
-        for kind in self.outcome_.remembered if hasattr(self, "outcome_") and self.outcome_.folder.is_dir() else ():
-            _copy(checkpoint.beside(self.outcome_.folder / "model", kind), checkpoint.beside(folder, kind))
+        memory.carry(getattr(self, "_folder", None), folder)
         if getattr(self, "report_", None) and Path(self.report_).exists():
             _copy(Path(self.report_), folder / "report.html")
 
@@ -235,6 +236,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         estimator = cls(**facts["parameters"])
         classes = np.array(facts["classes"], dtype=facts.get("dtype"))  # older files name no type: NumPy's choice
         estimator._use(model.load(folder), classes, tuple(facts.get("image_shape", ())))
+        estimator._folder = folder
         if (folder / "report.html").exists():
             estimator.report_ = folder / "report.html"
         return estimator
@@ -246,13 +248,16 @@ def _dtype(classes: np.ndarray) -> str:
 
 
 def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:
-    """`classes` and those of an earlier model that are not among them: numbers where all are numbers, else texts."""
+    """`classes` and those of an earlier model that are not among them: numbers where all are numbers that `_name` calls the same
+    again, unlike "007", else texts."""
     more = [name for name in known if name not in {_name(label) for label in classes}]
     if not more:
         return classes
     if classes.dtype.kind in "iuf":
-        with contextlib.suppress(ValueError):
-            return np.unique(np.concatenate([classes, np.array(more).astype(classes.dtype)]))
+        with contextlib.suppress(ValueError, OverflowError):
+            numbers = np.array(more).astype(classes.dtype)
+            if [_name(number) for number in numbers] == more:
+                return np.unique(np.concatenate([classes, numbers]))
     return np.unique([*map(str, classes), *more])
 
 

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,16 @@ def forget(folder: Path) -> None:
     """Delete what lies in `folder`: it is of the model that was there before."""
     for kind in KINDS:
         checkpoint.beside(folder, kind).unlink(missing_ok=True)
+
+
+def carry(source: Path | None, target: Path) -> None:
+    """What lies in `target` becomes what lies in `source`; nothing where that is None, or there no longer."""
+    if source is not None and source.exists() and source.samefile(target):
+        return
+    forget(target)
+    for kind in KINDS if source is not None else ():
+        with suppress(FileNotFoundError):
+            shutil.copyfile(checkpoint.beside(source, kind), checkpoint.beside(target, kind))
 
 
 def _has_gradients(net: nn.Module) -> bool:
@@ -170,7 +182,7 @@ def choose_exemplars(network: nn.Module, task: Task, images: np.ndarray, backbon
     each = each_of(most, task)
     features = unit_features(network, images, pool, backbone)
     chosen = []
-    for label in range(len(task.classes)):
+    for label in np.unique(task.labels[pool]):  # of an old class nothing may have been kept
         members = np.flatnonzero(task.labels[pool] == label)
         chosen.append(pool[members[herd(features[members], each)]])
     return np.concatenate(chosen)

@@ -150,7 +150,7 @@ def count_features(task: Task) -> dict[str, float]:
 def imbalance(task: Task) -> list[str]:
     """A warning where the training classes differ much in size; those that only an earlier model knows are none."""
     counts = np.bincount(task.labels[task.part(TRAIN)], minlength=len(task.classes))
-    least, most = int(np.where(counts > 0, counts, counts.max()).argmin()), int(counts.argmax())
+    least, most = int(np.where(counts > 0, counts, np.inf).argmin()), int(counts.argmax())
     if counts[most] < IMBALANCED * counts[least]:
         return []
     sizes = f"{task.classes[most]!r} has {counts[most]} training images, {task.classes[least]!r} has {counts[least]}"

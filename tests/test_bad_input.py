@@ -407,12 +407,18 @@ def out_that_is_a_file(place: Place) -> list[str]:
     return fit(good(place), "--out", str(place.root / "taken.txt"))
 
 
-@bad(r"other holds another run \(its images, seed differ\); choose another --out or delete it")
-def out_of_another_run(place: Place) -> list[str]:
+@bad(r"other holds another run \(with other images, zoo\); choose another --out or delete it")
+def out_of_another_run(place: Place, seed: int = 0) -> list[str]:
     (place.root / "other").mkdir()
-    request = {"fingerprint": "0123", "seed": 5, "zoo": None, "strategies": [], "backbones": []}
+    request = {"fingerprint": "0123", "seed": seed, "zoo": "timm", "strategies": [], "backbones": []}
     (place.root / "other" / "run.json").write_text(json.dumps(request))
     return fit(good(place), "--out", str(place.root / "other"))
+
+
+@bad(r"other holds another run \(with other seed, zoo\); choose another --out or delete it")
+def out_of_a_run_with_another_seed(place: Place) -> list[str]:
+    """Which splits the same images otherwise, so that they must not be said to be others."""
+    return out_of_another_run(place, seed=5)
 
 
 @bad("unknown strategy 'linear_probe'; did you mean 'linear-probe'")

@@ -353,6 +353,16 @@ def test_trials_are_counted_by_how_they_ended(statuses: tuple[str, ...], words: 
     assert findings._count(outcome) == words
 
 
+def test_a_target_with_a_few_labels_is_not_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """An outcome does not say whose labels there were: those of a partly labelled target are looked at, too."""
+    scores = {"accuracy": 0.5, "score": 0.4, "labelled": 0.5, "information": 0.3}
+    winner = Trial("1", "f", Candidate(TINY, "lda"), 0, "finished", validation=scores)
+    profile = Profile("t", "f", {}, {}, {})
+    findings.print_outcome(Outcome("f", profile, Ranking((), "a test", 2), (winner,), winner, Path("run"), 1.0, "the best"))
+    said = capsys.readouterr().out
+    assert "Chosen by accuracy on labelled images 0.500, and information on the target's 0.300" in said
+
+
 def test_a_narrow_table_loses_no_letter(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")  # 80 columns, no colours
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

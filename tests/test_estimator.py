@@ -29,7 +29,7 @@ from torch import nn
 from automl_tl import Candidate, Classifier, TransferClassifier, model, steps
 from automl_tl.backbones import build, catalogue
 from automl_tl.errors import InputError, InputWarning, PluginError
-from automl_tl.estimator import _seed
+from automl_tl.estimator import _seed, _with_earlier
 
 pytestmark = pytest.mark.usefixtures("used_home")
 
@@ -132,13 +132,34 @@ def test_what_is_no_batch_and_no_folder_is_said(digits: tuple[np.ndarray, np.nda
     assert (tmp_path / "model").read_text() == "mine"
 
 
-def test_names_come_alone_and_in_arrays(digits: tuple[np.ndarray, np.ndarray]) -> None:
+def test_names_come_alone_and_in_arrays(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     images, labels = digits[0][:60], digits[1][:60]
     alone = TransferClassifier("1 trials", strategies="nearest-mean", backbones=TINY, remember="exemplars").fit(images, labels)
     array = TransferClassifier("1 trials", strategies=np.array(["nearest-mean"]), backbones=np.array([TINY])).fit(images, labels)
     assert alone.outcome_.winner.candidate == array.outcome_.winner.candidate
     with pytest.raises(PluginError, match="unknown strategy 'nearest'"):
         TransferClassifier(strategies="nearest").fit(images, labels)
+    first, second = (tmp_path / name / "exemplars.safetensors" for name in ("first", "second"))
+    alone.save(first.parent)
+    TransferClassifier.load(first.parent).save(second.parent)
+    assert second.read_bytes() == first.read_bytes(), "what is remembered goes where the model goes"
+    array.save(second.parent)
+    assert not second.exists(), "and with no other model"
+
+
+@pytest.mark.parametrize(
+    ("classes", "known", "expected"),
+    [
+        (np.array([3, 4]), ["1", "2", "3", "4"], [1, 2, 3, 4]),
+        (np.array([3, 4]), ["00001", "3", "4"], ["00001", "3", "4"]),
+        (np.array([3, 4], dtype=np.uint8), ["300", "3", "4"], ["3", "300", "4"]),
+        (np.array([3.0, 4.0]), ["1", "3.0", "4.0"], ["1", "3.0", "4.0"]),
+        (np.array([False, True]), ["perhaps", "False", "True"], ["False", "True", "perhaps"]),
+    ],
+    ids=["numbers", "with zeros before", "too large", "without a point", "texts"],
+)
+def test_classes_of_an_earlier_model_keep_their_names(classes: np.ndarray, known: list[str], expected: list[object]) -> None:
+    assert _with_earlier(classes, known).tolist() == expected
 
 
 def test_labels_without_an_order_are_refused(digits: tuple[np.ndarray, np.ndarray]) -> None:

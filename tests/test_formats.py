@@ -120,6 +120,15 @@ def test_images_of_a_kind_that_is_not_read_are_told_of(tmp_path: Path) -> None:
         read_listing(root)
 
 
+def test_a_run_among_the_images_is_not_to_be_deleted(tmp_path: Path) -> None:
+    """`cd photos; automl-tl fit .` writes one there."""
+    root = lay_drawn(tmp_path / "photos", {"cat": 4, "dog": 4})
+    (root / "runs" / "fit" / "model").mkdir(parents=True)
+    (root / "runs" / "fit" / "model" / "model.json").write_text("{}")
+    with pytest.raises(InputError, match=r"runs: is a class without an image; it holds a trained model: move it out of"):
+        read_listing(root)
+
+
 def test_folders_in_a_class_are_told_of(tmp_path: Path) -> None:
     lay_drawn(tmp_path / "nested" / "animals", {"cat": 3, "dog": 3})
     lay_drawn(tmp_path / "nested", {"vehicles": 5}, start=50)
@@ -319,8 +328,8 @@ def test_tensors_of_images() -> None:
         read_listing((torch.zeros(2, 16), [0, 1]))
 
 
-@pytest.mark.parametrize("kind", [str, object])
-def test_paths_in_an_array(kind: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [str, object, "T"])
+def test_paths_in_an_array(kind: Any, tmp_path: Path) -> None:
     paths = [str(path) for path in lay_drawn(tmp_path / "x", {"a": 2, "b": 2}).rglob("*.png")]
     task = load_task((np.array(paths, dtype=kind), [0, 1, 0, 1]))
     assert list(map(str, task.images)) == paths
@@ -336,6 +345,16 @@ def test_labels_of_every_kind() -> None:
     assert read_listing((images, np.array([1.0, 2.0, 1.0]))).labels == ["1.0", "2.0", "1.0"]
 
 
+class NotKnown:
+    """As pandas' NA is: whether it is equal to something is not known either."""
+
+    def __ne__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
@@ -343,6 +362,7 @@ def test_labels_of_every_kind() -> None:
         (np.zeros((2, 4, 4), dtype=np.uint8), ["a", None], "image 1: has no label"),
         (np.zeros((2, 4, 4), dtype=np.uint8), [float("nan"), 1.0], "image 0: has no label"),
         (np.zeros((2, 4, 4), dtype=np.uint8), ["a", " "], "image 1: has no label"),
+        (np.zeros((2, 4, 4), dtype=np.uint8), ["a", NotKnown()], "image 1: has no label"),
         (np.zeros((2, 4, 4), dtype=np.uint8), [0.5, 1.0], r"image 0: its label is 0\.5; labels are classes"),
         (np.zeros((2, 4, 4), dtype=np.uint8), [[0, 1], [1, 0]], r"image 0: its label is \[0, 1\]; .*one for each image"),
         (np.zeros((2, 4, 4), dtype=np.uint8), np.eye(2), "image 0: its label is"),

@@ -19,6 +19,7 @@ from automl_tl.profiling import (
     appearance,
     count_features,
     describe_source,
+    imbalance,
     look_sample,
     profile_task,
     separability,
@@ -68,6 +69,13 @@ def test_counts_by_hand() -> None:
     balanced = count_features(labelled([0, 1, 2, 3] * 5, 4))
     assert (balanced["imbalance"], balanced["majority"]) == (1, 0.25)
     assert balanced["label_entropy"] == pytest.approx(1)
+
+
+def test_classes_that_only_an_earlier_model_knows_are_no_imbalance() -> None:
+    assert imbalance(labelled([1] * 13 + [2] * 13, 3)) == []
+    assert imbalance(labelled([1] * 13 + [2] * 14, 3)) == []
+    (note,) = imbalance(labelled([1] * 13 + [2] * 2, 3))
+    assert "'1' has 13 training images, '2' has 2" in note
 
 
 def test_counts_of_a_single_class() -> None:

@@ -285,6 +285,9 @@ def test_memory_is_bounded_and_comes_back_as_kept_images(task: Task, tmp_path: P
     assert brings(later) == {"earlier model", "linear head", "kept images", FISHER}
     assert len(later.part(KEPT)) + len(later.part(KEPT_VALIDATION)) == len(pictures)
     assert len(later.part(KEPT_VALIDATION)) == 8
+    alone = replace(task, splits={name: part for name, part in task.splits.items() if name not in (KEPT, KEPT_VALIDATION)})
+    chosen = memory.choose_exemplars(net.backbone, alone, images, backbone, 35)
+    assert len(np.unique(task.labels[chosen])) == 5, "of old classes there is nothing to keep"
     with pytest.raises(InputError, match="7 exemplars are too few for 8 classes"):
         memory.remember(tmp_path, net, task, images, backbone, kinds=(EXEMPLARS,), most=7)
     checkpoint.beside(tmp_path, EXEMPLARS).write_bytes(b"nothing")

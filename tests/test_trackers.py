@@ -243,6 +243,16 @@ def test_a_later_start_counts_on_from_the_earlier_one(task: Task, tmp_path: Path
     ]
 
 
+def test_the_best_is_that_of_models_not_of_epochs(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A strategy that looks at other images in the end (AdaBN) may leave a model of another score."""
+    console, one = registry.trackers()["console"], trial(task)
+    console.opened(task, math.inf, tmp_path)
+    console.started(one)
+    console.epoch(one, CURVE[0])
+    console.finished(replace(one, status="stopped", validation={"accuracy": CURVE[0].score / 2}, seconds=3.0))
+    assert f"(best {CURVE[0].score / 2:.3f})" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("at", ["opened", pytest.param("started", marks=pytest.mark.slow)])
 def test_a_tracker_that_stumbles_does_not_end_a_search(
     at: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -97,7 +97,7 @@ def print_outcome(outcome: Outcome) -> None:
         _print_robustness(winner.test)
     if "information" in winner.validation:
         labelled, sure = winner.validation["labelled"], winner.validation["information"]
-        print(f"Chosen without labels of the target: accuracy on the source {labelled:.3f}, information {sure:.3f}")
+        print(f"Chosen by accuracy on labelled images {labelled:.3f}, and information on the target's {sure:.3f}")
     print(f"{_count(outcome)}, in {outcome.seconds:.0f} s")
     print(f"Model:  {outcome.folder / 'model'}")
     print(f"Report: {outcome.folder / 'report.html'}")

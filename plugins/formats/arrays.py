@@ -22,7 +22,7 @@ class Arrays:
     def open(self, location: Any) -> Listing:
         images, labels = location
         shape = getattr(images, "shape", ())
-        texts = getattr(getattr(images, "dtype", None), "kind", "") in ("U", "O")  # paths, or images of several sizes
+        texts = getattr(getattr(images, "dtype", None), "kind", "") in ("U", "T", "O")  # paths, or images of several sizes
         if shape and len(shape) not in (3, 4) and not (texts and len(shape) == 1):
             raise InputError(f"images of shape {tuple(shape)}; expected N×H×W, N×H×W×3, N×H×W×4 or a row of paths")
         if len(images) != len(labels):
@@ -37,11 +37,19 @@ class Arrays:
 
 def _class(label: Any, where: str) -> str:
     """The name of a class: a text, or a number without a fraction."""
-    if label is None or label != label:
+    if _is_missing(label):
         raise InputError(f"{where}: has no label; give it one or remove it")
     if not isinstance(label, (str, int, float, np.generic)) or (isinstance(label, float) and not label.is_integer()):
         raise InputError(f"{where}: its label is {label!r}; labels are classes: texts or whole numbers, one for each image")
     return str(label)
+
+
+def _is_missing(label: Any) -> bool:
+    """Whether it is None, NaN, or pandas' NA, of which nobody can say whether it equals itself."""
+    try:
+        return label is None or bool(label != label)
+    except TypeError:
+        return True
 
 
 @hookimpl

@@ -57,7 +57,8 @@ def _listing(root: Path, parts: list[tuple[Path, str | None]], without: list[Pat
         for folder in classes:
             found = _images(folder, root)
             if not found:
-                advice = passed_over(folder) or "delete the folder or fill it"
+                trained = f"it holds a trained model: move it out of {root}" if any(folder.rglob("model.json")) else ""
+                advice = passed_over(folder) or trained or "delete the folder or fill it"
                 raise InputError(f"{folder}: is a class without an image; {advice}")
             merged.setdefault(folder.name, []).extend(_inner(folder, found))
             images += found

@@ -19,7 +19,8 @@ class Console:
     """Prints to standard error. On a terminal the running trial's line is rewritten after each epoch.
 
     A trial that goes on after a pause keeps its number; where there was no time for another epoch, nothing is said anew.
-    Trials of an earlier start count, too.
+    Trials of an earlier start count, too. The best score of an epoch counts while its trial runs: what a strategy does after its
+    last epoch may change it.
     """
 
     name = "console"
@@ -34,10 +35,11 @@ class Console:
 
     def started(self, trial: Trial) -> None:
         self.numbers.setdefault(trial.id, len(self.numbers) + 1)
+        self.reached = self.best
         self._show(trial, "starts")
 
     def epoch(self, trial: Trial, point: Point) -> None:
-        self.best = max(self.best, point.score)
+        self.reached = max(self.reached, point.score)
         self._show(trial, f"epoch {point.epoch:g}, score {point.score:.3f} {point.note}")
 
     def finished(self, trial: Trial) -> None:
@@ -48,6 +50,7 @@ class Console:
             accuracy, score = trial.validation["accuracy"], trial.validation.get("score")
             asked = "" if score is None else f"score {score:.3f}, "
             text = f"{verb}: {asked}accuracy {accuracy:.3f} in {trial.seconds:.0f} s"
+        self.reached = self.best
         if text != self.said.get(trial.id):
             self._show(trial, text, last=True)
         elif sys.stderr.isatty():
@@ -60,7 +63,7 @@ class Console:
         left = self.end - time.monotonic()
         clock = f", {max(left, 0) / 60:.1f} min left" if math.isfinite(left) else ""
         name = f"{trial.candidate.strategy} on {trial.candidate.backbone}"
-        line = f"[{self.numbers[trial.id]}] {name}: {text} (best {max(self.best, 0):.3f}{clock})"
+        line = f"[{self.numbers[trial.id]}] {name}: {text} (best {max(self.reached, 0):.3f}{clock})"
         print(f"{ERASE * sys.stderr.isatty()}{line}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
