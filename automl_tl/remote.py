@@ -239,7 +239,7 @@ def secret_chance() -> torch.Generator:
     words = state.numpy().view(np.uint64)[_WORDS]
     known = np.random.RandomState(0).get_state(legacy=False)["state"]["key"]  # NumPy's Mersenne twister starts alike
     if not np.array_equal(words, known):
-        raise TrialError(f"no secret noise can be had from torch {torch.__version__}; take an earlier version")
+        raise TrialError(f"torch {torch.__version__} cannot provide secret noise; use an earlier version")
     words[:] = np.frombuffer(secrets.token_bytes(4 * len(words)), dtype=np.uint32)
     return chance.set_state(state)
 

@@ -194,7 +194,7 @@ def _join(address: str, most: int | None) -> bool:
             "Ray did not start on this machine, which may be too busy" if address == "local" else "no Ray cluster answers there"
         )
         raise InputError(
-            f"--ray {address}: {what} ({error}); 'local' starts one here for the time of the command, "
+            f"--ray {address}: {what} ({error}); 'local' starts one here for the duration of the command, "
             "'auto' finds one that `ray start` has started here, HOST:PORT is that of its head"
         ) from None
     return True

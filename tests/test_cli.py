@@ -147,7 +147,7 @@ def test_an_interrupted_fit_is_not_taken_for_a_finished_one(
     monkeypatch.setattr(api, "fit", watched)
     said = command(*words)
     assert said.code == 130
-    assert "Interrupted: this is the best of what was trained until then; the same command goes on" in said.out
+    assert "Interrupted: this is the best model so far; the same command resumes the search" in said.out
     assert "Winner: linear-probe on" in said.out
     assert said.err.endswith("error: interrupted; the same command goes on where it stopped\n")
     monkeypatch.setattr(api, "fit", lambda *_, **__: outcomes[0])

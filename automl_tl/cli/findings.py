@@ -86,7 +86,7 @@ def print_outcome(outcome: Outcome) -> None:
     tested = f", test {winner.test['accuracy']:.3f}" if winner.test else ", no test images"
     found = f" ({winner.note})" if winner.note else ""
     if outcome.interrupted:
-        print("Interrupted: this is the best of what was trained until then; the same command goes on from there")
+        print("Interrupted: this is the best model so far; the same command resumes the search")
     print(f"Winner: {winner.candidate.strategy} on {winner.candidate.backbone}{found}")
     print(f"Accuracy: validation {winner.validation['accuracy']:.3f}{tested}")
     for note in outcome.notes:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 group = typer.Typer(help="The task-history database: what was tried, and how it went.", no_args_is_help=True)
 
 Names = Annotated[
-    bool, typer.Option("--names", help="Also names of tasks and their sources, notes, texts of errors: may tell of your data.")
+    bool,
+    typer.Option(
+        "--names", help="Also names of tasks and their sources, notes, error messages: may reveal something about your data."
+    ),
 ]
 
 
@@ -55,8 +58,10 @@ def history_list(
 
 
 @group.command("show")
-def history_show(id: Annotated[str, typer.Argument(help="Trial, as `history list` names it, or how that begins.")]) -> None:
-    """One trial in full, as JSON, with how fast it learnt and what else came of the same work elsewhere."""
+def history_show(
+    id: Annotated[str, typer.Argument(help="Id of the trial, from `history list`, or the beginning of it.")],
+) -> None:
+    """One trial in full, as JSON, with how fast it learnt and other results of the same trial."""
     from dataclasses import asdict
 
     from automl_tl.errors import HistoryError
@@ -96,7 +101,7 @@ def history_import(folder: Annotated[Path, typer.Argument(help="A folder that `h
 
 @group.command("merge")
 def history_merge(source: Annotated[Path, typer.Argument(help="Another history.db, or an exported folder.")]) -> None:
-    """Add what another history knows; again, it changes nothing. Other results of a trial are kept beside the known one."""
+    """Add the facts of another history; doing so twice changes nothing. Other results of a known trial are kept beside it."""
     from automl_tl.history import open_history
 
     with open_history() as history:
@@ -105,7 +110,7 @@ def history_merge(source: Annotated[Path, typer.Argument(help="Another history.d
 
 @group.command("push")
 def history_push(
-    repository: Annotated[str, typer.Argument(help="OWNER/NAME of a dataset on the hub; made, private, if there is none.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME of a dataset on the hub; created as private if there is none.")],
     names: Names = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List exactly what would leave this machine; send nothing.")] = False,
     json: AsJson = False,
@@ -138,9 +143,10 @@ def history_pull(repository: Annotated[str, typer.Argument(help="OWNER/NAME of a
 @group.command("build")
 def history_build(
     plan: Annotated[Path, typer.Argument(help="What to run, as JSON; see metadb/plan.json.")],
-    data: Annotated[Path, typer.Option(help="Folder that the plan's locations are in.")],
+    data: Annotated[Path, typer.Option(help="Folder that contains the plan's image sets.")],
     workers: Annotated[
-        int | None, typer.Option(min=1, help="At most so many, each on one thread; 2 processes, or all that --ray has.")
+        int | None,
+        typer.Option(min=1, help="At most this many, each on one thread; by default 2 processes, or all that --ray has."),
     ] = None,
     ray: RayAddress = None,
 ) -> None:

@@ -10,12 +10,12 @@ import typer
 from .console import print_json, print_table
 from .options import AsJson
 
-group = typer.Typer(help="What extends automl_tl.", no_args_is_help=True)
+group = typer.Typer(help="The plugins that extend automl_tl.", no_args_is_help=True)
 
 
 @group.command("list")
 def plugins_list(json: AsJson = False) -> None:
-    """Every plugin, with its origin and what it brings."""
+    """Every plugin, with its origin and what it provides."""
     from dataclasses import asdict
 
     from automl_tl.registry import plugins
@@ -29,8 +29,8 @@ def plugins_list(json: AsJson = False) -> None:
 
 @group.command("new")
 def plugins_new(
-    name: Annotated[str, typer.Argument(help="Of the strategy: lower-case words joined by hyphens.")],
-    out: Annotated[Path, typer.Option(help="Folder that the package's folder is made in.")] = Path("."),
+    name: Annotated[str, typer.Argument(help="Name of the strategy: lower-case words joined by hyphens.")],
+    out: Annotated[Path, typer.Option(help="Folder in which the package's folder is created.")] = Path("."),
 ) -> None:
     """Write an installable package with a working strategy and its test."""
     from automl_tl.scaffold import write_plugin

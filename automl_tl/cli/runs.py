@@ -14,7 +14,7 @@ from .options import AsJson, Images, location
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`, or what `export` wrote.")],
     images: Annotated[Path, typer.Argument(help="A folder of images (labels are not needed), or one image.")],
-    out: Annotated[Path | None, typer.Option(help="Write a CSV: path, label, confidence, one column a class.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a CSV: path, label, confidence, and one column for each class.")] = None,
     json: AsJson = False,
 ) -> None:
     """Classify new images with the winner of a run."""
@@ -42,19 +42,19 @@ def predict(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`, or what `export` wrote.")],
     images: Images,
-    classes: Annotated[bool, typer.Option("--classes", help="A row for each class, too.")] = False,
+    classes: Annotated[bool, typer.Option("--classes", help="Also a row for each class.")] = False,
     calibration: Annotated[
-        bool, typer.Option("--calibration", help="How often predictions of a confidence are right, too.")
+        bool, typer.Option("--calibration", help="Also how often predictions of each confidence are right.")
     ] = False,
-    cost: Annotated[bool, typer.Option("--cost", help="What its use costs on this machine, too.")] = False,
-    corruptions: Annotated[bool, typer.Option("--corruptions", help="Accuracy on noisy, blurred, foggy … copies, too.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Also latency, throughput, memory and energy on this machine.")] = False,
+    corruptions: Annotated[bool, typer.Option("--corruptions", help="Also accuracy on noisy, blurred, foggy … copies.")] = False,
     robust: Annotated[
         str | None, typer.Option(help="Also attack: every pixel may change by up to this, such as 8/255 (takes minutes).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides how the copies are made noisy, blurred, foggy …")] = 0,
     json: AsJson = False,
 ) -> None:
-    """Judge a model on labelled images that it has not seen: those of the test split, or all where there is none."""
+    """Judge a model on labelled images that it has not seen: the test split or, if there is none, all of them."""
     from dataclasses import asdict
 
     from automl_tl import api
@@ -111,7 +111,7 @@ def compare(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """The trials of a run by accuracy, latency, size and training time at once; who is on the Pareto front."""
+    """Compare a run's trials by accuracy, latency, size and training time, and show which are on the Pareto front."""
     from dataclasses import asdict
 
     from automl_tl import api
@@ -143,10 +143,10 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `fit`.")],
     to: Annotated[str, typer.Option(help="timm, onnx, torch (torch.export) or hub.")],
     out: Annotated[str | None, typer.Option(help="Folder (default: RUN/exports/FORM), or OWNER/NAME on the hub.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make and check all of it, but keep and send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make and check everything, but keep and send nothing.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Bring the winner of a run into a form that other programs use; `predict` takes it, too."""
+    """Convert the winner of a run into a form that other programs use; `predict` accepts it, too."""
     from dataclasses import asdict
 
     from automl_tl import api

@@ -14,14 +14,16 @@ from .console import say
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine reaches it.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8765,
-    root: Annotated[Path | None, typer.Option(help="Folder whose images may be asked for by their path.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    root: Annotated[Path | None, typer.Option(help="Folder whose images requests may name by their path.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder of jobs, uploads and models; by default in the user's home.")] = None,
-    token: Annotated[str | None, typer.Option(envvar="AUTOML_TL_TOKEN", help="By default a new one, which is printed.")] = None,
-    upload_mb: Annotated[int, typer.Option(min=1, help="Largest archive that is taken.")] = 1024,
-    requests_per_minute: Annotated[int, typer.Option(min=1, help="Of one address.")] = 1200,
+    token: Annotated[
+        str | None, typer.Option(envvar="AUTOML_TL_TOKEN", help="Access token; by default a new one, which is printed.")
+    ] = None,
+    upload_mb: Annotated[int, typer.Option(min=1, help="Largest archive that is accepted, in MB.")] = 1024,
+    requests_per_minute: Annotated[int, typer.Option(min=1, help="Limit for each client address.")] = 1200,
 ) -> None:
-    """Profile, recommend, fit and predict over HTTP, with a page for people."""
+    """Profile, recommend, fit and predict over HTTP, with a web page."""
     from automl_tl.home import home
 
     try:

@@ -16,15 +16,15 @@ group = typer.Typer(help="Experiments about transfer itself.", no_args_is_help=T
 @group.command("data")
 def study_data(
     images: Images,
-    out: Annotated[Path, typer.Option(help="Folder of the study. The same call goes on in it.")] = Path("runs/study"),
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with a choice of images of its own.")] = 3,
-    strategy: Annotated[str | None, typer.Option(help="Way of transfer to study; the advice's first where not given.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Network to study; the advice's first where not given.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Train every run for so many epochs.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the study. The same command resumes it.")] = Path("runs/study"),
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own choice of images.")] = 3,
+    strategy: Annotated[str | None, typer.Option(help="Strategy to study; by default the one recommended first.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Network to study; by default the one recommended first.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Train every run for this many epochs.")] = None,
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
-    """The score at 5, 10, 25, 50 and 100 % of the data, transferred against from scratch; the data that transfer saves."""
+    """The score at 5, 10, 25, 50 and 100 % of the data, with transfer and from scratch; how much data transfer saves."""
     from automl_tl import study
 
     with progress_bars(json) as progress:
@@ -49,20 +49,20 @@ def study_data(
 
 def unfreeze_study(
     images: Images,
-    backbone: Annotated[str | None, typer.Option(help="Of the zoos at hand; else the one that is recommended first.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Network to study; by default the one recommended first.")] = None,
     zoo: ZooName = None,
     source: Annotated[
         str | None,
         typer.Option(help="Images that the backbone was pretrained on (such as formula:fractals), to see what it forgets."),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=2, help="Of each depth.")] = 8,
+    epochs: Annotated[int, typer.Option(min=2, help="Epochs of training for each depth.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for the page, the picture (SVG) and the figures (JSON).")] = Path(
         "runs/unfreezing"
     ),
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
-    """How many layers to unfreeze: accuracy, forgetting and cost of every depth, drawn."""
+    """How many layers to unfreeze: plots accuracy, forgetting and cost of every depth."""
     from dataclasses import asdict
 
     from automl_tl import api

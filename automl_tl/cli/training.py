@@ -27,24 +27,26 @@ Source = Annotated[
     ),
 ]
 After = Annotated[Path | None, typer.Option(help="A run or model whose knowledge must not be forgotten.")]
-Keep = Annotated[str | None, typer.Option(help="Labelled images of what --after knows.")]
+Keep = Annotated[str | None, typer.Option(help="Labelled images of classes that --after knows.")]
 Clients = Annotated[
     list[str] | None, typer.Option(help="Federated: a client's images (repeatable), or how many clients to simulate.")
 ]
-Skew = Annotated[float, typer.Option(help="Of simulated clients: 1 is mild, 0.1 gives each few classes.")]
-Robust = Annotated[str | None, typer.Option(help="Withstand changes of every pixel by up to this, such as 8/255.")]
-Shots = Annotated[int, typer.Option(min=0, help="Use so many training images a class; 0: all.")]
+Skew = Annotated[float, typer.Option(help="How unequal simulated clients are: 1 is mild, 0.1 gives each few classes.")]
+Robust = Annotated[str | None, typer.Option(help="Train to withstand changes of every pixel by up to this, such as 8/255.")]
+Shots = Annotated[int, typer.Option(min=0, help="Use this many training images of each class; 0: all.")]
 Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Consider this strategy only (repeatable).")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Consider this backbone only (repeatable).")]
-Trackers = Annotated[list[str] | None, typer.Option("--tracker", help="Also tell tensorboard, mlflow… (repeatable).")]
+Trackers = Annotated[list[str] | None, typer.Option("--tracker", help="Also report to tensorboard, mlflow… (repeatable).")]
 Remember = Annotated[
     list[str] | None,
     typer.Option(
-        help="Keep with the model what a task --after it may need: fisher, importance, or exemplars, which are images of yours "
+        help="Store with the model what a later task (--after) needs: fisher, importance, or exemplars (images of yours) "
         "(repeatable)."
     ),
 ]
-Exemplars = Annotated[int, typer.Option(min=1, help="Images that --remember exemplars keeps at most, of all classes together.")]
+Exemplars = Annotated[
+    int, typer.Option(min=1, help="At most this many images for --remember exemplars, of all classes together.")
+]
 
 
 def fit(
@@ -53,7 +55,7 @@ def fit(
         str | None,
         typer.Option(help="90s, 10m, 1h, '5 trials', '60 epochs', or several joined by +.", show_default="10m without --trials"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run: model, trials, report. The same call goes on in it.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the run: model, trials, report. The same command resumes it.")] = Path(
         "runs/fit"
     ),
     trials: Annotated[
@@ -142,7 +144,7 @@ def recommend(
 
 
 def profile(images: Images, source: Source = None, zoo: ZooName = None, seed: Seed = 0, json: AsJson = False) -> None:
-    """The data in numbers: counts, distances to the sources, transferability of the backbones."""
+    """Describe the images in numbers: counts, distances to the sources, transferability of the backbones."""
     from dataclasses import asdict
 
     from automl_tl import api

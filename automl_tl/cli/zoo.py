@@ -14,9 +14,9 @@ from .options import AsJson, Images, ZooName, location
 if TYPE_CHECKING:
     from automl_tl.backbones import Wanted
 
-group = typer.Typer(help="Pretrained networks at hand.", no_args_is_help=True)
+group = typer.Typer(help="The pretrained networks that can be used.", no_args_is_help=True)
 
-MaxParams = Annotated[str | None, typer.Option(help="Networks with at most so many parameters, such as 5M.")]
+MaxParams = Annotated[str | None, typer.Option(help="Networks with at most this many parameters, such as 5M.")]
 Licences = Annotated[list[str] | None, typer.Option(help="Networks under this licence, such as apache-2.0 (repeatable).")]
 SourceName = Annotated[str | None, typer.Option("--source", help="Networks whose source dataset has this in its name.")]
 Domain = Annotated[str | None, typer.Option(help="Networks whose source shows this, such as medical.")]
@@ -31,7 +31,7 @@ def zoo_list(
     domain: Domain = None,
     json: AsJson = False,
 ) -> None:
-    """The pretrained networks at hand; --zoo timm lists all of timm's, too."""
+    """The pretrained networks that can be used; --zoo timm lists all of timm's, too."""
     from dataclasses import asdict
 
     from automl_tl.backbones import catalogue, narrowed
@@ -58,15 +58,17 @@ def zoo_list(
 
 @group.command("search")
 def zoo_search(
-    words: Annotated[str, typer.Argument(help="Looked for in the names on the hub; may be empty.")] = "",
+    words: Annotated[str, typer.Argument(help="Words to search for in the names on the hub; may be empty.")] = "",
     max_params: MaxParams = None,
     licence: Licences = None,
     source: SourceName = None,
     domain: Domain = None,
-    limit: Annotated[int, typer.Option(min=1, help="Ask for so many, the most downloaded first, before they are narrowed.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Ask for this many, the most downloaded first, before the filters apply.")
+    ] = 50,
     json: AsJson = False,
 ) -> None:
-    """Look for networks on the hub; `zoo add NAME` makes one of them known."""
+    """Search the hub for networks; `zoo add NAME` adds one of them."""
     from dataclasses import asdict
 
     from automl_tl.backbones import search
@@ -91,7 +93,7 @@ def zoo_search(
 
 @group.command("show")
 def zoo_show(name: Annotated[str, typer.Argument(help="A backbone, as `zoo list` names it.")], zoo: ZooName = None) -> None:
-    """All that is known of one network, as JSON."""
+    """Everything known about one network, as JSON."""
     from dataclasses import asdict
 
     from automl_tl.backbones import catalogue
@@ -152,8 +154,8 @@ def zoo_pretrain(
 @group.command("describe")
 def zoo_describe(
     images: Images,
-    name: Annotated[str, typer.Option(help="Name of the source dataset, as the cards of its networks have it.")],
-    encoder: Annotated[str, typer.Option(help="The reference encoder: a backbone whose features distances are taken on.")],
+    name: Annotated[str, typer.Option(help="Name of the source dataset, as in the cards of its networks.")],
+    encoder: Annotated[str, typer.Option(help="The reference encoder: the backbone on whose features distances are measured.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.source.safetensors, which a plugin's zoo reads.")],
 ) -> None:
     """Keep statistics of a source's images, so that tasks can be measured against it without the images."""

@@ -124,7 +124,7 @@ def _say_where(settings: Settings, host: str, port: int, say: Callable[[str], No
     say(f"automl_tl serves http://{shown}:{port}/#token={quote(settings.token, safe='')}")  # as the page reads it
     say(f"token: {settings.token}   state: {settings.state}   images below: {settings.root or 'no folder (--root)'}")
     if host not in ("127.0.0.1", "::1", "localhost"):
-        say("note: others can reach this address, and nothing between them and it is encrypted; put a proxy with TLS before it")
+        say("note: others can reach this address, and the connection is not encrypted; put a proxy with TLS in front of it")
 
 
 def _operation(route: APIRoute) -> str:

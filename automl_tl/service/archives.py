@@ -53,10 +53,12 @@ class _Guarded:
 
     def read(self, size: int = -1) -> bytes:
         if size > MOST_DIRECTORY:
-            raise InputError(f"the archive's list of entries has {size:,} bytes, more than the {MOST_DIRECTORY:,} that are taken")
+            raise InputError(
+                f"the archive's list of entries has {size:,} bytes, more than the {MOST_DIRECTORY:,} that are accepted"
+            )
         data = self._archive.read(size)
         if (entries := data.count(_ENTRY)) > MOST_ENTRIES:
-            raise InputError(f"the archive has {entries:,} entries, more than the {MOST_ENTRIES:,} that are taken")
+            raise InputError(f"the archive has {entries:,} entries, more than the {MOST_ENTRIES:,} that are accepted")
         return data
 
 
@@ -89,7 +91,7 @@ def _check(entries: list[zipfile.ZipInfo], packed: int) -> tuple[dict[str, zipfi
     """Name → entry of the files that are written, and how many others there are."""
     total = sum(entry.file_size for entry in entries)
     if total > MOST_BYTES:
-        raise InputError(f"the archive unpacks to {total:,} bytes, more than the {MOST_BYTES:,} that are taken")
+        raise InputError(f"the archive unpacks to {total:,} bytes, more than the {MOST_BYTES:,} that are accepted")
     if total > SMALL and total > MOST_RATIO * packed:
         raise InputError(f"the archive unpacks to {total / packed:,.0f} times its size: it looks like a bomb, not like images")
     wanted: dict[str, zipfile.ZipInfo] = {}

@@ -107,7 +107,7 @@ async def _drain(receive: Receive, announced: int) -> None:
 
 
 def _too_large(most: int) -> Refused:
-    return Refused(413, f"the request is larger than the {most:,} bytes that are taken", {"Connection": "close"})
+    return Refused(413, f"the request is larger than the {most:,} bytes that are accepted", {"Connection": "close"})
 
 
 def _too_often(why: str, wait: float) -> Refused:
