@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,8 +28,6 @@ def history_list(
     json: AsJson = False,
 ) -> None:
     """Trials in the history."""
-    from dataclasses import asdict
-
     from automl_tl.history import open_history
 
     with open_history() as history:
@@ -57,8 +56,6 @@ def history_list(
 @group.command("show")
 def history_show(id: Annotated[str, typer.Argument(help="Trial, as `history list` names it, or how that begins.")]) -> None:
     """One trial in full, as JSON, with how fast it learnt and what else came of the same work elsewhere."""
-    from dataclasses import asdict
-
     from automl_tl.errors import HistoryError
     from automl_tl.evaluation.adaptation import adaptation
     from automl_tl.history import open_history
@@ -111,8 +108,6 @@ def history_push(
     json: AsJson = False,
 ) -> None:
     """Add this history to a repository of the hub."""
-    from dataclasses import asdict
-
     from automl_tl import sharing
     from automl_tl.history import open_history
 
@@ -167,5 +162,5 @@ def _print_leaving(found: Leaving) -> None:
     print_table("Texts in them (--json: all); the rest is numbers", ("field", "different", "texts"), texts)
 
 
-def _shortened(text: str, most: int = 90) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _shortened(text: str) -> str:
+    return text if len(text) <= 90 else f"{text[:89]}…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,6 @@ group = typer.Typer(help="What extends automl_tl.", no_args_is_help=True)
 @group.command("list")
 def plugins_list(json: AsJson = False) -> None:
     """Every plugin, with its origin and what it brings."""
-    from dataclasses import asdict
-
     from automl_tl.registry import plugins
 
     if json:

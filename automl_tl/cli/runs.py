@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,8 +56,6 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Judge a model on labelled images that it has not seen: those of the test split, or all where there is none."""
-    from dataclasses import asdict
-
     from automl_tl import api
     from automl_tl.along import fraction
     from automl_tl.errors import InputError
@@ -112,8 +111,6 @@ def compare(
     json: AsJson = False,
 ) -> None:
     """The trials of a run by accuracy, latency, size and training time at once; who is on the Pareto front."""
-    from dataclasses import asdict
-
     from automl_tl import api
     from automl_tl.comparison import measure_of
     from automl_tl.evaluation.combined import read_weights
@@ -147,8 +144,6 @@ def export(
     json: AsJson = False,
 ) -> None:
     """Bring the winner of a run into a form that other programs use; `predict` takes it, too."""
-    from dataclasses import asdict
-
     from automl_tl import api
 
     exported = api.export(run, to=to, out=out, dry_run=dry_run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,8 +33,6 @@ def zoo_list(
     json: AsJson = False,
 ) -> None:
     """The pretrained networks at hand; --zoo timm lists all of timm's, too."""
-    from dataclasses import asdict
-
     from automl_tl.backbones import catalogue, narrowed
 
     found = narrowed(catalogue(zoo=zoo), _wanted(max_params, licence, source, domain))
@@ -67,8 +66,6 @@ def zoo_search(
     json: AsJson = False,
 ) -> None:
     """Look for networks on the hub; `zoo add NAME` makes one of them known."""
-    from dataclasses import asdict
-
     from automl_tl.backbones import search
 
     found = search(words, _wanted(max_params, licence, source, domain), limit=limit)
@@ -92,8 +89,6 @@ def zoo_search(
 @group.command("show")
 def zoo_show(name: Annotated[str, typer.Argument(help="A backbone, as `zoo list` names it.")], zoo: ZooName = None) -> None:
     """All that is known of one network, as JSON."""
-    from dataclasses import asdict
-
     from automl_tl.backbones import catalogue
     from automl_tl.registry import lookup
 
