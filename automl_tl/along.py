@@ -74,19 +74,14 @@ def read_task(location: Any, along: Along | None = None, *, seed: int = 0, progr
         task = objectives.adapt(source, task) if known else objectives.learn_to_learn(task, source)
     if along.after is not None:
         folder = model.model_folder(Path(along.after))
-        kept = _kept(folder, along.keep, seed, told)
+        keep = along.keep
+        kept = _remembered(folder, "remembered", seed) if keep is None else load_task(keep, seed=seed, progress=told)
         task = objectives.retain(task, folder, model.load(folder).classes, kept)
     if _has_clients(along):
         clients = along.clients
         real = clients if isinstance(clients, int) else [load_task(one, seed=seed, progress=told) for one in clients]
         task = objectives.federate(task, real, skew=along.skew, seed=seed)
     return _hardened(task, along)
-
-
-def _kept(folder: Path, keep: Any, seed: int, told: Callable[[int, int], None] | None) -> Task | None:
-    if keep is not None:
-        return load_task(keep, seed=seed, progress=told)
-    return _remembered(folder, "remembered", seed)
 
 
 def _source(location: Any, seed: int, told: Callable[[int, int], None] | None) -> Task:

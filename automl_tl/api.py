@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shlex
@@ -47,7 +48,7 @@ from .images import images_below, is_one, passed_over
 from .objectives import REQUIRED, brings, left_out
 from .profiling import look_through
 from .profiling import profile_task as _profile_task
-from .progress import alone_in, read_trial
+from .progress import alone_in, read_trials
 from .ranker import rank, ranker_for, shortlist
 from .records import EXEMPLARS, Backbone, Candidate, Outcome, Profile, Ranked, Ranking, Task
 from .space import check
@@ -463,7 +464,7 @@ def compare(run: Path | str, *, weights: Mapping[str, float] = WEIGHTS) -> list[
     folder = Path(run)
     if not (folder / "advice.json").exists():
         raise InputError(f"{folder} holds no run; run `automl-tl fit --out {folder}` first")
-    trials = [read_trial(path) for path in sorted(folder.glob("trials/*/trial.json"))]
+    trials = read_trials(folder)
     classes = len(model.load(model.model_folder(folder)).classes)
     found = compare_trials(trials, _advice_of(folder)[0].backbones, classes, weights=weights)
     return sorted(found, key=lambda one: -one.combined)
@@ -526,8 +527,6 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
 
 
 def _write_rows(predictions: Predictions, file: TextIO) -> None:
-    import csv
-
     writer = csv.writer(file)
     writer.writerow(_columns(predictions.classes))
     for where, label, row in zip(predictions.where, predictions.labels, predictions.probabilities, strict=True):
@@ -623,7 +622,7 @@ def _backbones_before(out: Path) -> dict[str, Backbone]:
 
 def _trained(out: Path) -> set[str]:
     """The networks of the trials in `out`: whatever a new advice ranks, these are compared, and the best of them may go on."""
-    return {read_trial(path).candidate.backbone for path in out.glob("trials/*/trial.json")}
+    return {trial.candidate.backbone for trial in read_trials(out)}
 
 
 def _advice_of(out: Path) -> tuple[Advice, int]:

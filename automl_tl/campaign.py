@@ -24,11 +24,15 @@ from .along import fraction
 from .backbones import catalogue
 from .candidates import PER_PAIR, propose
 from .data import altered, load_task, subset
+from .device import device
 from .errors import InputError, WorkerLost
+from .evaluation.robustness import CORRUPTIONS, SEVERITIES, corrupt
 from .history import History
 from .objectives import REQUIRED, adapt, brings, federate, harden, retain
+from .profiling import profile_task
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
 from .space import Space, Value, check
+from .trials import Limits, judge_on_test, run_trial
 from .workers import open_workers, results
 
 MOST_SILENCE = 3600.0
@@ -211,10 +215,6 @@ def _in_words(trial: Trial) -> str:
 
 def run_unit(unit: Unit, *, command: str = "", alone: bool = True) -> Trial | Profile:
     """A worker's work; whether it is `alone` on its device."""
-    from .device import device
-    from .profiling import profile_task
-    from .trials import Limits, judge_on_test, run_trial
-
     task, backbones = _task(unit.data, unit.plan), _catalogue()
     if unit.candidate is None:
         return profile_task(task, backbones, look=unit.look, seed=unit.seed)
@@ -297,8 +297,6 @@ def _copied(task: Task, how: str, seed: int) -> Task:
     """
     if not how:
         return task
-    from .evaluation.robustness import CORRUPTIONS, SEVERITIES, corrupt
-
     kind, _, severity = how.rpartition(" ")
     if how == "grey":
         return altered(

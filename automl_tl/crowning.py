@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from . import memory, model
+from . import heads, memory, model
 from .data import pixels_of
 from .errors import AutomlError, BudgetError, TrialWarning
 from .evaluation.calibration import choose_temperature
@@ -89,7 +89,7 @@ def _judged(state: Search, winner: Trial) -> tuple[Trial, model.Model, float]:
     validation = state.task.part(VALIDATION)
     probabilities = probabilities_on(state.task, trained.backbone, trained.net, validation)
     temperature = choose_temperature(probabilities, state.task.labels[validation], seed=state.seed)
-    model.cool(trained.net, temperature)
+    heads.cool(trained.net.head, temperature)
     if not winner.test:
         winner = replace(winner, test=judge_on_test(state.task, trained.backbone, trained.net))
         record_trial(state, winner)

@@ -354,7 +354,6 @@ class _Index:
     """
 
     def __init__(self, listing: Listing) -> None:
-        self.known: dict[int, Seen] = {}
         self.keys: dict[int, str] = {}
         for i, image in enumerate(listing.images):
             if isinstance(image, (str, Path)):
@@ -587,7 +586,7 @@ def decode(
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
                     _make_room(path.parent, len(task.labels) * size * size * 3)
-                    _decode_into(path, task.images, task.where, size, interpolation, crop_pct, progress)
+                    _decode_into(path, task, size, interpolation, crop_pct, progress)
 
 
 def pixels_of(task: Task, backbone: Backbone, *, progress: Progress | None = None) -> Pixels:
@@ -614,19 +613,11 @@ def _square(item: tuple[Any, str, int, str, float]) -> np.ndarray:
     return square(image, size, interpolation=interpolation, crop_pct=crop_pct)
 
 
-def _decode_into(
-    path: Path,
-    images: Sequence[Any],
-    where: Sequence[str],
-    size: int,
-    interpolation: str,
-    crop_pct: float,
-    progress: Progress | None,
-) -> None:
+def _decode_into(path: Path, task: Task, size: int, interpolation: str, crop_pct: float, progress: Progress | None) -> None:
     partial = path.with_name(f"{path.name}.partial")  # of the lock's holder; what a killed process left is overwritten
-    work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
+    work = [(image, place, size, interpolation, crop_pct) for image, place in zip(task.images, task.where, strict=True)]
     try:
-        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(work), size, size, 3))
         try:
             for i, pixels in enumerate(spread(_square, work)):
                 array[i] = pixels

@@ -48,7 +48,8 @@ def task_facts_of(facts: Mapping[str, Any]) -> TaskFacts:
     _check_whole(TaskFacts, facts)
     facts = {"objective": "accuracy", **facts}  # older facts know no other
     _texts(facts, "fingerprint", "name", "source_dataset", "objective")
-    return TaskFacts(**{**facts, **{name: _whole(facts, name) for name in ("classes", "train", "validation", "test")}})
+    _counts(facts, "classes", "train", "validation", "test")
+    return TaskFacts(**facts)
 
 
 def backbone_facts(backbone: Backbone) -> dict[str, Any]:
@@ -59,8 +60,7 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
 def backbone_of(facts: Mapping[str, Any]) -> Backbone:
     _check_whole(Backbone, facts)
     _texts(facts, "name", "zoo", "architecture", "family", "source_dataset", "source_domain")
-    for name in ("input_size", "params", "macs", "num_features"):
-        _whole(facts, name)
+    _counts(facts, "input_size", "params", "macs", "num_features")
     if facts["input_size"] > LARGEST_SIDE:
         raise HistoryError(f"input_size: expected at most {LARGEST_SIDE} pixels, but got {facts['input_size']}")
     for name in ("mean", "std"):
@@ -68,9 +68,7 @@ def backbone_of(facts: Mapping[str, Any]) -> Backbone:
             raise HistoryError(f"{name}: expected three numbers, but got {facts[name]!r}")
     if min(facts["std"]) <= 0:
         raise HistoryError(f"std: expected numbers above 0, but got {facts['std']!r}")
-    whole = {"num_classes": 0, "download_bytes": 0, **facts}
-    for name in ("num_classes", "download_bytes"):
-        _whole(whole, name)
+    _counts({"num_classes": 0, "download_bytes": 0, **facts}, "num_classes", "download_bytes")
     if not crop_fits(facts["crop_pct"]):
         raise HistoryError(f"crop_pct: expected {MOST_CROPPED} to {LARGEST_CROP}, but got {facts['crop_pct']!r}")
     if facts.get("source_accuracy") is not None:
@@ -99,7 +97,7 @@ def trial_of(facts: Mapping[str, Any]) -> Trial:
     _texts(facts, "id", "task")
     if facts["status"] not in STATUSES:
         raise HistoryError(f"status: expected one of {', '.join(STATUSES)}, but got {facts['status']!r}")
-    _whole(facts, "seed")
+    _counts(facts, "seed")
     candidate = _object(facts, "candidate")
     _check_names(Candidate, candidate)
     _texts(candidate, "backbone", "strategy")
@@ -177,11 +175,10 @@ def _texts(facts: Mapping[str, Any], *names: str) -> None:
             raise HistoryError(f"{name}: expected a text, but got {facts[name]!r}")
 
 
-def _whole(facts: Mapping[str, Any], name: str) -> int:
-    value: Any = facts[name]
-    if not is_whole(value):
-        raise HistoryError(f"{name}: expected a whole number, but got {value!r}")
-    return int(value)
+def _counts(facts: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if not is_whole(facts[name]):
+            raise HistoryError(f"{name}: expected a whole number, but got {facts[name]!r}")
 
 
 def _amounts(facts: Mapping[str, Any], *names: str) -> None:

@@ -36,7 +36,7 @@ from .growth import Growths
 from .history import History
 from .hookspecs import Tracker
 from .planning import plan_within
-from .progress import Search, cycles_of, leader, note_spent, recall_spent, recall_trials
+from .progress import Search, cycles_of, epochs_asked, leader, note_spent, recall_spent, recall_trials
 from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, Ranked, Ranking, Task, Trial
 from .restarts import next_cycle
 from .steps import advance, carry_out, settle_next
@@ -209,15 +209,15 @@ def _entrants(state: Search) -> list[Ranked]:
             if item not in chosen
             and _price(state, item) <= most
             and (state.expected_seconds(item) <= left or state.id_of(item.candidate) in state.earlier)
-            and _on_average(_epochs(item)) <= epochs
-            and _epochs(item) <= state.budget.epochs
+            and _on_average(epochs_asked(item.candidate)) <= epochs
+            and epochs_asked(item.candidate) <= state.budget.epochs
         )
         promise, item = next(affordable, (0.0, None))
         if item is None or promise < least:
             break
         least = least or WORTHWHILE * promise
         money -= _price(state, item)
-        epochs -= _on_average(_epochs(item))
+        epochs -= _on_average(epochs_asked(item.candidate))
         chosen.append(item)
         expected = state.surrogate.expected(item.candidate, [*_observed(state), *believed])
         believed.append(Observed(item.candidate, expected, believed=True))
@@ -232,11 +232,6 @@ def _price(state: Search, item: Ranked) -> float:
 def _on_average(whole: float) -> float:
     """Of what an entrant takes to its end: a third for all, the rest for a third of them."""
     return whole * (1 / ETA + (1 - 1 / ETA) / ETA)
-
-
-def _epochs(item: Ranked) -> float:
-    epochs = item.candidate.hyperparameters.get("epochs")
-    return float(epochs) if isinstance(epochs, (int, float)) else 0.0
 
 
 def _go_on(state: Search) -> None:
@@ -308,7 +303,7 @@ def _seconds_to_end(state: Search, item: Ranked) -> float:
     trial = state.trials.get(state.id_of(item.candidate))
     if trial is None or not trial.curve:
         return state.expected_seconds(item)
-    reached, epochs = trial.curve[-1].epoch, float(item.candidate.hyperparameters.get("epochs", 0))
+    reached, epochs = trial.curve[-1].epoch, epochs_asked(item.candidate)
     if not 0 < reached < epochs:  # some strategies begin at 0, or go through their epochs several times
         return state.expected_seconds(item) * (1 - 1 / ETA)
     return trial.seconds / reached * (epochs - reached)
@@ -390,5 +385,4 @@ def _rung(candidate: Candidate) -> float:
     """A third of the epochs; strategies without epochs have no rungs, and neither has another cycle."""
     if cycles_of(candidate) > 1:
         return math.inf
-    epochs = candidate.hyperparameters.get("epochs")
-    return math.ceil(float(epochs) / ETA) if isinstance(epochs, (int, float)) else math.inf
+    return math.ceil(epochs_asked(candidate) / ETA) or math.inf

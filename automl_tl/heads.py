@@ -80,7 +80,11 @@ class Tasks(nn.Module):
 
 
 def cool(head: nn.Module, temperature: float) -> None:
-    """Divide the logits that `head` gives by `temperature`, for good: linear layers in their weights, votes by a number."""
+    """Divide the logits that `head` gives by `temperature`, for good, so that no later step needs to know: linear layers in their
+    weights, votes by a number.
+
+    Guo et al. (2017), On calibration of modern neural networks. The class that is predicted stays the same.
+    """
     with torch.no_grad():
         for layer in head.modules():
             if isinstance(layer, nn.Linear):

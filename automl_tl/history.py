@@ -330,15 +330,15 @@ class History:
 
     def _trial_rows(self, public: Public | None) -> Iterator[Mapping[str, Any]]:
         """By task and trial, one at a time; all results of a trial in the order of their text, whichever came first here."""
-        names = public is None
+        anonymous = public is not None
         several = {id_ for (id_,) in self._rows("SELECT DISTINCT trial FROM other_results", [])}
         for row in self.db.execute("SELECT * FROM trials ORDER BY task, id"):
             trial = trial_of_row(self.db, row)
             if public is not None and trial.candidate.backbone not in public.backbones:
                 continue
-            first = trial_row(trial, anonymous=not names)
+            first = trial_row(trial, anonymous=anonymous)
             others = self.other_results(first["id"]) if first["id"] in several else []
-            yield from sorted([first, *(trial_row(other, anonymous=not names) for other in others)], key=to_json)
+            yield from sorted([first, *(trial_row(other, anonymous=anonymous) for other in others)], key=to_json)
 
     # The rows
 

@@ -273,8 +273,7 @@ def _line_values(raw: np.ndarray, task: np.ndarray, *, share: bool) -> np.ndarra
 def _direction(column: Column) -> int:
     """What is known without data: more of these is never worse, nor better."""
     if column.about in ("transferability", "distance"):
-        sign = -1 if column.form == "place" or (column.about == "distance" and column.form == "value") else 1
-        return sign
+        return -1 if column.form == "place" or (column.about == "distance" and column.form == "value") else 1
     return 1 if column.about == "record" else 0
 
 

@@ -111,14 +111,6 @@ def model_folder(run: Path) -> Path:
     return run / "model" if (run / "model").is_dir() else run
 
 
-def cool(net: Classifier, temperature: float) -> None:
-    """Divide the logits of `net` by `temperature`, for good, so that no later step needs to know.
-
-    Guo et al. (2017), On calibration of modern neural networks. The class that is predicted stays the same.
-    """
-    heads.cool(net.head, temperature)
-
-
 def load(folder: Path) -> Model:
     """Read what `save` wrote.
 

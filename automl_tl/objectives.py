@@ -116,21 +116,20 @@ def adapt(source: Task, target: Task, *, labelled: bool = True) -> Task:
     Raises:
         InputError: the target has classes that the source has not, or no image to adapt to.
     """
-    names = {name: code for code, name in enumerate(source.classes)}
-    strange = [name for name in target.classes if name not in names]
+    strange = _strangers(target, source.classes)
     if strange:
         raise InputError(
             f"{target.name} has classes that the source {source.name} has not: {', '.join(strange[:5])}; give both the same"
         )
-    codes = np.array([names[name] for name in target.classes] + [-1], dtype=np.int64)
-    labels = codes[target.labels]  # -1 is the last, which is -1
+    known = _renumbered(target, source.classes)
     splits = {TARGET: np.union1d(target.part(TRAIN), target.part(TARGET))}
     if labelled:
+        labels = known
         splits |= {TRAIN: target.part(TRAIN), VALIDATION: target.part(VALIDATION)}
     else:
         splits[TARGET] = np.union1d(splits[TARGET], target.part(VALIDATION))
-        labels = np.full(len(labels), -1, dtype=np.int64)
-        labels[target.part(TEST)] = codes[target.labels[target.part(TEST)]]
+        labels = np.full(len(known), -1, dtype=np.int64)
+        labels[target.part(TEST)] = known[target.part(TEST)]
     if not len(splits[TARGET]):
         raise InputError(f"{target.name} has no training image to adapt to; put some without labels into its folder unlabelled/")
     splits[TEST] = target.part(TEST)
@@ -154,15 +153,14 @@ def retain(task: Task, earlier: Path, known: Sequence[str], kept: Task | None = 
         InputError: `kept` has a class that the earlier model does not know.
     """
     classes = (*known, *(name for name in task.classes if name not in known))
-    codes = {name: code for code, name in enumerate(classes)}
-    new = np.array([codes[name] for name in task.classes], dtype=np.int64)[task.labels]
-    whole = replace(task, labels=new, classes=classes, objective=RETENTION, earlier=str(earlier.resolve()))
+    labels = _renumbered(task, classes)
+    whole = replace(task, labels=labels, classes=classes, objective=RETENTION, earlier=str(earlier.resolve()))
     if kept is not None:
-        strange = [name for name in kept.classes if name not in known]
+        strange = _strangers(kept, known)
         if strange:
             raise InputError(f"{kept.name}: the earlier model does not know {', '.join(strange[:5])}; keep only what it knows")
-        old = np.array([codes[name] for name in kept.classes], dtype=np.int64)[kept.labels]
-        whole = _joined(whole, _only(kept, {TRAIN: KEPT, VALIDATION: KEPT_VALIDATION, TEST: KEPT_TEST}), old)
+        parts = _only(kept, {TRAIN: KEPT, VALIDATION: KEPT_VALIDATION, TEST: KEPT_TEST})
+        whole = _joined(whole, parts, _renumbered(kept, classes))
     return _sealed(whole)
 
 
@@ -183,17 +181,15 @@ def federate(task: Task, clients: Sequence[Task] | int, *, skew: float = 1.0, se
         return _simulated(task, clients, skew, np.random.default_rng([seed, clients]))
     whole = replace(task, splits={PUBLIC if name == TRAIN else name: part for name, part in task.splits.items()})
     owners = [np.full(len(task.labels), -1)]
-    names = {name: code for code, name in enumerate(task.classes)}
     for number, client in enumerate(clients):
-        strange = [name for name in client.classes if name not in names]
+        strange = _strangers(client, task.classes)
         if strange:
             raise InputError(f"client {client.name} has classes that {task.name} has not: {', '.join(strange[:5])}")
-        labels = np.array([names[name] for name in client.classes], dtype=np.int64)[client.labels]
         own = np.sort(np.concatenate([client.part(name) for name in (TRAIN, VALIDATION)]))
-        owner = np.full(len(labels), -1)
+        owner = np.full(len(client.labels), -1)
         owner[own] = number
         owners.append(owner)
-        whole = _joined(whole, replace(client, splits={TRAIN: own}), labels)
+        whole = _joined(whole, replace(client, splits={TRAIN: own}), _renumbered(client, task.classes))
     return _sealed(replace(whole, clients=np.concatenate(owners), objective=FEDERATION))
 
 
@@ -212,13 +208,12 @@ def take_part(own: Task, classes: Sequence[str], public: Task | None = None, wan
     Raises:
         InputError: it has a class that the server has not, or lacks a public image.
     """
-    codes = {name: code for code, name in enumerate(classes)}
-    strange = [name for name in own.classes if name not in codes]
+    strange = _strangers(own, classes)
     if strange:
         raise InputError(f"{own.name} has classes that the server has not: {', '.join(strange[:5])}; it has {', '.join(classes)}")
-    labels = np.array([codes[name] for name in own.classes], dtype=np.int64)[own.labels]
     train = np.sort(np.concatenate([own.part(name) for name in (TRAIN, VALIDATION)]))
-    task = replace(own, labels=labels, classes=tuple(classes), splits={TRAIN: train}, objective=FEDERATION)
+    labels, splits = _renumbered(own, classes), {TRAIN: train}
+    task = replace(own, labels=labels, classes=tuple(classes), splits=splits, objective=FEDERATION)
     if public is None:
         return _sealed(task)
     places = {int(value): place for place, value in enumerate(public.hashes)}
@@ -274,6 +269,19 @@ def _simulated(task: Task, clients: int, skew: float, rng: np.random.Generator) 
         raise InputError(f"client {empty[0]} of {clients} would have no image; take fewer clients or a larger --skew")
     splits = {**task.splits, TRAIN: np.flatnonzero(owners >= 0), PUBLIC: np.sort(np.concatenate(public))}
     return _sealed(replace(task, splits=splits, clients=owners, objective=FEDERATION))
+
+
+def _strangers(task: Task, classes: Sequence[str]) -> list[str]:
+    """Classes of `task` that are not among `classes`."""
+    known = set(classes)
+    return [name for name in task.classes if name not in known]
+
+
+def _renumbered(task: Task, classes: Sequence[str]) -> np.ndarray:
+    """The labels of `task` as positions in `classes`, which have all of its own; -1 stays."""
+    codes = {name: code for code, name in enumerate(classes)}
+    labels: np.ndarray = np.array([codes[name] for name in task.classes] + [-1], dtype=np.int64)[task.labels]  # -1 is the last
+    return labels
 
 
 def _only(task: Task, names: dict[str, str]) -> Task:

@@ -51,17 +51,13 @@ def profile_task(
         target = labelled
         if TARGET in task.splits:
             target = look_features(task, encoder, seen, progress)
-            meta |= {f"gap_{name}": value for name, value in _gap(labelled, target, notes).items()}
+            gap = scores("distance", Features(target.values), Features(labelled.values), notes)
+            meta |= {f"gap_{name}": value for name, value in gap.items()}
         for source, statistics in sources.items():
             distances[source] = scores("distance", target, statistics, notes)
     seconds = time.perf_counter() - start
     profile = Profile(task.name, task.fingerprint, meta, distances, {}, seconds, (*task.warnings, *dict.fromkeys(notes)))
     return look_through(profile, task, backbones, look=look, seed=seed, progress=progress) if look else profile
-
-
-def _gap(labelled: Features, target: Features, notes: list[str]) -> dict[str, float]:
-    """Every distance that is defined between the images of two domains; `notes` says what a metric could not do."""
-    return scores("distance", Features(target.values), Features(labelled.values), notes)
 
 
 def look_through(

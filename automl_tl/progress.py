@@ -177,6 +177,12 @@ def once_each(trials: Iterable[Trial]) -> list[Trial]:
     return [trial for trial in known.values() if another_cycle(trial.candidate).id not in known]
 
 
+def epochs_asked(candidate: Candidate) -> float:
+    """That its hyperparameters name, of one cycle; 0 where it has none, as probes have."""
+    epochs = candidate.hyperparameters.get("epochs")
+    return float(epochs) if isinstance(epochs, (int, float)) else 0.0
+
+
 def epochs_of(trial: Trial | None) -> float:
     """Epochs that it has trained."""
     return trial.curve[-1].epoch if trial is not None and trial.curve else 0.0
@@ -203,19 +209,19 @@ def record_trial(state: Search, trial: Trial) -> None:
 
 def recall_trials(state: Search) -> None:
     """Trials of an earlier start of the same search."""
-    for path in sorted((state.folder / "trials").glob("*/trial.json")):
-        trial = read_trial(path)
+    for trial in read_trials(state.folder):
         state.earlier[trial.id] = trial
         state.history.record_trial(trial)
 
 
-def read_trial(path: Path) -> Trial:
-    """A trial as the search wrote it.
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials in a run's folder, as the search wrote them.
 
     Raises:
-        InputError: it is damaged.
+        InputError: one is damaged.
     """
-    return read_json(path, trial_of, remedy="delete it, and the trial goes on from its last checkpoint, if it has one")
+    remedy = "delete it, and the trial goes on from its last checkpoint, if it has one"
+    return [read_json(path, trial_of, remedy=remedy) for path in sorted(folder.glob("trials/*/trial.json"))]
 
 
 def recall_spent(folder: Path) -> float:

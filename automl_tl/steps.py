@@ -16,7 +16,7 @@ from typing import Any
 from . import checkpoint, guard, model, processes, registry
 from .errors import PLUGIN_FAULTS, AutomlError, InputError, WorkerLost
 from .evaluation.classification import judge
-from .progress import Search, Step, Training, cycles_of, epochs_of, note_spent, record_trial, standing
+from .progress import Search, Step, Training, cycles_of, epochs_asked, epochs_of, note_spent, record_trial, standing
 from .records import IMPORTANCE, VALIDATION, Backbone, Outcome, Point, Ranked, Task, Trial
 from .restarts import shared_epochs, sweep, take_over
 from .strategy import Fitted
@@ -39,7 +39,7 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
         known = _as_of(whole, epochs)
         _count(state, item, known)
         state.trials[id_] = known
-        if state.trials[id_] is whole:
+        if known is whole:
             del state.earlier[id_]
             if whole.error:
                 state.stuck.add(id_)
@@ -63,7 +63,7 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
         _seen(state, backbone, time.monotonic() - began - trial.seconds + (before.seconds if before is not None else 0.0))
         _settle(state, item, trial)
         return True
-    most = min(limit, cycles_of(candidate) * float(candidate.hyperparameters.get("epochs", 1))) - reached
+    most = min(limit, cycles_of(candidate) * (epochs_asked(candidate) or 1)) - reached
     state.training[id_] = Training(item, step, most, state.workers.submit(state.carry_out, step))
     while len(state.training) >= state.workers.size:
         settle_next(state)
@@ -228,8 +228,8 @@ def _count(state: Search, item: Ranked, trial: Trial) -> None:
 
 def _share(trial: Trial) -> float:
     """Of its epochs that it has trained."""
-    epochs = trial.candidate.hyperparameters.get("epochs")
-    if trial.status == "finished" or not isinstance(epochs, (int, float)):
+    epochs = epochs_asked(trial.candidate)
+    if trial.status == "finished" or not epochs:
         return 1.0
     return min(epochs_of(trial) / epochs, 1.0)
 

@@ -144,7 +144,7 @@ class Strategy:
     """A training method. Every seam has a working default: all weights train at one rate on cross-entropy.
 
     Subclasses override what their paper changes; none inherits from another strategy. `self.hp` holds the
-    hyperparameters by name, `self.backbone` the facts of the backbone.
+    hyperparameters by name, `self.facts` the facts of the backbone.
     """
 
     name: str

@@ -92,7 +92,7 @@ def study_data(
     with alone_in(out):
         candidates, facts = _plan(task, out, ways, strategy, backbone, epochs, seed, progress)
         wanted = [(share, number, kind) for share in sorted(shares) for number in range(seeds) for kind in candidates]
-        runs = _runs_of(out)
+        runs = [Run(**run) for run in _read(out).get("runs", [])]
         for done, (share, number, kind) in enumerate(wanted):
             if progress is not None:
                 progress("runs of the study", done, len(wanted))
@@ -273,10 +273,6 @@ def facts_of(study: Study) -> dict[str, Any]:
         "saving": {name: value if math.isfinite(value) else None for name, value in asdict(study.saving).items()},
         "words": saving_in_words(study),
     }
-
-
-def _runs_of(out: Path) -> list[Run]:
-    return [Run(**facts) for facts in _read(out).get("runs", [])]
 
 
 def _read(out: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from .layers import still_norms
 from .objectives import adapt, brings, federate, harden, learn_to_learn, retain
 from .profiling import reference_encoders
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
-from .registry import forget, strategies
+from .registry import METRICS, forget, strategies
 from .space import Value, check, defaults, draw
 from .strategy import Classifier, Fitted, Strategy
 from .trials import Limits, job_of, probabilities_on, run_trial
@@ -39,12 +39,16 @@ FEWEST = {"epochs": 3, "episodes": 10}
 
 def small_task() -> Task:
     """240 of scikit-learn's digits, of five classes, 8 × 8 pixels, with a test split."""
+    return _digits("small", range(5), 240, test=0.2)
+
+
+def _digits(name: str, classes: range, most: int, *, test: float = 0.0) -> Task:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    chosen = np.flatnonzero(digits.target < 5)[:240]
+    chosen = np.flatnonzero(np.isin(digits.target, classes))[:most]
     images = [np.uint8(image * 15) for image in digits.images[chosen]]
-    return load_task((images, digits.target[chosen].tolist()), name="small", test=0.2)
+    return load_task((images, digits.target[chosen].tolist()), name=name, test=test)
 
 
 def task_for(needs: frozenset[str]) -> Task:
@@ -62,9 +66,7 @@ def task_for(needs: frozenset[str]) -> Task:
         images = [np.uint8(np.clip(image, 0, 255)) for image in 240 - digits.images[chosen] * 15 + noise]
         task = adapt(task, load_task((images, digits.target[chosen].tolist()), name="negative", test=0.3))
     if "source" in needs:
-        chosen = np.flatnonzero(digits.target >= 5)[:200]
-        images = [np.uint8(image * 15) for image in digits.images[chosen]]
-        task = learn_to_learn(task, load_task((images, digits.target[chosen].tolist()), name="others"))
+        task = learn_to_learn(task, _digits("others", range(5, 10), 200))
     if "earlier model" in needs:
         folder, known = _earlier()
         task = retain(task, folder, known.classes, known)
@@ -84,11 +86,7 @@ class _AllWeights(Strategy):
 
 def _earlier() -> tuple[Path, Task]:
     """A model of other digits that remembers all that can be remembered, trained once; and its images."""
-    from sklearn.datasets import load_digits
-
-    digits, backbone, folder = load_digits(), smallest_backbone(), cache() / "kit" / "earlier"
-    chosen = np.flatnonzero(digits.target >= 7)[:90]
-    known = load_task(([np.uint8(image * 15) for image in digits.images[chosen]], digits.target[chosen].tolist()), name="known")
+    known, backbone, folder = _digits("known", range(7, 10), 90), smallest_backbone(), cache() / "kit" / "earlier"
     if not (folder / model.CARD).exists():
         values: dict[str, Value] = {"epochs": 3, "batch_size": 16}
         candidate = Candidate(backbone.name, _AllWeights.name, values)
@@ -134,7 +132,7 @@ def check_strategy(
         _check_facts(strategy, backbone)
         device()  # whoever asks first settles the number of torch's threads
         source, surroundings = _copy(build(backbone)), _surroundings()
-        values = _short(strategy)
+        values = {**defaults(strategy.space), **_fewest(strategy)}
         whole = _train(task, strategy, backbone, values)
         _check_curve(whole, task)
         _check_repeats(whole, task, strategy, backbone, values)
@@ -157,8 +155,7 @@ def check_metric(metric: Metric) -> None:
     Raises:
         AssertionError: says what is wrong.
     """
-    kinds = ("distance", "transferability", "familiarity")
-    assert metric.kind in kinds, f"kind is {metric.kind!r}; write {', '.join(kinds[:-1])} or {kinds[-1]}"
+    assert metric.kind in METRICS, f"kind is {metric.kind!r}; write {', '.join(METRICS[:-1])} or {METRICS[-1]}"
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 30)
     near = rng.normal(size=(120, 16)).astype(np.float32)
@@ -168,9 +165,9 @@ def check_metric(metric: Metric) -> None:
         assert same > other, f"images like the source's are not more familiar: {same} against {other} for others"
         return
     if metric.kind == "distance":
-        itself, away = _score(metric, near, near), _score(metric, near + 3, near)
+        itself, away, mixed = (_score(metric, Features(values), Features(near)) for values in (near, near + 3, near[shuffled]))
         assert away > itself, f"features moved away are not farther: {away} against {itself}"
-        assert math.isclose(_score(metric, near[shuffled], near), itself, abs_tol=1e-6), "the order of the images matters"
+        assert math.isclose(mixed, itself, abs_tol=1e-6), "the order of the images matters"
         return
     centres = rng.normal(size=(4, 16)).astype(np.float32) * 3
     tell, noise = near + centres[labels], near
@@ -180,8 +177,8 @@ def check_metric(metric: Metric) -> None:
     assert math.isclose(turned, apart, rel_tol=1e-4, abs_tol=1e-6), "the order of the images matters"
 
 
-def _score(metric: Metric, target: np.ndarray, source: np.ndarray) -> float:
-    value = float(metric.score(Features(target), Features(source)))
+def _score(metric: Metric, target: Features, source: Features | None = None) -> float:
+    value = float(metric.score(target, source))
     assert math.isfinite(value), f"{metric.name} gave {value}"
     return value
 
@@ -189,9 +186,7 @@ def _score(metric: Metric, target: np.ndarray, source: np.ndarray) -> float:
 def _familiarity(metric: Metric, values: np.ndarray) -> float:
     """Of 16 channels whose source had mean 0 and variance 1."""
     norms = Norms(np.repeat((0, 1), 8), values.mean(axis=0), values.var(axis=0), np.zeros(16), np.ones(16))
-    value = float(metric.score(Features(values, norms=norms), None))
-    assert math.isfinite(value), f"{metric.name} gave {value}"
-    return value
+    return _score(metric, Features(values, norms=norms))
 
 
 def _transferability(metric: Metric, values: np.ndarray, labels: np.ndarray) -> float:
@@ -199,9 +194,7 @@ def _transferability(metric: Metric, values: np.ndarray, labels: np.ndarray) -> 
     logits = values @ np.stack([values[labels == label].mean(axis=0) for label in range(4)]).T
     exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = (exponent / exponent.sum(axis=1, keepdims=True)).astype(np.float32)
-    value = float(metric.score(Features(values, labels, probabilities), None))
-    assert math.isfinite(value), f"{metric.name} gave {value}"
-    return value
+    return _score(metric, Features(values, labels, probabilities))
 
 
 class _registered:
@@ -226,10 +219,6 @@ def _check_facts(strategy: type[Strategy], backbone: Backbone) -> None:
         check(strategy.space, draw(strategy.space, str(number)))
     few, many = (strategy.cost(backbone, images, values) for images in (100, 1000))
     assert 0 < few < many < math.inf, f"cost must be positive and grow with the images, but 100 cost {few} and 1,000 {many}"
-
-
-def _short(strategy: type[Strategy]) -> dict[str, Value]:
-    return {**defaults(strategy.space), **_fewest(strategy)}
 
 
 def _fewest(strategy: type[Strategy]) -> dict[str, Value]:

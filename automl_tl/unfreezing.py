@@ -180,9 +180,8 @@ def _judge(task: Task, source: Task | None, backbone: Backbone) -> tuple[_Before
     count = len(source.labels)
     index = np.linspace(0, count - 1, min(MOST_SOURCE, count)).astype(int)
     labels = source.labels[index] if len(source.classes) == backbone.num_classes else None
-    return _Before(
-        backbone, pixels_of(source, backbone).array[index], labels
-    ), f"{len(index)} images of the source ({source.name})"
+    words = f"{len(index)} images of the source ({source.name})"
+    return _Before(backbone, pixels_of(source, backbone).array[index], labels), words
 
 
 class _Before:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from _report import unpacked
 
-from automl_tl import Candidate, Classifier, Task, checkpoint, load_task, memory, model
+from automl_tl import Candidate, Classifier, Task, checkpoint, heads, load_task, memory, model
 from automl_tl.backbones import catalogue
 from automl_tl.data import pixels_of, subset
 from automl_tl.evaluation.calibration import choose_temperature
@@ -168,7 +168,7 @@ def _train(folder: Path, task: Task, name: str, values: Mapping[str, Value], see
     net, held_out = fitted.model, task.part(VALIDATION)
     assert isinstance(net, Classifier)
     temperature = choose_temperature(probabilities_on(task, backbone, net, held_out), task.labels[held_out], seed=seed)
-    model.cool(net, temperature)  # as `fit` does; a network that is too sure has a Fisher information of nearly nothing
+    heads.cool(net.head, temperature)  # as `fit` does; a network that is too sure has a Fisher information of nearly nothing
     if remember:
         importance = None if fitted.importance is None else memory.cooled(fitted.importance, temperature)
         images = pixels_of(task, backbone).array

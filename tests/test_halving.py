@@ -29,7 +29,7 @@ from automl_tl.halving import _hopeless, _seconds_to_end, _unseen
 from automl_tl.history import open_history
 from automl_tl.loop import CHECKPOINT
 from automl_tl.model import load
-from automl_tl.progress import UNSURE, Search, cycles_of, once_each, read_trial
+from automl_tl.progress import UNSURE, Search, cycles_of, once_each, read_trials
 from automl_tl.records import TEST, Point, trial_id
 from automl_tl.registry import strategies
 from automl_tl.restarts import next_cycle
@@ -336,7 +336,7 @@ def test_a_paused_trial_that_fails_later_keeps_its_model(how: str, tmp_path: Pat
     assert (winner.candidate, winner.status, winner.curve[-1].epoch) == (tuned.candidate, "stopped", 2)
     assert words in winner.error
     assert winner in outcome.trials
-    assert read_trial(tmp_path / "trials" / winner.id / "trial.json") == winner
+    assert winner in read_trials(tmp_path)
     assert {path.name for path in (tmp_path / winner.artefact).iterdir()} == {"model.json", "model.safetensors", "trial.json"}
     with open_history() as history:
         told = history.trial(winner.id)

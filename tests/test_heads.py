@@ -63,7 +63,7 @@ def test_votes_are_exported_with_their_temperature(tmp_path: Path, form: ModuleT
     trained = model.Model(net, backbone, Candidate(QUICK, "somebody's"), ("a", "b", "c", "d"), {})
     images = np.random.default_rng(0).integers(0, 256, (9, backbone.input_size, backbone.input_size, 3), dtype=np.uint8)
     before = trained.probabilities(images)
-    model.cool(net, 2.0)
+    heads.cool(net.head, 2.0)
     np.testing.assert_allclose(trained.probabilities(images), cooled(before, 2.0), atol=1e-6)
     model.save(tmp_path, net, backbone, trained.candidate, trained.classes, {})
     np.testing.assert_array_equal(model.load(tmp_path).probabilities(images), trained.probabilities(images))

@@ -94,13 +94,13 @@ def test_moving_norms_adopt_the_task_before_the_head_is_fitted(tmp_path: Path) -
             logits = channels_last(head)(channels_last(net).train()(images))
         return float(nn.functional.cross_entropy(logits, torch.from_numpy(task.labels[part]).to(logits.device)))
 
-    still_job, still_probe = begin(job, norms="still")
+    still_job, still_head = begin(job, norms="still")
     assert still_job is job
-    before = loss_of_a_batch(job.build_backbone(), still_probe.head())
-    moving_job, moving_probe = begin(job, norms="moving")
+    before = loss_of_a_batch(job.build_backbone(), still_head)
+    moving_job, moving_head = begin(job, norms="moving")
     net = moving_job.build_backbone()
     adopted = [layer.running_mean.clone() for layer in norms_of(net) if layer.running_mean is not None]
-    assert loss_of_a_batch(net, moving_probe.head()) < 0.5 * before
+    assert loss_of_a_batch(net, moving_head) < 0.5 * before
     known = [layer.running_mean for layer in norms_of(build(backbone)) if layer.running_mean is not None]
     assert not any(torch.allclose(one, other, rtol=0.01, atol=0.01) for one, other in zip(adopted, known, strict=True))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -53,10 +56,6 @@ def _common(
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 our fault, 2 wrong use, bad input or a full disk, 130 interrupted, 141 nobody
     reads what it prints any more."""
-    import errno
-    import os
-    import warnings
-
     from automl_tl.registry import PluginWarning
 
     _print_anything()

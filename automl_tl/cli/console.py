@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,6 @@ def say(text: str) -> None:
 
 
 def print_json(facts: Any) -> None:
-    import json
-
     print(json.dumps(facts, indent=1, default=str))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,8 +31,6 @@ def federate_serve(
     json: AsJson = False,
 ) -> None:
     """Train with clients that join. IMAGES judge the model; their training images are public."""
-    from dataclasses import asdict
-
     from automl_tl import remote
 
     served = remote.serve(

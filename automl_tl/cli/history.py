@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,8 +31,6 @@ def history_list(
     json: AsJson = False,
 ) -> None:
     """Trials in the history."""
-    from dataclasses import asdict
-
     from automl_tl.history import open_history
 
     with open_history() as history:
@@ -62,8 +61,6 @@ def history_show(
     id: Annotated[str, typer.Argument(help="Id of the trial, from `history list`, or the beginning of it.")],
 ) -> None:
     """One trial in full, as JSON, with how fast it learnt and other results of the same trial."""
-    from dataclasses import asdict
-
     from automl_tl.errors import HistoryError
     from automl_tl.evaluation.adaptation import adaptation
     from automl_tl.history import open_history
@@ -116,8 +113,6 @@ def history_push(
     json: AsJson = False,
 ) -> None:
     """Add this history to a repository of the hub."""
-    from dataclasses import asdict
-
     from automl_tl import sharing
     from automl_tl.history import open_history
 
@@ -173,5 +168,5 @@ def _print_leaving(found: Leaving) -> None:
     print_table("Texts in them (--json: all); the rest is numbers", ("field", "different", "texts"), texts)
 
 
-def _shortened(text: str, most: int = 90) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _shortened(text: str) -> str:
+    return text if len(text) <= 90 else f"{text[:89]}…"

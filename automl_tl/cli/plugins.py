@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,6 @@ group = typer.Typer(help="The plugins that extend automl_tl.", no_args_is_help=T
 @group.command("list")
 def plugins_list(json: AsJson = False) -> None:
     """Every plugin, with its origin and what it provides."""
-    from dataclasses import asdict
-
     from automl_tl.registry import plugins
 
     if json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,8 +56,6 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Judge a model on labelled images that it has not seen: the test split or, if there is none, all of them."""
-    from dataclasses import asdict
-
     from automl_tl import api
     from automl_tl.along import fraction
     from automl_tl.errors import InputError
@@ -112,8 +111,6 @@ def compare(
     json: AsJson = False,
 ) -> None:
     """Compare a run's trials by accuracy, latency, size and training time, and show which are on the Pareto front."""
-    from dataclasses import asdict
-
     from automl_tl import api
     from automl_tl.comparison import measure_of
     from automl_tl.evaluation.combined import read_weights
@@ -147,8 +144,6 @@ def export(
     json: AsJson = False,
 ) -> None:
     """Convert the winner of a run into a form that other programs use; `predict` accepts it, too."""
-    from dataclasses import asdict
-
     from automl_tl import api
 
     exported = api.export(run, to=to, out=out, dry_run=dry_run)

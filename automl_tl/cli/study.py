@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -63,8 +64,6 @@ def unfreeze_study(
     json: AsJson = False,
 ) -> None:
     """How many layers to unfreeze: plots accuracy, forgetting and cost of every depth."""
-    from dataclasses import asdict
-
     from automl_tl import api
     from automl_tl.report.unfreezing import check_free, conclusion, report_study
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,8 +128,6 @@ def recommend(
     json: AsJson = False,
 ) -> None:
     """Advice only, with reasons; nothing is trained."""
-    from dataclasses import asdict
-
     from automl_tl import api
 
     with progress_bars(json) as progress:
@@ -145,8 +144,6 @@ def recommend(
 
 def profile(images: Images, source: Source = None, zoo: ZooName = None, seed: Seed = 0, json: AsJson = False) -> None:
     """Describe the images in numbers: counts, distances to the sources, transferability of the backbones."""
-    from dataclasses import asdict
-
     from automl_tl import api
     from automl_tl.along import Along
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,8 +33,6 @@ def zoo_list(
     json: AsJson = False,
 ) -> None:
     """The pretrained networks that can be used; --zoo timm lists all of timm's, too."""
-    from dataclasses import asdict
-
     from automl_tl.backbones import catalogue, narrowed
 
     found = narrowed(catalogue(zoo=zoo), _wanted(max_params, licence, source, domain))
@@ -69,8 +68,6 @@ def zoo_search(
     json: AsJson = False,
 ) -> None:
     """Search the hub for networks; `zoo add NAME` adds one of them."""
-    from dataclasses import asdict
-
     from automl_tl.backbones import search
 
     found = search(words, _wanted(max_params, licence, source, domain), limit=limit)
@@ -94,8 +91,6 @@ def zoo_search(
 @group.command("show")
 def zoo_show(name: Annotated[str, typer.Argument(help="A backbone, as `zoo list` names it.")], zoo: ZooName = None) -> None:
     """Everything known about one network, as JSON."""
-    from dataclasses import asdict
-
     from automl_tl.backbones import catalogue
     from automl_tl.registry import lookup
 

@@ -21,7 +21,7 @@ from automl_tl.cards import sha256
 from automl_tl.evaluation.classification import accuracy_interval
 from automl_tl.home import read_json
 from automl_tl.model import Model
-from automl_tl.progress import read_trial
+from automl_tl.progress import read_trials
 
 MOST_CLASSES = 100
 """Names that the card lists; config.json has all."""
@@ -121,7 +121,7 @@ def _profile(run: Path) -> dict[str, Any] | None:
 
 def _training(run: Path, trained: Model) -> dict[str, Any]:
     """What the winner's training took, and among how many it was chosen."""
-    found = [read_trial(path) for path in sorted(run.glob("trials/*/trial.json"))]
+    found = read_trials(run)
     winner = next((trial for trial in found if trial.id == trained.facts.get("trial")), None)
     if winner is None:
         return {"trials": len(found), "seconds": None, "epochs": None, "seed": None}

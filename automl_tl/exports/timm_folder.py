@@ -90,7 +90,8 @@ def whole_network(trained: Model) -> nn.Module:
     for layer in layers:
         if not _takes_a_matrix(layer, b.num_features):
             raise InputError(f"{name}: timm's classifier is a {type(layer).__name__}, which a linear head does not fit; {OTHER}")
-    own = {key for key, parameter in net.named_parameters() if any(parameter is one for one in _parameters(layers))}
+    of_head = [parameter for layer in layers for parameter in layer.parameters()]
+    own = {key for key, parameter in net.named_parameters() if any(parameter is one for one in of_head)}
     missing, unknown = net.load_state_dict(trained.net.backbone.state_dict(), strict=False)
     if unknown or set(missing) != own:
         more = ", ".join(sorted((set(missing) - own) | set(unknown))[:3])
@@ -109,10 +110,6 @@ def _takes_a_matrix(layer: Any, features: int) -> bool:
         return layer.in_features == features and layer.bias is not None
     pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
     return pointwise and layer.in_channels == features and layer.bias is not None
-
-
-def _parameters(layers: list[Any]) -> list[nn.Parameter]:
-    return [parameter for layer in layers for parameter in layer.parameters()]
 
 
 def _compare(trained: Model, net: nn.Module) -> float:

@@ -35,7 +35,6 @@ _CHUNK = 2**20
 class Unpacked:
     """What came out of an archive."""
 
-    files: int
     bytes: int
     passed_over: int
     """Files that are neither images nor manifests."""
@@ -79,7 +78,7 @@ def unpack(archive: IO[bytes], folder: Path) -> Unpacked:
         raise InputError(f"the archive cannot be unpacked: {error}; send a zip of CLASS/FILE") from None
     except OSError as error:
         raise InputError(f"the archive cannot be unpacked: {error.strerror}: {Path(error.filename or '').name!r}") from None
-    return Unpacked(len(wanted), written, passed_over)
+    return Unpacked(written, passed_over)
 
 
 def _size(archive: IO[bytes]) -> int:

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,14 +92,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # our fault: the log has the traceback, the person one line
-        _fail(folder, f"internal error: {type(error).__name__}: {error}; please report it", 1, shown=True)
-
-
-def _fail(folder: Path, message: str, code: int, *, shown: bool = False) -> None:
-    if shown:
-        import traceback
-
         traceback.print_exc()
+        _fail(folder, f"internal error: {type(error).__name__}: {error}; please report it", 1)
+
+
+def _fail(folder: Path, message: str, code: int) -> None:
     write_text(folder / "error.json", json.dumps({"message": message}))
     sys.exit(code)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from automl_tl import Backbone, Batch, Classifier
@@ -46,13 +46,6 @@ def see_both(model: Classifier, batch: Batch) -> Both:
     logits = model.head(features)
     features, logits = features.float(), logits.float()
     return Both(features[:count], logits[:count], features[count:], logits[count:])
-
-
-def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
-    """The pretrained weights at a share of the rate, everything else at the whole."""
-    pretrained = set(model.backbone.parameters())
-    yield backbone_rate, list(model.backbone.parameters())
-    yield 1.0, [parameter for parameter in model.parameters() if parameter not in pretrained]
 
 
 def to_unit(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

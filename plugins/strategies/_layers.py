@@ -11,9 +11,10 @@ from automl_tl.layers import still_norms
 
 
 def rates(model: Classifier, backbone_rate: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
-    """The backbone at a share of the rate, the head at the whole."""
+    """The pretrained weights at a share of the rate, everything else at the whole."""
+    pretrained = set(model.backbone.parameters())
     yield backbone_rate, list(model.backbone.parameters())
-    yield 1.0, list(model.head.parameters())
+    yield 1.0, [parameter for parameter in model.parameters() if parameter not in pretrained]
 
 
 def settle(model: Classifier, norms: str) -> None:

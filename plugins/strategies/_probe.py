@@ -54,8 +54,8 @@ def probe_job(job: Job, *, path: tuple[float, ...] = PATH) -> Probe:
 
 def begin(
     job: Job, *, norms: str, trained: Callable[[nn.Module], Iterable[nn.Parameter]] = nn.Module.parameters
-) -> tuple[Job, Probe]:
-    """The job and the probe that training pretrained layers begins with; `trained` are those of a backbone that will train.
+) -> tuple[Job, nn.Linear]:
+    """The job and the probed head that training pretrained layers begins with; `trained` are those of a backbone that will train.
 
     Where `norms` are moving they normalise by each batch of the task, and no longer as they did when a head was fitted to the
     source's statistics: its loss would begin at up to 100, and what the backbone knows would be gone after an epoch. So those
@@ -64,7 +64,7 @@ def begin(
     """
     if norms == "moving" and not (job.folder / CHECKPOINT).exists():
         job = adopting(job, trained)
-    return job, probe_job(job)
+    return job, probe_job(job).head()
 
 
 def adopting(job: Job, trained: Callable[[nn.Module], Iterable[nn.Parameter]]) -> Job:

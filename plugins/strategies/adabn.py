@@ -17,6 +17,7 @@ from automl_tl.records import TARGET, VALIDATION
 from automl_tl.space import Value
 
 from . import _adapting
+from ._layers import rates
 from ._probe import begin
 
 
@@ -37,8 +38,7 @@ class AdaBN(Strategy):
     def run(self, job: Job) -> Fitted:
         if not norms_of(job.build_backbone()):
             raise TrialError(f"{job.backbone.name} has no batch norms, so there are no statistics to adapt")
-        job, probe = begin(job, norms="moving")
-        self.probed = probe.head()
+        job, self.probed = begin(job, norms="moving")
         fitted = loop.fit(self, job)
         images, task = job.pixels.array, job.task
         adopt_statistics(fitted.model, images, task.part(TARGET), job.backbone, seed=job.seed)
@@ -52,7 +52,7 @@ class AdaBN(Strategy):
         return Classifier(backbone, self.probed)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return _adapting.rates(model, self.hp.backbone_rate)
+        return rates(model, self.hp.backbone_rate)
 
     @classmethod
     def cost(cls, backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -39,8 +39,7 @@ class BiasNorm(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        job, probe = begin(job, norms=self.hp.norms)
-        self.probed = probe.head()
+        job, self.probed = begin(job, norms=self.hp.norms)
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

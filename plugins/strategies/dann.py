@@ -39,8 +39,7 @@ class DANN(Strategy):
     step = 0.0
 
     def run(self, job: Job) -> Fitted:
-        job, probe = begin(job, norms=self.hp.norms)
-        self.probed = probe.head()
+        job, self.probed = begin(job, norms=self.hp.norms)
         self.room, self.steps = job.room, steps_of(self, job) * self.hp.epochs
         fitted = loop.fit(self, job)
         del fitted.model.adversary
@@ -54,7 +53,7 @@ class DANN(Strategy):
         return model
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return _adapting.rates(model, self.hp.backbone_rate)
+        return _layers.rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
         _layers.settle(model, self.hp.norms)

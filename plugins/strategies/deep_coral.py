@@ -29,15 +29,14 @@ class DeepCoral(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        job, probe = begin(job, norms=self.hp.norms)
-        self.probed = probe.head()
+        job, self.probed = begin(job, norms=self.hp.norms)
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
         return Classifier(backbone, self.probed)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
-        return _adapting.rates(model, self.hp.backbone_rate)
+        return _layers.rates(model, self.hp.backbone_rate)
 
     def start_epoch(self, model: Classifier, epoch: int) -> None:
         _layers.settle(model, self.hp.norms)

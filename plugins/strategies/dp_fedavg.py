@@ -22,6 +22,8 @@ from automl_tl.federation import Answer, Told
 from automl_tl.records import PUBLIC, TRAIN
 from automl_tl.space import Choice, Float, Int, Value
 
+from ._frozen import linear
+
 DELTA = 1e-5
 CLIP = 1.0
 """Largest length of one image's gradient."""
@@ -88,10 +90,7 @@ class _Client:
         own = task.part(TRAIN)
         weight, bias, mean, directions = _received(arrays, told, self.strategy.facts.num_features, len(task.classes))
         x, y = projected(self.job.features().values[own], mean, directions), torch.from_numpy(task.labels[own])
-        head = nn.Linear(x.shape[1], len(task.classes))
-        with torch.no_grad():
-            head.weight.copy_(torch.from_numpy(weight))
-            head.bias.copy_(torch.from_numpy(bias))
+        head = linear(torch.from_numpy(weight), torch.from_numpy(bias))
         secret = self.strategy.chance
         chance = secret() if secret else torch.Generator().manual_seed(self.job.seed * 1_000_003 + number)
         spent = _descend(head, x, y, hp, number, chance)

@@ -41,8 +41,7 @@ class FineTuning(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        job, probe = begin(job, norms=self.hp.norms)
-        self.probed = probe.head()
+        job, self.probed = begin(job, norms=self.hp.norms)
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

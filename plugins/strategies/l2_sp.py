@@ -41,8 +41,7 @@ class StartingPoint(Strategy):
 
     def run(self, job: Job) -> Fitted:
         self.hp.weight_decay = 0.0
-        job, probe = begin(job, norms=self.hp.norms)
-        self.probed = probe.head()
+        job, self.probed = begin(job, norms=self.hp.norms)
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

@@ -42,8 +42,7 @@ class LastBlocks(Strategy):
     probed: nn.Linear
 
     def run(self, job: Job) -> Fitted:
-        job, probe = begin(job, norms=self.hp.norms, trained=self._trained)
-        self.probed = probe.head()
+        job, self.probed = begin(job, norms=self.hp.norms, trained=self._trained)
         return loop.fit(self, job)
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

@@ -19,6 +19,7 @@ from automl_tl.space import Float, Int, Value
 from automl_tl.strategy import cross_entropy
 
 from . import _layers, _retaining
+from ._frozen import linear
 from ._losses import distillation
 from ._prototypes import prototypes
 
@@ -109,10 +110,8 @@ def _means_head(job: Job, network: nn.Module) -> nn.Linear:
     train, validation = task.part(TRAIN), task.part(VALIDATION)
     features = torch.from_numpy(unit_features(network, images, train, backbone))
     means = nn.functional.normalize(prototypes(features, torch.from_numpy(task.labels[train]), len(task.classes)))
-    head = nn.Linear(means.shape[1], len(means))
+    head = linear(means, torch.zeros(len(means)))
     with torch.no_grad():
-        head.weight.copy_(means)
-        head.bias.zero_()
         head.to(next(network.parameters()).device)
         likely = torch.from_numpy(unit_features(network, images, validation, backbone)) @ means.T
         temperature = fit_temperature((10 * likely).softmax(1).numpy(), task.labels[validation])
