@@ -98,8 +98,7 @@ def _forward(
     seen: list[Tensor] = []
     if head is not None:
         head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    dtype = precision(net)
-    done = 0
+    done = 0  # images
 
     def run(batch: Tensor) -> tuple[Tensor, ...]:
         nonlocal done
@@ -116,10 +115,14 @@ def _forward(
             progress(done, len(index))
         return (values.float(), output.float().softmax(1)) if backbone.num_classes else (values.float(),)
 
-    with autocast(dtype):  # around all batches: the weights are cast once
-        parts = in_batches(pixels.array, index, BATCH, run)
-    tensors = {"values": torch.cat([values for values, *_ in parts])}
-    if not tensors["values"].isfinite().all():
+    for dtype in dict.fromkeys((precision(net), torch.float32)):  # fp16 ends at 65504, beyond which some networks go
+        done = 0
+        with autocast(dtype):  # around all batches: the weights are cast once
+            parts = in_batches(pixels.array, index, BATCH, run)
+        tensors = {"values": torch.cat([values for values, *_ in parts])}
+        if tensors["values"].isfinite().all():
+            break
+    else:
         raise ZooError(f"{backbone.name}: its features are not finite numbers; its weights are damaged: fetch or train it anew")
     if backbone.num_classes:
         tensors["probabilities"] = torch.cat([said for _, said in parts]).half()

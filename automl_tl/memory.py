@@ -37,7 +37,8 @@ def check_kinds(asked: Collection[str]) -> frozenset[str]:
     kinds = registry.several(asked) or []
     for name in kinds:
         if name not in KINDS:
-            raise InputError(f"--remember {name}: there is no such memory; known: {', '.join(KINDS)}")
+            known = f"known: {', '.join(KINDS)}; repeat --remember for several"
+            raise InputError(f"--remember {name}: there is no such memory; {known}")
     return frozenset(kinds)
 
 

@@ -18,8 +18,8 @@ from . import checkpoint
 from .data import Pixels
 from .device import channels_last
 from .features import cached_at
-from .fetching import fetched
-from .inference import laid_out, prepare
+from .fetching import fetched, in_batches
+from .inference import laid_out
 from .records import Backbone, Norms, Task
 
 BATCH = 128
@@ -46,26 +46,40 @@ def norm_statistics(
 
 @torch.inference_mode()
 def _measure(backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module], index: np.ndarray) -> dict[str, Tensor]:
-    """What enters each batch norm that keeps statistics, under the network as it evaluates: mean and variance of a channel."""
+    """What enters each batch norm that keeps statistics, under the network as it evaluates: mean and variance of a channel.
+
+    In single precision for each batch, as Apple's devices have no double, and a double is twice the memory; batches are put
+    together in double precision.
+    """
     net = channels_last(build().eval())
     layers = norms_of(net)
-    sums = [torch.zeros(2, layer.num_features, dtype=torch.float64) for layer in layers]
-    counts = [0] * len(layers)
+    whose: list[int] = []
+    seen: list[Tensor] = []
 
     def watch(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values = inputs[0].transpose(0, 1).flatten(1).double()
-            sums[number] += torch.stack([values.sum(dim=1), values.square().sum(dim=1)]).cpu()
-            counts[number] += values.shape[1]
+            values = inputs[0].transpose(0, 1).flatten(1).float()
+            variance, mean = torch.var_mean(values, dim=1, correction=0)
+            whose.append(number)
+            seen.append(torch.stack([mean, variance, torch.full_like(mean, values.shape[1])]))
 
         return see
 
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        whose.clear()
+        seen.clear()  # also of a batch that memory did not suffice for
+        net(laid_out(batch, backbone))
+        return tuple(seen)
+
     for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(watch(number))
-    for start in range(0, len(index) if layers else 0, BATCH):
-        net(prepare(pixels.array[index[start : start + BATCH]], backbone))
-    means = [total[0] / count for total, count in zip(sums, counts, strict=True)]
-    variances = [total[1] / count - mean**2 for total, count, mean in zip(sums, counts, means, strict=True)]
+    sums = [np.zeros((3, layer.num_features)) for layer in layers]
+    for found in in_batches(pixels.array, index if layers else index[:0], BATCH, run):
+        for number, told in zip(whose, found, strict=True):
+            mean, variance, count = told.double().numpy()
+            sums[number] += count * np.stack([mean, variance + mean**2, np.ones_like(mean)])
+    means = [torch.from_numpy(total[0] / total[2]) for total in sums]
+    variances = [torch.from_numpy(total[1] / total[2]) - mean**2 for total, mean in zip(sums, means, strict=True)]
     return {
         "layer": torch.tensor([number for number, layer in enumerate(layers) for _ in range(layer.num_features)]),
         "mean": _joined(means),

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import features, registry
 from .backbones import build
-from .data import pixels_of
+from .data import picked, pixels_of
 from .norms import norm_statistics
 from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
 from .scores import scores
@@ -20,7 +20,7 @@ LOOK = 1000
 IMBALANCED = 5
 """Largest class over smallest, from which on a person should know."""
 WHOLE = 4000
-"""Up to so many images, all features are computed at once: training asks for the others soon."""
+"""Up to so many images, all are decoded and all features computed at once: training asks for the others soon."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -95,15 +95,22 @@ def task_features(
 
 def look_features(task: Task, backbone: Backbone, sample: np.ndarray, progress: Progress | None = None) -> Features:
     """Features of the images at `sample`; of a small task, those of all but test images are computed, and kept, at once."""
-    if len(task.before_test()) > WHOLE:
-        return task_features(task, backbone, index=sample, progress=progress)
+    task, sample = _looked_at(task, sample)
     seen = task_features(task, backbone, progress=progress)
     probabilities = None if seen.probabilities is None else seen.probabilities[sample]
     return Features(seen.values[sample], task.labels[sample], probabilities)
 
 
+def _looked_at(task: Task, sample: np.ndarray) -> tuple[Task, np.ndarray]:
+    """A large task without the images that are not at `sample`, and where those are in it: each network may want its images in
+    another size, and most networks that are looked at are never trained."""
+    large = len(task.before_test()) > WHOLE
+    return (picked(task, sample), np.arange(len(sample))) if large else (task, sample)
+
+
 def _norms(task: Task, backbone: Backbone, sample: np.ndarray) -> Norms | None:
     """What the batch norms of a backbone see of the images at `sample`."""
+    task, sample = _looked_at(task, sample)
     return norm_statistics(task, backbone, pixels_of(task, backbone), lambda: build(backbone), index=sample)
 
 
@@ -158,6 +165,7 @@ def appearance(task: Task, backbone: Backbone, sample: np.ndarray) -> dict[str, 
 
     Pixels are those of `LOOK` images at most, evenly spaced in `sample`, where the images of a class may lie together.
     """
+    task, sample = _looked_at(task, sample)
     pixels = pixels_of(task, backbone)
     seen = sample[np.linspace(0, len(sample) - 1, min(LOOK, len(sample))).astype(int)]
     images = pixels.array[seen].astype(np.float32) / 255

@@ -239,15 +239,22 @@ def test_digits_are_not_joined() -> None:
     assert load_task("digits").warnings == ()
 
 
-def test_near_duplicates_are_those_of_all_pairs() -> None:
-    """The sorted search finds what comparing every pair finds."""
+@pytest.mark.parametrize(("alike", "own"), [(0, 70), (50, 8), (10, 3)], ids=["photographs", "radiographs", "slides"])
+def test_near_duplicates_are_those_of_all_pairs(alike: int, own: int) -> None:
+    """The sorted search finds what comparing every pair finds, also among pictures that are alike and of little contrast."""
     rng = np.random.default_rng(0)
-    base = rng.integers(0, 256, (60, 256))
-    thumbnails = np.concatenate([base, base[:20] + rng.integers(-4, 5, (20, 256))]).clip(0, 255).astype(np.uint8)
+    shared_by_all = alike * np.kron(rng.normal(size=(4, 4)), np.ones((4, 4))).reshape(256)
+    base = 128 + shared_by_all + own * rng.normal(size=(300, 256))
+    noise = rng.uniform(0, 4, (100, 1)) * rng.normal(size=(100, 256))
+    thumbnails = np.concatenate([base, base[:100] + noise, base[100:150] + rng.uniform(-4, 4, (50, 1))])
+    thumbnails = thumbnails.clip(0, 255).astype(np.uint8)
     found = {tuple(sorted(pair)) for pair in near_duplicates(thumbnails)}
     values = thumbnails.astype(float)
-    every = {(i, j) for i in range(80) for j in range(i + 1, 80) if np.abs(values[i] - values[j]).mean() <= data.ALIKE}
-    assert found == every == {(i, i + 60) for i in range(20)}
+    apart = np.abs(values[:, None] - values[None]).mean(axis=2)
+    limits = np.minimum(data.ALIKE, 0.06 * values.std(axis=1))
+    every = {(int(i), int(j)) for i, j in np.argwhere(apart <= np.minimum(limits[:, None], limits[None])) if i < j}
+    assert found == every
+    assert {(i, i + 300) for i in range(150)} & every
 
 
 def test_near_duplicates_of_few_and_of_plain_images() -> None:

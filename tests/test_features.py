@@ -277,6 +277,28 @@ def test_network_of_damaged_weights_is_named(tmp_path: Path, own_home: Path) -> 
     assert np.isfinite(extract(task, backbone, decode(task, 64), lambda head: build(backbone, head=head)).values).all()
 
 
+def test_what_fp16_cannot_hold_is_computed_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs without bf16: such a network is not damaged."""
+    task = load_task(lay_drawn(tmp_path / "d", {"a": 4, "b": 4}))
+    backbone = small_network(tmp_path / "zoo")
+
+    def make(head: bool) -> nn.Module:
+        net = build(backbone, head=head)
+        with torch.no_grad():
+            net.layer4[0].bn1.weight.fill_(1e7)
+            net.layer4[0].bn2.weight.mul_(1e-3)
+        return net
+
+    monkeypatch.setattr(features, "precision", lambda net: torch.float32)
+    expected = extract(task, backbone, decode(task, 64), make).values
+    monkeypatch.setattr(features, "precision", lambda net: torch.float16)
+    other = replace(backbone, digest="counts as another network, so that nothing is found in the cache")
+    told: list[tuple[int, int]] = []
+    found = extract(task, other, decode(task, 64), make, progress=lambda done, total: told.append((done, total))).values
+    np.testing.assert_array_equal(found, expected)
+    assert told == [(8, 8), (8, 8)]
+
+
 def test_interrupted_computation_leaves_nothing(task: Task, own_home: Path) -> None:
     backbone = catalogue()[FP32]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ import torch
 from automl_tl_plugins.strategies._probe import begin
 from small import QUICK, arrays, digits
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from automl_tl import Candidate
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import decode, load_task
 from automl_tl.device import channels_last
-from automl_tl.fetching import fetched
+from automl_tl.fetching import fetched, in_batches
 from automl_tl.inference import laid_out, prepare
 from automl_tl.norms import norm_statistics, norms_of
 from automl_tl.profiling import profile_task
@@ -51,6 +54,49 @@ def test_statistics_are_those_that_torch_would_keep() -> None:
     here = norms.layer == 0
     np.testing.assert_allclose(norms.mean[here], first.running_mean.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norms.variance[here], first.running_var.numpy(), rtol=1e-3, atol=1e-6)
+
+
+class NoDoubles(TorchDispatchMode):
+    """As Apple's devices compute: without double precision."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        assert not isinstance(found, torch.Tensor) or found.dtype != torch.float64, f"{func} in double precision"
+        return found
+
+
+def test_statistics_are_taken_where_there_are_no_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do pieces of a batch, where memory does not suffice for the whole, make them others."""
+    task, backbone = digits(40), catalogue()[QUICK]
+    index = task.part(TRAIN)[1:]
+    pixels = decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct)
+    whole = norm_statistics(task, backbone, pixels, lambda: build(backbone), index=index)
+    assert whole is not None
+    passed: list[int] = []
+
+    def scarce(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        passed.append(len(inputs[0]))
+        if len(inputs[0]) > 16:
+            raise torch.OutOfMemoryError
+
+    def made() -> nn.Module:
+        net = build(backbone)
+        [*net.modules()][-1].register_forward_pre_hook(scarce)  # by now batch norms have been told of what is thrown away
+        return net
+
+    monkeypatch.setattr("automl_tl.norms.BATCH", 32)
+    other = replace(backbone, digest="counts as another network, so that nothing is found in the cache")
+    monkeypatch.setattr("automl_tl.norms.in_batches", lambda *given: _under(NoDoubles(), in_batches, *given))
+    pieces = norm_statistics(task, other, pixels, made, index=index)
+    assert pieces is not None
+    assert passed[0] > 16 >= max(passed[1:])
+    np.testing.assert_allclose(pieces.mean, whole.mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pieces.variance, whole.variance, rtol=1e-4, atol=1e-6)
+
+
+def _under(mode: TorchDispatchMode, run: Any, *given: Any) -> Any:
+    with mode:
+        return run(*given)
 
 
 def test_networks_without_batch_norms_have_none() -> None:

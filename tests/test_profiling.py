@@ -175,7 +175,7 @@ def test_held_out_test_images_are_never_looked_at(shared: Path, tmp_path: Path) 
 
 
 def test_large_tasks_are_looked_at_through_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than `WHOLE` images: only the looked-at ones get features, and they are the same."""
+    """More than `WHOLE` images: only the looked-at ones are decoded and get features, and they are the same."""
     task = load_task(lay_drawn(tmp_path / "d", {"a": 30, "b": 30}))
     backbones = catalogue()
     whole = profile_task(task, backbones, look=(SMALL,))
@@ -186,6 +186,11 @@ def test_large_tasks_are_looked_at_through_a_sample(tmp_path: Path, monkeypatch:
     assert sampled.meta["images"] == whole.meta["images"] == 48
     assert flat(sampled) != pytest.approx(flat(whole), rel=1e-6)
     assert flat(sampled) == flat(profile_task(task, backbones, look=(SMALL,)))
+    decoded: list[int] = []
+    decode = profiling.pixels_of
+    monkeypatch.setattr(profiling, "pixels_of", lambda part, *_, **__: decoded.append(len(part.labels)) or decode(part, *_, **__))
+    profile_task(task, backbones, look=(SMALL,), seed=1)
+    assert set(decoded) == {20}
 
 
 class Broken:

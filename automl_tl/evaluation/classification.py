@@ -41,9 +41,17 @@ def judge(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         InputError: there is nothing to judge, or a probability is not a number.
     """
     _check(probabilities, labels)
-    scores = _without_auroc(probabilities, labels)
-    truth = np.bincount(labels, minlength=probabilities.shape[1])
-    if (truth > 0).all() and len(truth) > 1:
+    counts = confusion(probabilities, labels)
+    right, truth = np.diag(counts), counts.sum(axis=1)
+    occurs = truth > 0
+    scores = {
+        "accuracy": float(right.sum() / len(labels)),
+        "balanced_accuracy": float((right[occurs] / truth[occurs]).mean()),
+        "macro_f1": _macro_f1(counts),
+        "log_loss": log_loss(probabilities, labels),
+        "ece": calibration_error(probabilities, labels),
+    }
+    if occurs.all() and len(truth) > 1:
         scores["auroc"] = float(np.mean([auroc(probabilities[:, c], labels == c) for c in range(len(truth))]))
     return scores
 
@@ -58,18 +66,11 @@ def _check(probabilities: np.ndarray, labels: np.ndarray) -> None:
         raise InputError(f"the network says {value} of image {image} of {len(labels)}, which is no probability")
 
 
-def _without_auroc(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    counts = confusion(probabilities, labels)
+def _macro_f1(counts: np.ndarray) -> float:
+    """Of a `confusion`."""
     right, truth, said = np.diag(counts).astype(float), counts.sum(axis=1), counts.sum(axis=0)
-    occurs = truth > 0
     f1 = 2 * right / np.maximum(truth + said, 1)
-    return {
-        "accuracy": float(right.sum() / len(labels)),
-        "balanced_accuracy": float((right[occurs] / truth[occurs]).mean()),
-        "macro_f1": float(f1[occurs | (said > 0)].mean()),
-        "log_loss": log_loss(probabilities, labels),
-        "ece": calibration_error(probabilities, labels),
-    }
+    return float(f1[(truth > 0) | (said > 0)].mean())
 
 
 def per_class(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[ClassScores]:
@@ -89,8 +90,13 @@ def per_class(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    return float(_losses(probabilities, labels).mean())
+
+
+def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """n: the log-loss of each image."""
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(0.0 - np.log(np.clip(chosen, 1e-12, 1.0)).mean())  # of certainties 0.0, not -0.0
+    return 0.0 - np.log(np.clip(chosen, 1e-12, 1.0))  # of certainties 0.0, not -0.0
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
@@ -117,8 +123,12 @@ def lower_beyond_luck(share: float, images: int, share_before: float, images_bef
 def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """c×c counts: true class by predicted class."""
     classes = probabilities.shape[1]
-    flat = labels * classes + probabilities.argmax(axis=1)
-    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+    return _counted(labels * classes + probabilities.argmax(axis=1), classes)
+
+
+def _counted(cells: np.ndarray, classes: int) -> np.ndarray:
+    """classes×classes counts of cells that are numbered row by row."""
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
 def accuracy_interval(right: int, images: int, *, coverage: float = 0.95) -> tuple[float, float]:
@@ -154,14 +164,16 @@ def intervals(
     for its time: it sorts all images once a class and draw.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    classes = probabilities.shape[1]
+    cells, losses = labels * classes + probabilities.argmax(axis=1), _losses(probabilities, labels)
+    drawn_of: dict[str, list[float]] = {"macro_f1": [], "log_loss": []}
     for _ in range(draws):
         drawn = rng.integers(len(labels), size=len(labels))
-        found.append(_without_auroc(probabilities[drawn], labels[drawn]))
-    counts = confusion(probabilities, labels)
+        drawn_of["macro_f1"].append(_macro_f1(_counted(cells[drawn], classes)))
+        drawn_of["log_loss"].append(float(losses[drawn].mean()))
+    counts = _counted(cells, classes)
     right, images = np.diag(counts), counts.sum(axis=1)
     right, images = right[images > 0], images[images > 0]
-    drawn_of = {name: [scores[name] for scores in found] for name in ("macro_f1", "log_loss")}
     if images.min() < FEW or right.sum() == len(labels):
         del drawn_of["macro_f1"]
     ends = {name: np.quantile(values, [0.025, 0.975]) for name, values in drawn_of.items()}
