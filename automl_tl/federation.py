@@ -25,7 +25,7 @@ from .device import memory_mb, reset_memory
 from .errors import TrialError
 from .extras import require
 from .loop import last_epoch, time_is_up
-from .objectives import validate
+from .objectives import Validated, validate
 from .records import PUBLIC, TRAIN, Point
 from .strategy import Classifier, Fitted, Job, Strategy
 
@@ -98,7 +98,7 @@ def require_flower() -> None:
 
 
 def train(strategy: Strategy, job: Job, *, meeting: Meeting | None = None, plan: str = "") -> Fitted:
-    """Rounds until the last, the deadline or a word to stop; the best round by validation score is kept.
+    """Rounds until the last, the deadline or a word to stop; the best by validation score is kept, the start counting as well.
 
     Without a `meeting` the clients of `job.task` are simulated in this process, one after the other, through the same messages
     as real ones. Goes on from the checkpoint in `job.folder` if there is one.
@@ -196,17 +196,17 @@ class _Rounds:
         return dict(self.heard)
 
     def judge(self, number: int, arrays: list[np.ndarray], _: dict[str, Any]) -> None:
-        """After Flower's round `number`; 0 is before the first."""
+        """After Flower's round `number`; 0 is before the first: what the server begins with may be the best there is."""
         if number == 0:
+            if not self.done:
+                self._keep_if_best()
             self.start = time.perf_counter()
             return
         if not all(np.isfinite(values).all() for values in arrays):
             raise TrialError(f"what the clients sent is no longer a number in round {self.done + 1}; lower the rate")
         self.arrays = arrays
         self.centre.take(arrays, self.done)
-        found = validate(self.centre.model, self.job.pixels.array, self.job.task, self.job.backbone)
-        if (found.score, -found.loss) > (self.best_score, -self.best_loss):
-            self.best_score, self.best_loss, self.best = found.score, found.loss, self._weights()
+        found = self._keep_if_best()
         spent = (self.curve[-1].seconds if self.curve else 0.0) + time.perf_counter() - self.start
         self.start = time.perf_counter()
         self.curve.append(Point(self.done + 1, spent, self.heard.get("loss"), found.score, memory_mb(), self._note()))
@@ -215,6 +215,12 @@ class _Rounds:
             self._save()
         if stop or (self.left and self.must_wait()):
             raise _Enough
+
+    def _keep_if_best(self) -> Validated:
+        found = validate(self.centre.model, self.job.pixels.array, self.job.task, self.job.backbone)
+        if (found.score, -found.loss) > (self.best_score, -self.best_loss):
+            self.best_score, self.best_loss, self.best = found.score, found.loss, self._weights()
+        return found
 
     def _note(self) -> str:
         """What privacy was spent, where it was accounted for."""

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from automl_tl import Backbone, Classifier, Job, Strategy, loop
 from automl_tl.errors import TrialError
 from automl_tl.federation import Answer, Told
-from automl_tl.records import TRAIN
+from automl_tl.records import PUBLIC, TRAIN, VALIDATION
 from automl_tl.space import Choice, Float, Int, Space, Value
+
+from ._probe import begin
 
 LOCAL: Space = {
     "rate": Float(3e-4, 3e-2, 5e-3, log=True),
@@ -36,11 +38,29 @@ LOCAL: Space = {
 """Of the training on a client; an epoch is a round."""
 
 
+def pretrained_start(strategy: Strategy, job: Job) -> Classifier:
+    """The server's network before the first round, found on its own labelled images: batch norms have the statistics of the
+    public ones, and the head is a linear probe on them. Where there are too few for that, it is the pretrained network.
+
+    A good start is worth more where clients are unlike (Nguyen et al., 2023, Where to begin? On the impact of pre-training and
+    initialization in federated learning): with the source's statistics, which then stay, images unlike the source's lose most of
+    what the network knows.
+    """
+    model, public = loop.assemble(strategy, job).model, job.task.part(PUBLIC)
+    if len(np.unique(job.task.labels[public])) < 2:
+        return model
+    parts = {TRAIN: public, VALIDATION: job.task.part(VALIDATION)}
+    known, head = begin(replace(job, task=replace(job.task, splits=parts)), norms="moving")
+    model.backbone.load_state_dict(known.build_backbone().state_dict())
+    model.head.load_state_dict(head.state_dict())
+    return model
+
+
 class WeightsCentre:
     """The server's side: its network has the average of the clients' weights."""
 
-    def __init__(self, strategy: Strategy, job: Job) -> None:
-        self.model = loop.assemble(strategy, job).model
+    def __init__(self, strategy: Strategy, job: Job, *, pretrained: bool = True) -> None:
+        self.model = pretrained_start(strategy, job) if pretrained else loop.assemble(strategy, job).model
 
     def first(self) -> list[np.ndarray]:
         return arrays_of(self.model)

@@ -21,9 +21,9 @@ class FederatedAveraging(Strategy):
     """Each round, every client trains the server's network on its own images; the new network is the average of theirs, weighted
     by their numbers of images.
 
-    Algorithm 1 of the paper with every client in every round: w ← Σ n_k/n · w_k. With `norms` still, batch norms keep the
-    source's statistics, which the clients' own, each of other classes, would pull apart. From a random start there are none to
-    keep, so they move.
+    Algorithm 1 of the paper with every client in every round: w ← Σ n_k/n · w_k, from a network that the server began on its
+    public images (`_federated.pretrained_start`). With `norms` still, batch norms keep the statistics of those, which the
+    clients' own, each of other classes, would pull apart. From a random start there are none to keep, so they move.
     """
 
     name = "fedavg"
@@ -38,7 +38,7 @@ class FederatedAveraging(Strategy):
         return WeightsClient(self, job)
 
     def centre(self, job: Job) -> federation.Centre:
-        return WeightsCentre(self, job)
+        return WeightsCentre(self, job, pretrained=self.hp.start == "pretrained")
 
     def averaging(self, settings: dict[str, Any]) -> Any:
         from flwr.server.strategy import FedAvg

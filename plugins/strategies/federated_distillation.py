@@ -17,10 +17,11 @@ from automl_tl.device import device
 from automl_tl.errors import TrialError
 from automl_tl.federation import Answer, Told
 from automl_tl.inference import predict
+from automl_tl.norms import adopt_statistics
 from automl_tl.records import PUBLIC, TRAIN
 from automl_tl.space import Choice, Int, Value
 
-from ._federated import LOCAL, train_locally
+from ._federated import LOCAL, pretrained_start, train_locally
 from ._layers import rates, settle
 
 
@@ -28,9 +29,11 @@ class FederatedDistillation(Strategy):
     """Each round, a client first learns what all clients together think of the public images (digest), then trains on its own
     (revisit), then tells its class probabilities of the public images; the server averages them (algorithm 1 of the paper).
 
-    The paper's clients stop at a model of their own each. Here the server, too, has a network, which learns from the average what
-    public images show (ensemble distillation: Lin et al., 2020); it is judged and kept. Labels of public images are not used.
-    What is distilled is softened by `temperature` on both sides (Hinton et al., 2015).
+    The paper's clients begin by learning the labelled public images. Here the server, which alone has those labels, begins with a
+    probe on them (`_federated.pretrained_start`), and what that says is what clients digest first. The paper's clients stop at a
+    model of their own each; here the server's network learns from their average what public images show (ensemble distillation:
+    Lin et al., 2020), and is judged and kept. Batch norms begin with the statistics of the public images on both sides. What is
+    distilled is softened by `temperature` on both sides (Hinton et al., 2015).
     """
 
     name = "federated-distillation"
@@ -108,7 +111,9 @@ class _Client:
         if number:
             tensors, _ = checkpoint.load(self._path(number - 1))
             parts.model.load_state_dict(tensors)
-            strategy.digest(parts, job, said, range(number, number + 1), int(strategy.hp.epochs))
+        elif len(job.task.part(PUBLIC)) > 1:
+            adopt_statistics(parts.model.backbone, job.pixels.array, job.task.part(PUBLIC), job.backbone, seed=job.seed)
+        strategy.digest(parts, job, said, range(number, number + 1), int(strategy.hp.epochs))
         loss = train_locally(strategy, parts, job, number)
         job.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(self._path(number), parts.model.state_dict(), {"round": number})
@@ -124,11 +129,11 @@ class _Centre:
 
     def __init__(self, strategy: FederatedDistillation, job: Job) -> None:
         self.strategy, self.job = strategy, job
-        self.model = loop.assemble(strategy, job).model
+        self.model = pretrained_start(strategy, job)
 
     def first(self) -> list[np.ndarray]:
-        """Nothing is said yet; clients do not look at it."""
-        return [np.zeros((len(self.job.task.part(PUBLIC)), len(self.job.task.classes)), dtype=np.float32)]
+        """What the server's probe thinks."""
+        return [self.strategy.opinion(self.model, self.job)]
 
     def take(self, arrays: list[np.ndarray], number: int) -> None:
         each, strategy = int(self.strategy.hp.server_epochs), self.strategy
