@@ -195,7 +195,7 @@ def _suited(task: Task, backbones: Mapping[str, Backbone]) -> Mapping[str, Backb
     if not task.earlier:
         return backbones
     name = model.load(Path(task.earlier)).backbone.name
-    return {name: registry.lookup("backbone", name, backbones)}
+    return {name: registry.lookup("backbone", name, dict(backbones))}
 
 
 def _failed(unit: Unit, lost: WorkerLost) -> Trial | WorkerLost:

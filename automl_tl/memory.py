@@ -85,7 +85,9 @@ def carry(source: Path | None, target: Path) -> None:
     if source is not None and source.exists() and source.samefile(target):
         return
     forget(target)
-    for kind in KINDS if source is not None else ():
+    if source is None:
+        return
+    for kind in KINDS:
         with suppress(FileNotFoundError):
             shutil.copyfile(checkpoint.beside(source, kind), checkpoint.beside(target, kind))
 

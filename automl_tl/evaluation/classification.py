@@ -96,7 +96,7 @@ def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """n: the log-loss of each image."""
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return 0.0 - np.log(np.clip(chosen, 1e-12, 1.0))  # of certainties 0.0, not -0.0
+    return np.asarray(0.0 - np.log(np.clip(chosen, 1e-12, 1.0)))  # of certainties 0.0, not -0.0
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
