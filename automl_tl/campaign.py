@@ -208,7 +208,7 @@ def _failed(unit: Unit, lost: WorkerLost) -> Trial | WorkerLost:
 
 
 def _in_words(trial: Trial) -> str:
-    candidate, score = trial.candidate, trial.validation.get("accuracy", float("nan"))
+    candidate, score = trial.candidate, float("nan") if trial.score is None else trial.score
     what = f"{candidate.strategy} on {candidate.backbone}: {trial.status}"
     return f"{what} {score:.3f} in {trial.seconds:.1f} s {trial.error}".rstrip()
 
