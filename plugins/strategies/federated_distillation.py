@@ -17,7 +17,6 @@ from automl_tl.device import device
 from automl_tl.errors import TrialError
 from automl_tl.federation import Answer, Told
 from automl_tl.inference import predict
-from automl_tl.norms import adopt_statistics
 from automl_tl.records import PUBLIC, TRAIN
 from automl_tl.space import Choice, Int, Value
 
@@ -29,11 +28,10 @@ class FederatedDistillation(Strategy):
     """Each round, a client first learns what all clients together think of the public images (digest), then trains on its own
     (revisit), then tells its class probabilities of the public images; the server averages them (algorithm 1 of the paper).
 
-    The paper's clients begin by learning the labelled public images. Here the server, which alone has those labels, begins with a
-    probe on them (`_federated.pretrained_start`), and what that says is what clients digest first. The paper's clients stop at a
-    model of their own each; here the server's network learns from their average what public images show (ensemble distillation:
-    Lin et al., 2020), and is judged and kept. Batch norms begin with the statistics of the public images on both sides. What is
-    distilled is softened by `temperature` on both sides (Hinton et al., 2015).
+    The paper's clients stop at a model of their own each. Here the server, too, has a network, which learns from the average what
+    public images show (ensemble distillation: Lin et al., 2020); it is judged and kept. Labels of public images are the server's
+    alone: what they teach (`_federated.pretrained_start`) is what the rounds have to surpass. What is distilled is softened by
+    `temperature` on both sides (Hinton et al., 2015).
     """
 
     name = "federated-distillation"
@@ -111,9 +109,7 @@ class _Client:
         if number:
             tensors, _ = checkpoint.load(self._path(number - 1))
             parts.model.load_state_dict(tensors)
-        elif len(job.task.part(PUBLIC)) > 1:
-            adopt_statistics(parts.model.backbone, job.pixels.array, job.task.part(PUBLIC), job.backbone, seed=job.seed)
-        strategy.digest(parts, job, said, range(number, number + 1), int(strategy.hp.epochs))
+            strategy.digest(parts, job, said, range(number, number + 1), int(strategy.hp.epochs))
         loss = train_locally(strategy, parts, job, number)
         job.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(self._path(number), parts.model.state_dict(), {"round": number})
@@ -132,13 +128,14 @@ class _Centre:
         self.model = pretrained_start(strategy, job)
 
     def first(self) -> list[np.ndarray]:
-        """What the server's probe thinks."""
-        return [self.strategy.opinion(self.model, self.job)]
+        """Nothing is said yet; clients do not look at it."""
+        return [np.zeros((len(self.job.task.part(PUBLIC)), len(self.job.task.classes)), dtype=np.float32)]
 
     def take(self, arrays: list[np.ndarray], number: int) -> None:
         each, strategy = int(self.strategy.hp.server_epochs), self.strategy
         parts = loop.assemble(strategy, self.job)
-        parts.model.load_state_dict(self.model.state_dict())
+        if number:  # at first the pretrained network: from the probe of the public images less was learnt
+            parts.model.load_state_dict(self.model.state_dict())
         epochs = range(number * each, (number + 1) * each)
         strategy.digest(parts, self.job, arrays[0], epochs, int(strategy.hp.epochs) * each)
         self.model = parts.model
