@@ -222,8 +222,9 @@ def _check_facts(strategy: type[Strategy], backbone: Backbone) -> None:
 
 
 def _fewest(strategy: type[Strategy]) -> dict[str, Value]:
-    lows = {name: getattr(strategy.space.get(name), "low", None) for name in FEWEST}
-    return {name: max(int(low), FEWEST[name]) for name, low in lows.items() if low is not None}
+    fewest = {**FEWEST, "epochs": FEWEST["epochs"] * (2 if "epsilon" in strategy.needs else 1)}  # robust ones learn slower
+    lows = {name: getattr(strategy.space.get(name), "low", None) for name in fewest}
+    return {name: max(int(low), fewest[name]) for name, low in lows.items() if low is not None}
 
 
 def _train(

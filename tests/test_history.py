@@ -21,7 +21,7 @@ from automl_tl.exchange import FILES, RECORDING, read_facts
 from automl_tl.experience import Experience
 from automl_tl.facts import trial_of
 from automl_tl.history import History, open_history
-from automl_tl.objectives import ACCURACY, ADAPTATION
+from automl_tl.objectives import REQUIRED
 from automl_tl.records import Grown, trial_id
 
 SHIPPED = Path(str(files("automl_tl.metadb")))
@@ -467,9 +467,9 @@ def test_a_new_home_knows_the_shipped_facts() -> None:
         assert summary["finished trials"] >= 400
         assert summary["source datasets"] >= 12
         assert history.integrity() == []
-        told = [len(Experience.of(history, objective=objective).trials) for objective in (ACCURACY, ADAPTATION)]
+        told = [len(Experience.of(history, objective=objective).trials) for objective in REQUIRED]
         assert sum(told) == summary["finished trials"]
-        assert told[1] >= 90
+        assert all(count >= 40 for count in told)
         assert history.profiles().keys() == history.tasks().keys()
 
 
