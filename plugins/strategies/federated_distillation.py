@@ -134,7 +134,7 @@ class _Centre:
     def take(self, arrays: list[np.ndarray], number: int) -> None:
         each, strategy = int(self.strategy.hp.server_epochs), self.strategy
         parts = loop.assemble(strategy, self.job)
-        if number:  # at first the pretrained network: from the probe of the public images less was learnt
+        if number:  # at first the pretrained network, as the clients have it
             parts.model.load_state_dict(self.model.state_dict())
         epochs = range(number * each, (number + 1) * each)
         strategy.digest(parts, self.job, arrays[0], epochs, int(strategy.hp.epochs) * each)
