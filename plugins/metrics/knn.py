@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from automl_tl import Features, hookimpl
 
@@ -24,19 +25,16 @@ def knn_accuracy(values: np.ndarray, labels: np.ndarray) -> float:
         labels: n, each of 0…classes-1 in use.
     """
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    directions = (values / np.where(lengths > 0, lengths, 1.0)).astype(
-        np.float32
-    )  # of length 1: seven digits of a cosine will do
+    lengths[lengths == 0] = 1
+    # Seven digits of a cosine will do; torch finds the largest of a row ten times faster than numpy parts it.
+    directions = torch.from_numpy(np.divide(values, lengths, dtype=np.float32, casting="same_kind"))
     members = indicators(labels)
-    neighbours = min(NEIGHBOURS, len(values) - 1)
     right = 0
     for start in range(0, len(values), BLOCK):
         similarity = directions[start : start + BLOCK] @ directions.T
-        rows = np.arange(len(similarity))
-        similarity[rows, start + rows] = -np.inf
-        nearest = np.argpartition(similarity, -neighbours, axis=1)[:, -neighbours:]
-        weights = 1 + np.take_along_axis(similarity, nearest, axis=1)
-        votes = (weights[:, :, None] * members[nearest]).sum(axis=1)
+        similarity.diagonal(start).fill_(-torch.inf)
+        highest, nearest = (found.numpy() for found in similarity.topk(min(NEIGHBOURS, len(values) - 1), dim=1, sorted=False))
+        votes = ((1 + highest)[:, :, None] * members[nearest]).sum(axis=1)
         right += int((votes.argmax(axis=1) == labels[start : start + BLOCK]).sum())
     return right / len(values)
 
