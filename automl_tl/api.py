@@ -21,7 +21,7 @@ import numpy as np
 from . import data, memory, model, processes, registry
 from .along import Along
 from .along import read_task as read_task
-from .backbones import adopt, catalogue
+from .backbones import adopt, catalogue, here
 from .budget import Budget, parse_budget
 from .candidates import propose
 from .comparison import Compared
@@ -45,6 +45,7 @@ from .home import cache, read_json, whole, write_text
 from .home import check_writable as check_writable
 from .hookspecs import Tracker
 from .images import images_below, is_one, passed_over
+from .model import as_it_starts
 from .objectives import REQUIRED, brings, left_out
 from .profiling import look_through
 from .profiling import profile_task as _profile_task
@@ -181,7 +182,8 @@ def _command() -> str:
 
 
 def _of_earlier(task: Task, asked: Sequence[str]) -> dict[str, Backbone]:
-    """The one backbone that a task after another goes on with: what is known lies in the earlier model's weights.
+    """The one backbone that a task after another goes on with: what is known lies in the earlier model's weights. Where they are
+    all that is left of it here, it is looked at as they are.
 
     Raises:
         InputError: another one is asked for.
@@ -190,7 +192,7 @@ def _of_earlier(task: Task, asked: Sequence[str]) -> dict[str, Backbone]:
     others = [name for name in asked if name != backbone.name]
     if others:
         raise InputError(f"--backbone {others[0]}: the model of --after is a {backbone.name}, and only that can go on from it")
-    return {backbone.name: backbone}
+    return {backbone.name: here(backbone) or as_it_starts(task, backbone)}
 
 
 def _omissions(known: dict[str, type[Strategy]], task: Task) -> list[str]:
@@ -649,6 +651,7 @@ def _advice_from(facts: Mapping[str, Any]) -> tuple[Advice, int]:
         Ranked(**{**item, "candidate": Candidate(**item["candidate"]), "reasons": tuple(item["reasons"])})
         for item in ranking["items"]
     )
-    backbones = {name: backbone_of(backbone) for name, backbone in facts["backbones"].items()}
+    kept = {name: backbone_of(backbone) for name, backbone in facts["backbones"].items()}
+    backbones = {name: here(backbone) or backbone for name, backbone in kept.items()}
     advice = Advice(profile_of(facts["profile"]), Ranking(**{**ranking, "items": items}), backbones)
     return advice, facts.get("looks", LOOKED_AT)

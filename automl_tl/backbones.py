@@ -43,6 +43,13 @@ def catalogue(*, zoo: str | None = None) -> dict[str, Backbone]:
     return found
 
 
+def here(backbone: Backbone) -> Backbone | None:
+    """What the catalogue has by this name, if it is the same network: what was kept of it elsewhere, or some time ago, does not
+    know where its weights lie here and now."""
+    known = catalogue().get(backbone.name)
+    return known if known is not None and (known.zoo, known.digest) == (backbone.zoo, backbone.digest) else None
+
+
 def offered(zoo: Zoo) -> list[Backbone]:
     """What a zoo has for everybody: all, or what is on this machine of one that is listed on request only."""
     return _told(zoo, getattr(zoo, "cached", tuple) if getattr(zoo, "on_request", False) else zoo.list)

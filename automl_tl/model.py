@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from .backbones import build, catalogue
 from .cards import sha256
 from .device import device
 from .errors import HistoryError, InputError, PluginError, ZooError
-from .facts import backbone_of
+from .facts import backbone_facts, backbone_of
 from .home import write_text
 from .inference import predict
 from .networks import create, first_line
-from .records import Backbone, Candidate
+from .records import Backbone, Candidate, Task
 from .strategy import Classifier
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -102,7 +102,7 @@ def _tensors(net: nn.Module, strategy: str) -> tuple[dict[str, Tensor], dict[str
 def _card(
     head: dict[str, Any], backbone: Backbone, candidate: Candidate, classes: tuple[str, ...], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    known = {"backbone": asdict(backbone), "candidate": asdict(candidate), "classes": list(classes), "head": head}
+    known = {"backbone": backbone_facts(backbone), "candidate": asdict(candidate), "classes": list(classes), "head": head}
     return {**known, **facts}
 
 
@@ -228,3 +228,22 @@ def _ranks(facts: Mapping[str, Any], head: nn.Module) -> list[int] | None:
     if not isinstance(ranks, list) or len(ranks) != tasks - 1 or not all(isinstance(r, int) and 1 <= r <= 4096 for r in ranks):
         raise InputError(f"adapters of the ranks {ranks!r} do not fit a head of {tasks} tasks")
     return ranks
+
+
+def start_of(task: Task, backbone: Backbone) -> nn.Module:
+    """The pretrained network; for a task that comes after another, the network that was trained on that.
+
+    Raises:
+        InputError: the earlier model is gone, or on another backbone.
+    """
+    if not task.earlier:
+        return build(backbone)
+    earlier = load(Path(task.earlier))
+    if earlier.backbone.name != backbone.name:
+        raise InputError(f"the earlier model is a {earlier.backbone.name}, which a {backbone.name} cannot go on from")
+    return earlier.net.backbone
+
+
+def as_it_starts(task: Task, backbone: Backbone) -> Backbone:
+    """As the features of `start_of` are known by: the weights may be those of an earlier model."""
+    return replace(backbone, digest=task.fingerprint, num_classes=0) if task.earlier else backbone

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import features, registry
 from .backbones import build
 from .data import picked, pixels_of
+from .model import as_it_starts, start_of
 from .norms import norm_statistics
 from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
 from .scores import scores
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LOOK = 1000
 """Training images that backbones are looked at through."""
@@ -45,7 +50,7 @@ def profile_task(
     notes = imbalance(task)
     meta = count_features(task)
     distances: dict[str, dict[str, float]] = {}
-    for encoder, sources in reference_encoders(backbones):
+    for encoder, sources in reference_encoders():
         labelled = look_features(task, encoder, sample, progress)
         meta |= appearance(task, encoder, seen) | separability(labelled)
         target = labelled
@@ -90,7 +95,13 @@ def task_features(
     decoding = None if progress is None else lambda done, total: progress(f"decoding to {backbone.input_size} px", done, total)
     told = None if progress is None else lambda done, total: progress(f"features of {backbone.name}", done, total)
     pixels = pixels_of(task, backbone, progress=decoding)
-    return features.extract(task, backbone, pixels, lambda head: build(backbone, head=head), index=index, progress=told)
+    return features.extract(task, backbone, pixels, lambda head: _network(task, backbone, head), index=index, progress=told)
+
+
+def _network(task: Task, backbone: Backbone, head: bool = False) -> nn.Module:
+    """As it was pretrained; where only an earlier model has its weights, as it starts from there."""
+    left = task.earlier and backbone == as_it_starts(task, backbone)
+    return start_of(task, backbone) if left else build(backbone, head=head)
 
 
 def look_features(task: Task, backbone: Backbone, sample: np.ndarray, progress: Progress | None = None) -> Features:
@@ -111,7 +122,7 @@ def _looked_at(task: Task, sample: np.ndarray) -> tuple[Task, np.ndarray]:
 def _norms(task: Task, backbone: Backbone, sample: np.ndarray) -> Norms | None:
     """What the batch norms of a backbone see of the images at `sample`."""
     task, sample = _looked_at(task, sample)
-    return norm_statistics(task, backbone, pixels_of(task, backbone), lambda: build(backbone), index=sample)
+    return norm_statistics(task, backbone, pixels_of(task, backbone), lambda: _network(task, backbone), index=sample)
 
 
 def look_sample(task: Task, seed: int) -> np.ndarray:
@@ -209,13 +220,13 @@ def separability(target: Features) -> dict[str, float]:
     return {"between_share": between / max(total, 1e-30), "effective_dimension": dimension}
 
 
-def reference_encoders(backbones: Mapping[str, Backbone]) -> list[tuple[Backbone, Mapping[str, Features]]]:
+def reference_encoders() -> list[tuple[Backbone, Mapping[str, Features]]]:
     """Each zoo's reference encoder with the sources whose statistics were taken with it."""
     found = []
     for zoo in registry.zoos().values():
         reference = getattr(zoo, "reference", None)
         if reference is not None:
-            encoder = backbones.get(reference) or next(b for b in zoo.list() if b.name == reference)
+            encoder = next(backbone for backbone in zoo.list() if backbone.name == reference)
             found.append((encoder, zoo.sources()))  # type: ignore[attr-defined]
     return found
 

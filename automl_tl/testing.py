@@ -105,7 +105,7 @@ def smallest_backbone() -> Backbone:
     """The embedded network with the fewest multiply-adds, of those with the reference encoder's source: their features tell
     something of most images, which a strategy needs that is to learn in a second."""
     embedded = {name: backbone for name, backbone in catalogue().items() if backbone.zoo == "embedded"}
-    encoders = {encoder.source_dataset for encoder, _ in reference_encoders(embedded) if encoder.name in embedded}
+    encoders = {encoder.source_dataset for encoder, _ in reference_encoders() if encoder.name in embedded}
     return min((b for b in embedded.values() if b.source_dataset in encoders), key=lambda backbone: backbone.macs)
 
 

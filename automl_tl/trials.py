@@ -19,13 +19,14 @@ from . import cost, guard, model, processes, registry
 from .backbones import build
 from .data import pixels_of
 from .device import chance_put_back, hardware, release_memory
-from .errors import PLUGIN_FAULTS, AutomlError, InputError
+from .errors import PLUGIN_FAULTS, AutomlError
 from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
 from .evaluation.forgetting import told_accuracy
 from .features import cached_at, extract
 from .importance import PathIntegral
 from .inference import predict
+from .model import as_it_starts, start_of
 from .objectives import ACCURACY, RETENTION, ROBUSTNESS, validate
 from .records import (
     KEPT_TEST,
@@ -186,7 +187,7 @@ def job_of(
         hyperparameters=candidate.hyperparameters,
         seed=seed,
         pixels=pixels_of(task, backbone),
-        build_backbone=lambda: _start(task, backbone),
+        build_backbone=lambda: start_of(task, backbone),
         features=lambda: _features(task, backbone),
         folder=folder,
         report=report,
@@ -195,38 +196,19 @@ def job_of(
     )
 
 
-def _start(task: Task, backbone: Backbone) -> nn.Module:
-    """The pretrained network; for a task that comes after another, the network that was trained on that.
-
-    Raises:
-        InputError: the earlier model is gone, or on another backbone.
-    """
-    if not task.earlier:
-        return build(backbone)
-    earlier = model.load(Path(task.earlier))
-    if earlier.backbone.name != backbone.name:
-        raise InputError(f"the earlier model is a {earlier.backbone.name}, which a {backbone.name} cannot go on from")
-    return earlier.net.backbone
-
-
 def _features(task: Task, backbone: Backbone, heard: Callable[[], None] = lambda: None) -> Features:
-    """Of the network that `_start` gives; `heard` is called on the way."""
+    """Of the network that `start_of` gives; `heard` is called on the way."""
 
     def network(head: bool) -> nn.Module:
-        return _start(task, backbone) if task.earlier else build(backbone, head=head)
+        return start_of(task, backbone) if task.earlier else build(backbone, head=head)
 
     pixels = pixels_of(task, backbone)
-    return extract(task, _as_it_starts(task, backbone), pixels, network, progress=lambda done, total: heard())
-
-
-def _as_it_starts(task: Task, backbone: Backbone) -> Backbone:
-    """As its features are known by: the weights may be those of an earlier model."""
-    return replace(backbone, digest=task.fingerprint, num_classes=0) if task.earlier else backbone
+    return extract(task, as_it_starts(task, backbone), pixels, network, progress=lambda done, total: heard())
 
 
 def features_at_hand(task: Task, backbone: Backbone) -> bool:
     """Whether a job of the task has its features at once."""
-    return cached_at("features", task, _as_it_starts(task, backbone), task.before_test()).exists()
+    return cached_at("features", task, as_it_starts(task, backbone), task.before_test()).exists()
 
 
 def judge_on_test(task: Task, backbone: Backbone, net: nn.Module) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,9 @@ from automl_tl.errors import InputError
 from automl_tl.exports import export_run
 from automl_tl.heads import Neighbours, Tasks, cool, describe, rebuild
 from automl_tl.importance import DAMPING, PathIntegral, fisher_diagonal, parameters_of
+from automl_tl.inference import outputs
 from automl_tl.objectives import brings, left_out, retain
+from automl_tl.profiling import task_features
 from automl_tl.records import EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, TRAIN, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
@@ -345,6 +348,33 @@ def test_what_is_missing_is_said_with_what_to_do(task: Task, tmp_path: Path) -> 
         recommend(plain, strategies=["ewc"])
     with pytest.raises(InputError, match=f"--backbone {QUICK}: the model of --after is a {backbone.name}"):
         recommend(plain, backbones=[QUICK])
+
+
+def test_what_follows_a_model_does_not_need_the_network_that_it_began_from(task: Task, tmp_path: Path) -> None:
+    """A model of a colleague's: its weights are its own, and the pretrained ones lie elsewhere, or nowhere any more."""
+    shutil.copytree(task.earlier, tmp_path / "theirs")
+    file = tmp_path / "theirs" / model.CARD
+    card = json.loads(file.read_text())
+    assert card["backbone"]["weights"] == "", "a model says nothing of the folders of whoever trained it"
+    theirs = replace(task, earlier=str(tmp_path / "theirs"))
+    card["backbone"]["weights"] = "/gone/weights.safetensors"  # an earlier version did
+    file.write_text(json.dumps(card))
+    ours = smallest_backbone()
+    assert recommend(theirs, strategies=["lwf"]).backbones == {ours.name: ours}, "the same network is here, too"
+    card["backbone"] |= {"name": "unheard-of", "zoo": "folder", "digest": "0" * 64}
+    file.write_text(json.dumps(card))
+    advice = recommend(theirs, strategies=["lwf"])
+    (backbone,) = advice.backbones.values()
+    assert (backbone.name, backbone.digest) == ("unheard-of", theirs.fingerprint)
+    assert np.isfinite(advice.profile.transferability["unheard-of"]["logme"])
+    index = task.part(VALIDATION)[:5]
+    pixels = pixels_of(theirs, backbone).array
+    with torch.inference_mode():
+        seen = outputs(model.load(tmp_path / "theirs").net.backbone, pixels, index, backbone)
+    np.testing.assert_allclose(task_features(theirs, backbone, index=index).values, seen, atol=1e-5)
+    values = {**defaults(strategies()["lwf"].space), "epochs": 3}
+    trial, fitted = run_trial(theirs, Candidate(backbone.name, "lwf", values), backbone, seed=0, folder=tmp_path / "run")
+    assert fitted is not None, trial.error
 
 
 # Growing

@@ -12,7 +12,7 @@ from automl_tl.data import pixels_of
 from automl_tl.evaluation.domains import features_of, flattened, gap
 from automl_tl.model import Model
 from automl_tl.profiling import look_features, look_sample, reference_encoders
-from automl_tl.records import TARGET, TRAIN, Backbone, Features, Task
+from automl_tl.records import TARGET, TRAIN, Features, Task
 
 OWN, THEIRS, SOURCES = 150, 60, 5
 """Images of the task, images of each source, and nearest sources on the map: more would take longer than they tell."""
@@ -29,12 +29,10 @@ class DomainMap:
     """"this task" or source → n×2, within 0–1."""
 
 
-def domain_maps(
-    task: Task, backbones: Mapping[str, Backbone], distances: Mapping[str, Mapping[str, float]], *, seed: int = 0
-) -> list[DomainMap]:
+def domain_maps(task: Task, distances: Mapping[str, Mapping[str, float]], *, seed: int = 0) -> list[DomainMap]:
     """One map for each reference encoder: training images of the task among kept features of the nearest sources."""
     found = []
-    for encoder, sources in reference_encoders(backbones):
+    for encoder, sources in reference_encoders():
         sample = look_sample(task, seed)
         own = look_features(task, encoder, sample).values
         rng = np.random.default_rng(seed)

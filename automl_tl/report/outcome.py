@@ -104,9 +104,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
             meta=[(words, outcome.profile.meta[name]) for name, words in META.items() if name in outcome.profile.meta],
             doubted=doubts(task, trained.backbone, seed=seed),
             distances=_by_metric(outcome.profile.distances, reverse=False),
-            maps=[
-                (one.encoder, scatter(one.groups)) for one in domain_maps(task, backbones, outcome.profile.distances, seed=seed)
-            ],
+            maps=[(one.encoder, scatter(one.groups)) for one in domain_maps(task, outcome.profile.distances, seed=seed)],
             gaps=[(one, scatter(one.groups, "t-SNE of both domains")) for one in gap_maps(task, trained, seed=seed)],
             transferability=_by_metric(outcome.profile.transferability, reverse=True),
             ranked=outcome.ranking.items[:RANKED],
