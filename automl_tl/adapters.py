@@ -1,8 +1,8 @@
 """A network that grows: what one task needs of its own lies beside layers that all tasks share and none changes.
 
 For each task after the first, every matrix and kernel W has a low-rank pair beside it, W x + B A x, and every norm has a copy.
-The output holds the features of each task's own pass, side by side: N×(tasks · d). The first task's are those of the network
-as it came, bit for bit.
+The output holds the features of each task's own pass, side by side, and then how strange the image is to the batch norms of each
+pass: N×(tasks · d + tasks). The first task's features are those of the network as it came, bit for bit.
 
 Rebuffi, Bilen and Vedaldi (2018), Efficient parametrization of multi-domain deep neural networks: parallel adapters and norms
 of each domain's own; here with kernels of low rank, as in Hu et al. (2022).
@@ -24,9 +24,11 @@ NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 @dataclass
 class _Turn:
-    """Whose pass it is; shared by all layers of a network."""
+    """Whose pass it is, and what its batch norms find; shared by all layers of a network."""
 
     task: int = 0
+    strange: list[Tensor] | None = None
+    """`strangeness` of what came to each batch norm so far, N; None: nobody asks."""
 
 
 class _Beside(nn.Module):
@@ -69,8 +71,20 @@ class _Instead(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         layer = self.own[self.turn.task - 1] if self.turn.task else self.shared
+        if self.turn.strange is not None and isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            self.turn.strange.append(strangeness(layer, values))
         normed: Tensor = layer(values)
         return normed
+
+
+def strangeness(layer: _BatchNorm, values: Tensor) -> Tensor:
+    """How far the N images of `values`, N×channels×…, are from those that a batch norm has its statistics of: N logarithms of the
+    mean over the channels of (an image's mean - running mean)² / running variance."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    means = values.float().flatten(2).mean(2) if values.ndim > 2 else values.float()
+    away = (means - layer.running_mean).square() / (layer.running_var + layer.eps)
+    return (away.mean(1) + layer.eps).log()
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -111,17 +125,16 @@ class Grown(nn.Module):
         for rank in ranks:
             self.grow(rank)
 
-    def grow(self, rank: int) -> list[nn.Parameter]:
-        """Adapters for one more task, which are returned; all that was there is frozen."""
+    def grow(self, rank: int) -> list[nn.Module]:
+        """Adapters and norms for one more task, which are returned; all that was there is frozen."""
         self.requires_grad_(False)
-        before = set(self.parameters())
         device = next(self.parameters()).device
         for layer in self.modules():
             if isinstance(layer, (_Beside, _Instead)):
                 layer.add(rank)
         self.ranks.append(rank)
         self.to(device)
-        return [parameter for parameter in self.parameters() if parameter not in before]
+        return [layer.own[-1] for layer in self.modules() if isinstance(layer, (_Beside, _Instead))]
 
     @property
     def tasks(self) -> int:
@@ -144,7 +157,18 @@ class Grown(nn.Module):
         return seen
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([self.features(images, task) for task in range(self.tasks)], dim=1)
+        seen = [self._watched(images, task) for task in range(self.tasks)]
+        return torch.cat([*(features for features, _ in seen), torch.stack([strange for _, strange in seen], 1)], dim=1)
+
+    def _watched(self, images: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """`features`, and N: the mean over the batch norms of how strange they find an image; 0 where there are none."""
+        found: list[Tensor] = []
+        self.turn.strange = found
+        try:
+            seen = self.features(images, task)
+        finally:
+            self.turn.strange = None
+        return seen, torch.stack(found).mean(0) if found else torch.zeros_like(seen[:, 0], dtype=torch.float32)
 
 
 def _wrap(module: nn.Module, turn: _Turn) -> None:

@@ -16,6 +16,9 @@ LINEAR, NEIGHBOURS, TASKS = "linear", "neighbours", "tasks"
 BLOCK = 1 << 22
 """Numbers that `Neighbours` has in memory at once, however many images it is asked about: distances, and votes to be counted."""
 
+TRUST = 8.0
+"""By how much the tasks' logarithms of strangeness count where no kept image tells."""
+
 
 class Neighbours(nn.Module):
     """The `k` nearest of stored features vote for their classes (Cover and Hart, 1967).
@@ -58,39 +61,64 @@ class Neighbours(nn.Module):
 
 
 class Tasks(nn.Module):
-    """A linear layer for each task, on features of its own: N×(tasks · d), side by side, to N×classes logits.
+    """A linear layer for each task, on features of its own: N×(tasks · d + tasks), side by side and then how strange the image is
+    to each task's norms (`adapters.Grown`), to N×classes logits.
 
-    `classes` has the positions of each task's classes. No one says whose image it is: the logits of all stand beside each other,
-    and the largest wins. A class that several tasks know has the larger of its logits.
+    `classes` has the positions of each task's classes. No one says whose image it is. Logits of different tasks have never been
+    trained against each other, and those of a task that an image is strange to may be huge. So a class has the probability that
+    its own task's layer gives it, times that of the task: a softmax of `bias` - `trust` · strangeness over the tasks. Of a class
+    that several tasks know the probabilities add up. Logits are logarithms, divided by `temperature` (see `cool`).
     """
 
-    def __init__(self, classes: Sequence[Sequence[int]], num_features: int) -> None:
+    def __init__(
+        self,
+        classes: Sequence[Sequence[int]],
+        num_features: int,
+        *,
+        trust: float = TRUST,
+        bias: Sequence[float] = (),
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.classes = [list(own) for own in classes]
         self.layers = nn.ModuleList(nn.Linear(num_features, len(own)) for own in self.classes)
+        self.trust = trust
+        self.bias = list(bias) or [0.0] * len(self.classes)
+        self.temperature = temperature
 
     def forward(self, features: Tensor) -> Tensor:
-        parts = features.chunk(len(self.classes), dim=1)
-        found = [layer(part.contiguous()) for layer, part in zip(self.layers, parts, strict=True)]
+        found, strange = self.parts(features)
+        whose = (strange.new_tensor(self.bias) - self.trust * strange).log_softmax(1)
+        return self.joined([values + whose[:, task, None] for task, values in enumerate(found)]) / self.temperature
+
+    def parts(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
+        """N×classes of each task: the logarithms of its own probabilities; and N×tasks, the strangeness."""
+        tasks = len(self.classes)
+        own, strange = features[:, :-tasks], features[:, -tasks:].float()
+        found = [layer(part.contiguous()) for layer, part in zip(self.layers, own.chunk(tasks, dim=1), strict=True)]
+        return [values.float().log_softmax(1) for values in found], strange
+
+    def joined(self, found: Sequence[Tensor]) -> Tensor:
+        """N×classes of all tasks, of logarithms of probabilities of each task's classes."""
         width = 1 + max(place for own in self.classes for place in own)
-        logits: Tensor = found[0].new_full((features.shape[0], width), -torch.inf)
+        logits: Tensor = found[0].new_full((found[0].shape[0], width), -torch.inf)
         for own, values in zip(self.classes, found, strict=True):
-            logits[:, own] = torch.maximum(logits[:, own], values)
+            logits[:, own] = torch.logaddexp(logits[:, own], values)
         return logits
 
 
 def cool(head: nn.Module, temperature: float) -> None:
-    """Divide the logits that `head` gives by `temperature`, for good, so that no later step needs to know: linear layers in their
-    weights, votes by a number.
+    """Divide the logits that `head` gives by `temperature`, for good, so that no later step needs to know: a linear layer in its
+    weights, others by a number.
 
     Guo et al. (2017), On calibration of modern neural networks. The class that is predicted stays the same.
     """
     with torch.no_grad():
-        for layer in head.modules():
+        for layer in head if isinstance(head, nn.Sequential) else (head,):
             if isinstance(layer, nn.Linear):
                 layer.weight.div_(temperature)
                 layer.bias.div_(temperature)
-            elif isinstance(layer, Neighbours):
+            elif isinstance(layer, (Neighbours, Tasks)):
                 layer.temperature *= temperature
 
 
@@ -115,7 +143,8 @@ def describe(head: nn.Module) -> dict[str, Any]:
         told = {"stored": len(head.labels), "k": head.k, "cosine": head.cosine, "temperature": head.temperature}
         return {"kind": NEIGHBOURS, **told}
     if isinstance(head, Tasks):
-        return {"kind": TASKS, "classes": head.classes}
+        apart = {"trust": head.trust, "bias": head.bias}
+        return {"kind": TASKS, "classes": head.classes, "temperature": head.temperature, **apart}
     return {"kind": LINEAR}
 
 
@@ -125,20 +154,28 @@ def rebuild(facts: Mapping[str, Any], num_features: int, classes: int) -> nn.Mod
     Raises:
         InputError: of no known kind, or with facts that are wrong.
     """
-    kind = facts.get("kind")
+    kind, temperature = facts.get("kind"), facts.get("temperature", 1.0)
     if kind == LINEAR:
         return nn.Linear(num_features, classes)
+    if not _is_finite(temperature) or temperature <= 0:
+        raise InputError(f"its head divides logits by {temperature!r}")
     if kind == TASKS:
-        return Tasks(_places(facts.get("classes"), classes), num_features)
+        places = _places(facts.get("classes"), classes)
+        trust, bias = facts.get("trust", 0.0), facts.get("bias", [0.0] * len(places))  # older heads have none
+        if not _is_finite(trust) or not isinstance(bias, list) or len(bias) != len(places) or not all(map(_is_finite, bias)):
+            raise InputError(f"its head tells {len(places)} tasks apart by a trust of {trust!r} and a bias of {bias!r}")
+        return Tasks(places, num_features, trust=trust, bias=bias, temperature=temperature)
     if kind != NEIGHBOURS:
         raise InputError(f"its head is of the kind {kind!r}; known: {LINEAR}, {NEIGHBOURS}, {TASKS}")
-    stored, k, temperature = facts.get("stored"), facts.get("k"), facts.get("temperature", 1.0)
+    stored, k = facts.get("stored"), facts.get("k")
     if not isinstance(stored, int) or not isinstance(k, int) or not 1 <= k <= stored:
         raise InputError(f"its head asks {k!r} neighbours of {stored!r} stored features")
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise InputError(f"its head divides logits by {temperature!r}")
     empty, labels = torch.zeros(stored, num_features, dtype=torch.float16), torch.zeros(stored, dtype=torch.int64)
     return Neighbours(empty, labels, classes, k=k, cosine=facts.get("cosine") is True, temperature=temperature)
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and math.isfinite(number)
 
 
 def _places(of_tasks: object, classes: int) -> list[list[int]]:

@@ -13,21 +13,22 @@ import pytest
 import torch
 from automl_tl_plugins.strategies._losses import distillation
 from automl_tl_plugins.strategies._retaining import Held, NewClasses, widened_head
+from sklearn.datasets import load_digits
 from small import QUICK
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automl_tl import Batch, Candidate, Classifier, Task, checkpoint, importance, memory, model
-from automl_tl.adapters import Grown
+from automl_tl.adapters import Grown, strangeness
 from automl_tl.along import Along, read_task
 from automl_tl.api import recommend
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import pixels_of, subset
+from automl_tl.data import load_task, pixels_of, subset
 from automl_tl.errors import InputError
 from automl_tl.exports import export_run
 from automl_tl.heads import Neighbours, Tasks, cool, describe, rebuild
 from automl_tl.importance import DAMPING, PathIntegral, fisher_diagonal, parameters_of
-from automl_tl.inference import outputs
+from automl_tl.inference import outputs, predict
 from automl_tl.objectives import brings, left_out, retain
 from automl_tl.profiling import task_features
 from automl_tl.records import EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, TRAIN, VALIDATION
@@ -389,9 +390,9 @@ def test_old_answers_do_not_change_by_a_bit(name: str) -> None:
     with torch.inference_mode():
         before = plain(images)
     grown = Grown(plain, [])
-    own = grown.grow(4)
+    own = list(nn.ModuleList(grown.grow(4)).parameters())
     with torch.inference_mode():
-        torch.testing.assert_close(grown.eval()(images), torch.cat([before, before], 1))
+        torch.testing.assert_close(grown.eval()(images)[:, :-2], torch.cat([before, before], 1))
     optimiser = torch.optim.SGD(own, lr=0.1)
     for _ in range(2):
         grown.train()
@@ -402,7 +403,7 @@ def test_old_answers_do_not_change_by_a_bit(name: str) -> None:
         trained = grown.eval()(images)
     d = backbone.num_features
     assert torch.equal(trained[:, :d], before)
-    assert (trained[:, d:] - before).abs().max() > 1e-3
+    assert (trained[:, d:-2] - before).abs().max() > 1e-3
     assert sum(p.numel() for p in own) < 0.5 * backbone.params
 
 
@@ -416,13 +417,13 @@ def test_a_grown_model_is_saved_read_back_and_grows_again(task: Task, tmp_path: 
     images = pixels_of(task, backbone).array[task.part(VALIDATION)[:6]]
     with torch.inference_mode():
         inputs = torch.rand(4, 3, 64, 64)
-        assert torch.equal(loaded.net(inputs)[:, :3], earlier.net(inputs)), "what it said of the old classes"
+        grown = loaded.net.backbone(inputs)
+        assert torch.equal(grown[:, : backbone.num_features], earlier.net.backbone(inputs)), "what it saw for the old classes"
+        told = loaded.net(inputs)[:, :3].softmax(1), earlier.net(inputs).softmax(1)
+    torch.testing.assert_close(*told, atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(loaded.probabilities(images), fitted.probabilities[:6], atol=1e-6)
-    assert json.loads((tmp_path / "two" / model.CARD).read_text())["head"] == {
-        "kind": "tasks",
-        "classes": [[0, 1, 2], [3, 4, 5, 6, 7]],
-        "ranks": [2],
-    }
+    head = json.loads((tmp_path / "two" / model.CARD).read_text())["head"]
+    assert (head["kind"], head["classes"], head["ranks"]) == ("tasks", [[0, 1, 2], [3, 4, 5, 6, 7]], [2])
     again = retain(
         replace(task, earlier="", splits={n: task.part(n) for n in (TRAIN, VALIDATION)}), tmp_path / "two", task.classes
     )
@@ -431,6 +432,46 @@ def test_a_grown_model_is_saved_read_back_and_grows_again(task: Task, tmp_path: 
     assert third.model.head.classes == [[0, 1, 2], [3, 4, 5, 6, 7], [3, 4, 5, 6, 7]]  # type: ignore[union-attr]
     assert "linear head" not in brings(again)
     assert "not of neighbours, nor grown" in left_out(strategies(), again)["lwf"]
+
+
+def test_strangeness_is_the_distance_of_an_image_s_means_from_those_of_the_norms() -> None:
+    norm = nn.BatchNorm2d(3).eval()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(torch.tensor([1.0, 0, -1]))
+    norm.running_var.copy_(torch.tensor([4.0, 1, 0.25]))
+    images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    away = (images.mean((2, 3)) - norm.running_mean) ** 2 / norm.running_var
+    torch.testing.assert_close(strangeness(norm, images), away.mean(1).log(), atol=1e-4, rtol=1e-4)
+    grown = Grown(build(smallest_backbone()).eval(), [2])
+    inputs = torch.rand(4, 3, 64, 64)
+    with torch.inference_mode():
+        features, strange = grown(inputs).split([2 * smallest_backbone().num_features, 2], dim=1)
+        assert torch.equal(strange[:, 0], strange[:, 1]), "norms of its own begin as those of the task before"
+        farther = grown(inputs + 3)[:, -2:]
+    assert (farther > strange).all()
+    assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["kept images", "none kept"])
+def test_a_grown_network_tells_whose_an_image_is(task: Task, tmp_path: Path, keep: bool) -> None:
+    """Digits as the earlier model knows them are old, negatives of other digits are new."""
+    digits, backbone, earlier = load_digits(), smallest_backbone(), model.load(Path(task.earlier))
+    chosen = np.flatnonzero(digits.target < 5)[:160]
+    negatives = [np.uint8(240 - 15 * image) for image in digits.images[chosen]]
+    new = load_task((negatives, [f"negative {digits.target[place]}" for place in chosen]), name="negatives")
+    index = np.concatenate([task.part(KEPT), task.part(KEPT_VALIDATION)])
+    names = [task.classes[label] for label in task.labels[index]]
+    old = load_task(([task.images[place] for place in index], names), name="old")
+    both = retain(new, Path(task.earlier), earlier.classes, old if keep else None)
+    values = {**defaults(strategies()["expansion"].space), "epochs": 3}
+    trial, fitted = run_trial(both, Candidate(backbone.name, "expansion", values), backbone, seed=0, folder=tmp_path)
+    assert fitted is not None, trial.error
+    known = len(earlier.classes)
+    said = predict(fitted.model, pixels_of(both, backbone).array, both.part(VALIDATION), backbone)
+    assert (said[:, known:].sum(1) > 0.5).mean() > 0.9, "new images"
+    said = predict(fitted.model, pixels_of(old, backbone).array, np.arange(len(index)), backbone)
+    assert (said[:, :known].sum(1) > 0.5).mean() > 0.9, "old images"
 
 
 @pytest.mark.slow
@@ -445,16 +486,33 @@ def test_a_grown_model_is_exported_where_it_can_be(task: Task, tmp_path: Path) -
         export_run(tmp_path, to="timm", out=tmp_path / "timm")
 
 
-def test_the_largest_logit_of_all_tasks_wins() -> None:
-    head = Tasks([[0, 1], [1, 2]], 2)
+def test_classes_of_all_tasks_compete_by_whose_norms_find_an_image_less_strange() -> None:
+    head = Tasks([[0, 1], [1, 2]], 2, trust=2.0, bias=[0.0, 1.0])
     with torch.no_grad():
         for layer, weight in zip(head.layers, ([[1.0, 0], [0, 1]], [[2.0, 0], [0, 3]]), strict=True):
             layer.weight.copy_(torch.tensor(weight))  # type: ignore[operator]
             layer.bias.zero_()  # type: ignore[operator]
-    assert head(torch.tensor([[5.0, 7, 1, 2]])).tolist() == [[5, 7, 6]], "of a class that both know, the larger"
+    seen = torch.tensor([[5.0, 7, 1, 2, 0.5, 0.25], [5, 7, 1, 2, 0.5, 4]])
+    found = head(seen).exp()
+    first, second = torch.tensor([5.0, 7]).softmax(0), torch.tensor([2.0, 6]).softmax(0)
+    for row, strange in zip(found, ([0.5, 0.25], [0.5, 4]), strict=True):
+        whose = torch.tensor([-2 * strange[0], 1 - 2 * strange[1]]).softmax(0)
+        expected = [whose[0] * first[0], whose[0] * first[1] + whose[1] * second[0], whose[1] * second[1]]
+        torch.testing.assert_close(row, torch.stack(expected))
+    assert found.argmax(1).tolist() == [2, 1], "however large the logits are of a task that the image is strange to"
+    before = head(seen)
     cool(head, 2.0)
-    assert head(torch.tensor([[5.0, 7, 1, 2]])).tolist() == [[2.5, 3.5, 3]]
-    assert describe(head) == {"kind": "tasks", "classes": [[0, 1], [1, 2]]}
+    torch.testing.assert_close(head(seen), before / 2)
+    told = {"kind": "tasks", "classes": [[0, 1], [1, 2]], "temperature": 2.0, "trust": 2.0, "bias": [0.0, 1.0]}
+    assert describe(head) == told
+    again = rebuild(told, 2, 3)
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(seen), head(seen))
+    for wrong in ({"trust": "much"}, {"trust": float("nan")}, {"bias": [0.0]}, {"bias": 0.0}, {"bias": [0.0, None]}):
+        with pytest.raises(InputError, match="its head tells 2 tasks apart by"):
+            rebuild(told | wrong, 2, 3)
+    with pytest.raises(InputError, match="its head divides logits by 0"):
+        rebuild(told | {"temperature": 0}, 2, 3)
     for classes in ([[0], [2]], [[0, 1], []], "all", [[0, 1], ["2"]], None):
         with pytest.raises(InputError, match="do not have the 3 classes"):
             rebuild({"kind": "tasks", "classes": classes}, 2, 3)

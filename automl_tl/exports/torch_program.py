@@ -49,7 +49,7 @@ _OPERATOR = re.compile(
         # number by number
         | abs | add | addcdiv | addcmul | bitwise_and | bitwise_not | bitwise_or | ceil | clamp | clamp_max
         | clamp_min | cos | div | eq | erf | exp | expm1 | floor | floor_divide | ge | gt | le | lerp | log | log1p
-        | log2 | logical_and | logical_not | logical_or | lt | maximum | minimum | mul | ne | neg | pow | reciprocal
+        | log2 | logaddexp | logical_and | logical_not | logical_or | lt | maximum | minimum | mul | ne | neg | pow | reciprocal
         | remainder | round | rsqrt | rsub | sign | sin | sqrt | square | sub
         # sums and extremes
         | all | amax | amin | any | cumsum | linalg_vector_norm | logsumexp | mean | norm | prod | std | std_mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from automl_tl import Backbone, Batch, Classifier, Fitted, Job, model
 from automl_tl.device import device
 from automl_tl.errors import TrialError
-from automl_tl.heads import Tasks
 from automl_tl.importance import parameters_of
 from automl_tl.inference import outputs, predict
 from automl_tl.records import KEPT_VALIDATION, TRAIN, VALIDATION
@@ -56,7 +55,8 @@ def widened_head(job: Job) -> nn.Linear:
     old = earlier_model(job).net.head
     if not isinstance(old, nn.Linear):
         raise TrialError("the earlier model's head is not linear, so it cannot be widened; train that model by another strategy")
-    weight, bias = probe_new(job, old.in_features)
+    values = job.features().values
+    weight, bias = probe_new(job, values)
     head = nn.Linear(old.in_features, len(job.task.classes))
     with torch.no_grad():
         head.weight.zero_()
@@ -64,22 +64,16 @@ def widened_head(job: Job) -> nn.Linear:
         own = own_classes(job)
         head.weight[own], head.bias[own] = weight, bias
         head.weight[: old.out_features], head.bias[: old.out_features] = old.weight.cpu(), old.bias.cpu()
-    balance_head(job, head, job.features().values)
+    if (index := both(job)) is not None:
+        with torch.no_grad():
+            logits = head(torch.from_numpy(values[index].astype(np.float32)))
+        _rescale(head, job, *_fair(logits, job, index))
     return head
 
 
-def balance_head(job: Job, head: nn.Module, features: np.ndarray) -> None:
-    """`balanced` for a head that is not trained yet, on the features (images of the task × what it takes) that it would see."""
-    if (index := _both(job)) is not None:
-        with torch.no_grad():
-            logits = head(torch.from_numpy(features[index].astype(np.float32)))
-        _rescale(*_newest(head, job), *_fair(logits, job, index))
-
-
-def probe_new(job: Job, num_features: int) -> tuple[Tensor, Tensor]:
-    """A linear probe of the task's own classes, classes×d and classes, on the first `num_features` of the earlier features."""
+def probe_new(job: Job, values: np.ndarray) -> tuple[Tensor, Tensor]:
+    """A linear probe of the task's own classes, classes×d and classes, on `values`, features of all its images."""
     own, labels = own_classes(job), job.task.labels
-    values = job.features().values[:, :num_features]
     train, validation = job.task.part(TRAIN), job.task.part(VALIDATION)
     places = [np.searchsorted(own, labels[part]) for part in (train, validation)]
     probe = fit_probe(values[train], places[0], values[validation], places[1], len(own))
@@ -166,18 +160,17 @@ def balanced(job: Job, fitted: Fitted) -> Fitted:
     count the same. Where no image is kept there is nothing to learn them from, and nothing changes. Within the old and within the
     new classes the order stays.
     """
-    net, index = fitted.model, _both(job)
+    net, index = fitted.model, both(job)
     assert isinstance(net, Classifier)
     if index is None:
         return fitted
     logits = outputs(net, job.pixels.array, index, job.backbone)
-    layer, rows = _newest(net.head, job)
-    _rescale(layer, rows, *_fair(logits, job, index))
+    _rescale(net.head, job, *_fair(logits, job, index))
     probabilities = predict(net, job.pixels.array, job.task.part(VALIDATION), job.backbone)
     return replace(fitted, probabilities=probabilities)
 
 
-def _both(job: Job) -> np.ndarray | None:
+def both(job: Job) -> np.ndarray | None:
     """Validation images of new and of kept classes; None where there are no kept ones, or nothing new."""
     new, kept = job.task.part(VALIDATION), job.task.part(KEPT_VALIDATION)
     return np.concatenate([new, kept]) if len(kept) and len(new_classes(job)) else None
@@ -188,40 +181,41 @@ def new_classes(job: Job) -> np.ndarray:
     return np.arange(len(earlier_model(job).classes), len(job.task.classes))
 
 
-def _newest(head: nn.Module, job: Job) -> tuple[nn.Linear, np.ndarray]:
-    """The layer that has the new classes, and their rows in it."""
-    if isinstance(head, Tasks):
-        layer, own = head.layers[-1], np.array(head.classes[-1])
-        assert isinstance(layer, nn.Linear)
-        return layer, np.flatnonzero(np.isin(own, new_classes(job)))
-    assert isinstance(head, nn.Linear)
-    return head, new_classes(job)
-
-
 def _fair(logits: Tensor, job: Job, index: np.ndarray) -> tuple[float, float]:
-    """Scale and shift of the new classes' logits with the least cross-entropy, old and new images weighing the same."""
-    labels, new = torch.from_numpy(job.task.labels[index]), torch.from_numpy(new_classes(job))
-    is_new = torch.arange(len(index)) < len(job.task.part(VALIDATION))
+    """Scale and shift of the new classes' logits with the least cross-entropy."""
+    moved = torch.zeros(logits.shape[1]).index_fill(0, torch.from_numpy(new_classes(job)), 1.0)
+
+    def scaled(numbers: Tensor) -> Tensor:
+        return torch.where(moved > 0, logits * numbers[0].exp() + numbers[1], logits)
+
+    factor, shift = fairest(scaled, torch.from_numpy(job.task.labels[index]), len(job.task.part(VALIDATION)))
+    return float(np.exp(factor)), shift
+
+
+def fairest(logits: Callable[[Tensor], Tensor], labels: Tensor, new: int) -> tuple[float, float]:
+    """The two numbers with the least cross-entropy of the `logits` that they give; the first `new` images weigh as much as the
+    others together."""
+    is_new = torch.arange(len(labels), device=labels.device) < new
     weight = torch.where(is_new, 0.5 / is_new.sum(), 0.5 / (~is_new).sum())
-    moved = torch.zeros(logits.shape[1]).index_fill(0, new, 1.0)
-    parameters = torch.zeros(2, requires_grad=True)  # of the scale, the logarithm
-    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+    numbers = torch.zeros(2, device=labels.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        scaled = torch.where(moved > 0, logits * parameters[0].exp() + parameters[1], logits)
-        loss = (weight * F.cross_entropy(scaled, labels, reduction="none")).sum() + 1e-3 * parameters.square().sum()
+        loss = (weight * F.cross_entropy(logits(numbers), labels, reduction="none")).sum() + 1e-3 * numbers.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return float(parameters[0].detach().exp()), float(parameters[1].detach())
+    return float(numbers[0].detach()), float(numbers[1].detach())
 
 
 @torch.no_grad()
-def _rescale(layer: nn.Linear, rows: np.ndarray, scale: float, shift: float) -> None:
-    layer.weight[rows] *= scale
-    layer.bias[rows] = layer.bias[rows] * scale + shift
+def _rescale(head: nn.Module, job: Job, scale: float, shift: float) -> None:
+    assert isinstance(head, nn.Linear)
+    rows = new_classes(job)
+    head.weight[rows] *= scale
+    head.bias[rows] = head.bias[rows] * scale + shift
 
 
 def held_macs(backbone: Backbone, images: int, hyperparameters: Mapping[str, Value]) -> float:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from automl_tl import Backbone, Batch, Classifier, Fitted, Job, Strategy, hookimpl, loop
+from automl_tl import Backbone, Batch, Classifier, Features, Fitted, Job, Strategy, hookimpl, loop
 from automl_tl.adapters import Grown
+from automl_tl.device import channels_last, device
 from automl_tl.errors import TrialError
-from automl_tl.heads import Tasks
+from automl_tl.heads import TRUST, Tasks
+from automl_tl.inference import outputs, predict
+from automl_tl.norms import adopt_statistics, norms_of
+from automl_tl.records import KEPT_VALIDATION, TRAIN, VALIDATION
 from automl_tl.space import Choice, Value
 
 from . import _layers, _retaining
+
+STRANGE = 0.05
+"""Share of the new validation images that may be found to be an earlier task's, before the heads have their say."""
 
 
 class Expansion(Strategy):
     """Low-rank kernels and norms of its own for each task, beside the first task's network, which stays as it is.
 
-    A kernel W becomes W + B A, with B and A of each task's own (the paper's parallel adapters, of low rank here). What earlier
-    tasks' heads say does not change by a bit. An image passes once for each task, and the logits of all tasks' heads stand
-    beside each other: the largest wins. No head has seen another's images, so which task an image is of is told less well than
-    its class where the task is known.
+    A kernel W becomes W + B A, with B and A of each task's own (the paper's parallel adapters, of low rank here). The norms begin
+    with the statistics of the task's images. What earlier tasks' passes and heads compute does not change by a bit.
+
+    The paper is told which task an image is of; here nobody says. An image passes once for each task, and a task is the more
+    probable, the less strange its norms find the image (`heads.Tasks`). How much that counts is fitted where there are images of
+    what the earlier model knows; without them, nearly all new validation images shall count as new.
     """
 
     name = "expansion"
@@ -37,20 +47,23 @@ class Expansion(Strategy):
     own: Tensor
 
     def run(self, job: Job) -> Fitted:
+        job = _grown(job, self.hp.rank)
         self.head, self.own = _grown_head(job), torch.from_numpy(_retaining.own_classes(job))
-        fitted = _retaining.balanced(job, loop.fit(self, job))
-        grown = fitted.model.get_submodule("backbone")
-        assert isinstance(grown, Grown)
-        own = sum(p.numel() for p in fitted.model.parameters() if p.requires_grad)
-        fitted.notes = (f"{grown.tasks} tasks; {own:,} numbers for the newest beside {self.facts.params:,}",)
-        return fitted
+        fitted = loop.fit(self, job)
+        net, images = fitted.model, job.pixels.array
+        assert isinstance(net, Classifier)
+        assert isinstance(net.head, Tasks)
+        assert isinstance(net.backbone, Grown)
+        _tell_apart(net.head, job, _values(net.backbone, job, (VALIDATION, KEPT_VALIDATION)))
+        probabilities = predict(net, images, job.task.part(VALIDATION), job.backbone)
+        own = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        note = f"{net.backbone.tasks} tasks; {own:,} numbers for the newest beside {self.facts.params:,}"
+        return replace(fitted, probabilities=probabilities, notes=(note,))
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
-        grown = backbone if isinstance(backbone, Grown) else Grown(backbone, [])
-        grown.grow(self.hp.rank)
         self.head.requires_grad_(False)
         self.head.layers[-1].requires_grad_(True)
-        return Classifier(grown, self.head)
+        return Classifier(backbone, self.head)
 
     def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
         yield 1.0, [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -76,30 +89,80 @@ class Expansion(Strategy):
         return _retaining.macs(backbone, images, hyperparameters, passes=2.4)
 
 
+def _grown(job: Job, rank: int) -> Job:
+    """The job with adapters for its task in the earlier network, and with the features that come out."""
+    earlier = job.build_backbone()
+    grown = earlier if isinstance(earlier, Grown) else Grown(earlier, [])
+    grown.to(device())
+    newest = nn.ModuleList(grown.grow(rank))
+    channels_last(grown)
+    train = job.task.part(TRAIN)
+    adopt_statistics(grown, job.pixels.array, train, job.backbone, seed=job.seed, layers=norms_of(newest))
+    values = _values(grown, job, (TRAIN, VALIDATION, KEPT_VALIDATION))
+    return replace(job, build_backbone=lambda: grown, features=lambda: Features(values))
+
+
+def _values(grown: Grown, job: Job, splits: tuple[str, ...]) -> np.ndarray:
+    """What comes out for the images of `splits`; a row for each image of the task, those of others not a number."""
+    index = np.concatenate([job.task.part(split) for split in splits])
+    found = outputs(grown, job.pixels.array, index, job.backbone).numpy()
+    values = np.full((len(job.task.labels), found.shape[1]), np.nan, np.float32)
+    values[index] = found
+    return values
+
+
 def _grown_head(job: Job) -> Tasks:
-    """The earlier heads as they are, and a linear probe of the earlier features for the new task.
+    """The earlier heads as they are, and a linear probe of the newest features for the new task.
 
     Raises:
         TrialError: the earlier model has a head that has no weights.
     """
     earlier, own = _retaining.earlier_model(job), _retaining.own_classes(job)
     old, width = earlier.net.head, earlier.backbone.num_features
+    bias, trust = [0.0], TRUST
     if isinstance(old, Tasks):
-        classes, layers = list(old.classes), list(old.layers)
+        classes, layers, bias, trust = list(old.classes), list(old.layers), old.bias, old.trust
     elif isinstance(old, nn.Linear):
         classes, layers = [list(range(old.out_features))], [old]
     else:
         raise TrialError("the earlier model's head is of neighbours, which has no weights; train that model by another strategy")
-    head = Tasks([*classes, own.tolist()], width)
+    head = Tasks([*classes, own.tolist()], width, trust=trust, bias=[*bias, 0.0])
     for layer, known in zip(head.layers, layers, strict=False):
         layer.load_state_dict(known.state_dict())
-    weight, bias = _retaining.probe_new(job, width)
+    tasks, values = len(head.classes), job.features().values
+    probe = _retaining.probe_new(job, values[:, -width - tasks : -tasks])
     with torch.no_grad():
-        head.layers[-1].weight.copy_(weight)  # type: ignore[operator]
-        head.layers[-1].bias.copy_(bias)  # type: ignore[operator]
-    seen = job.features().values
-    _retaining.balance_head(job, head, np.concatenate([seen, seen[:, :width]], axis=1))  # the new pass starts as the first task's
+        for parameter, fitted in zip(head.layers[-1].parameters(), probe, strict=True):
+            parameter.copy_(fitted)
+    _tell_apart(head, job, values)
     return head
+
+
+def _tell_apart(head: Tasks, job: Job, values: np.ndarray) -> None:
+    """Set how much strangeness counts in `head`, and the newest task's bias, by what the grown network gives (`_values`).
+
+    With kept images the two numbers are those of the least cross-entropy, new and kept images weighing the same (as in
+    `_retaining.balanced`). Without them all but `STRANGE` of the new images are to be less strange to their own norms.
+    """
+    net = next(head.parameters()).device
+    with torch.no_grad():
+        parts, strange = head.parts(torch.from_numpy(values).to(net))
+    if (index := _retaining.both(job)) is None:
+        seen = strange[job.task.part(VALIDATION)]
+        standing = strange.new_tensor(head.bias[:-1]) - head.trust * seen[:, :-1]
+        ahead = -head.trust * seen[:, -1] - standing.amax(1)
+        head.bias[-1] = -float(ahead.quantile(STRANGE))
+        return
+    found, strange = [part[index] for part in parts], strange[index]
+    labels = torch.from_numpy(job.task.labels[index]).to(net)
+
+    def logits(moved: Tensor) -> Tensor:
+        bias = torch.cat([strange.new_tensor(head.bias[:-1]), moved[1:]])
+        whose = (bias - head.trust * moved[0].exp() * strange).log_softmax(1)
+        return head.joined([part + whose[:, task, None] for task, part in enumerate(found)])
+
+    factor, bias = _retaining.fairest(logits, labels, len(job.task.part(VALIDATION)))
+    head.trust, head.bias[-1] = head.trust * float(np.exp(factor)), bias
 
 
 @hookimpl
