@@ -107,12 +107,14 @@ class Predictions:
         return [self.classes[index] for index in self.probabilities.argmax(1)] if len(self.where) else []
 
 
+@chance_put_back()
 def profile_task(task: Task, *, zoo: str | None = None, seed: int = 0, progress: Progress | None = None) -> Profile:
     """Profile a task against every source and every backbone that is at hand."""
     backbones = catalogue(zoo=zoo)
     return _profile_task(task, backbones, look=tuple(backbones)[:LOOKED_AT], seed=seed, progress=progress)
 
 
+@chance_put_back()
 def recommend(
     task: Task,
     *,
@@ -252,6 +254,7 @@ def fit(
     if exemplars != memory.MOST_EXEMPLARS and EXEMPLARS not in kinds:
         raise InputError("--exemplars says how many images are kept; ask for them with --remember exemplars")
     task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
+    _check_outside(out, location, task)
     if ray is not None and not processes.alone():
         raise InputError("--ray and `accelerate launch` both spread the work; use one of them")
     if not processes.leads():
@@ -313,6 +316,16 @@ def fit(
         report_outcome(task, outcome, advice.backbones)
     processes.tell(outcome)
     return outcome
+
+
+def _check_outside(out: Path, location: Any, task: Task) -> None:
+    """Raises InputError: `out` lies in the folder of the images, where the next start would take it for a class."""
+    if not isinstance(location, (str, Path)) or not isinstance(task.images[0], (str, Path)):
+        return  # "digits" may be a folder, too
+    folder = Path(location).resolve()
+    if folder.is_dir() and out.resolve().is_relative_to(folder):
+        beside = os.path.relpath(folder.parent / "runs" / folder.name)
+        raise InputError(data.shown(f"{out}: lies in the folder of the images; choose another --out, such as {beside}"))
 
 
 def _advised_for_long(outcome: Outcome, advised: float, counted: float) -> Outcome:
@@ -457,6 +470,7 @@ def judge_corrupted(judgement: Judgement, *, seed: int = 0) -> Robustness:
     return robustness(judgement.model.probabilities, judgement.images[chosen], judgement.labels[chosen], seed=seed)
 
 
+@chance_put_back()
 def compare(run: Path | str, *, weights: Mapping[str, float] = WEIGHTS) -> list[Compared]:
     """The trials of a run, the best combined score first; see `evaluation.combined`.
 
@@ -472,6 +486,7 @@ def compare(run: Path | str, *, weights: Mapping[str, float] = WEIGHTS) -> list[
     return sorted(found, key=lambda one: -one.combined)
 
 
+@chance_put_back()
 def export(run: Path | str, *, to: str, out: Path | str | None = None, dry_run: bool = False) -> Exported:
     """The winner of a run for somebody else's program: `to` is "timm", "onnx", "torch" (torch.export) or "hub".
 

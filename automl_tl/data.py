@@ -67,9 +67,13 @@ def shown(name: str | Path) -> str:
         return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def class_name(label: str) -> str:
-    """As `shown`, with letters and their accents in one form (NFC): some Macs name files in another, which looks the same."""
-    return unicodedata.normalize("NFC", shown(label))
+def class_name(label: Any) -> str:
+    """As `shown`, with letters and their accents in one form (NFC): some Macs name files in another, which looks the same.
+
+    Of a whole number without the ".0" of a float: a column of a table with gaps, or what NumPy read, has floats for 1 and 2.
+    """
+    whole = isinstance(label, (float, np.floating)) and label.is_integer()
+    return unicodedata.normalize("NFC", shown(str(int(label) if whole else label)))
 
 
 def read_listing(location: Any) -> Listing:

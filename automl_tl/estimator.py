@@ -20,7 +20,6 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from . import api, data, memory, model
 from .along import Along
-from .device import chance_put_back
 from .errors import InputError, InputWarning
 from .exports.predictor import of_model
 from .home import check_writable, write_text
@@ -139,8 +138,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             remember=self.remember,
             told=_warn,
         )
-        with chance_put_back():
-            trained = model.load(out / "model")
+        trained = model.load(out / "model")
         self._use(trained, _with_earlier(classes, trained.classes), _shape(X)[1:])
         self._folder = out / "model"
         self.ranking_ = self.outcome_.ranking
@@ -276,7 +274,7 @@ def _batch(X: Any) -> Any:
 
 def _name(label: Any) -> str:
     """Of a class, as a model has it."""
-    return data.class_name(str(label))
+    return data.class_name(label)
 
 
 def _shape(X: Any) -> tuple[int, ...]:

@@ -247,5 +247,10 @@ def square(image: Image.Image, size: int, *, interpolation: str, crop_pct: float
         image, resized = image.crop((left, top, left + side, top + side)), (scale, scale)
     if resized != image.size:
         image = image.resize(resized, _METHODS[interpolation])
-    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    left, top = (_before_centre(side, size) for side in resized)
     return np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
+
+
+def _before_centre(side: int, size: int) -> int:
+    """Pixels of `side` before its middle `size`; below 0, those that are missing, as torchvision counts them."""
+    return round((side - size) / 2) if side >= size else -((size - side) // 2)

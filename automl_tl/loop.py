@@ -35,10 +35,10 @@ from .device import (
 )
 from .errors import TrialError, TrialWarning
 from .fetching import ahead
-from .inference import predict
+from .inference import outputs, predict
 from .objectives import validate
 from .processes import agreed, average_gradients, average_statistics, leads
-from .records import VALIDATION, Point
+from .records import TRAIN, VALIDATION, Point
 from .strategy import Batch, Classifier, Fitted, Job, Strategy
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -47,6 +47,8 @@ PATIENCE = 0.25
 peak. While it is high, a score may lie below that of the head which training began with, and still end far above it."""
 WARM_UP = 0.1
 CLIP = 1.0
+TRIED = 32
+"""Images that show, before the training, whether fp16 will do."""
 SAVING = 0.03
 """Share of the time that checkpoints may take: on a GPU an epoch can be shorter than writing down what it gave."""
 
@@ -148,10 +150,18 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
 def assemble(strategy: Strategy, job: Job) -> Parts:
     model = strategy.build(job.build_backbone(), len(job.task.classes))
     channels_last(model)
-    dtype = precision(model)
+    dtype = _held_by(precision(model), model, job)
     average = copy.deepcopy(model).requires_grad_(False) if float(option(strategy, "ema")) else None
     scaler = torch.amp.GradScaler(device().type, enabled=dtype == torch.float16)
     return Parts(model, average, _optimiser(strategy, model), scaler, dtype)
+
+
+def _held_by(dtype: torch.dtype, model: Classifier, job: Job) -> torch.dtype:
+    """`dtype`, but fp32 for fp16 where some images show that it cannot hold what the network computes: it ends at 65504."""
+    if dtype != torch.float16:
+        return dtype
+    found = outputs(model, job.pixels.array, job.task.part(TRAIN)[:TRIED], job.backbone, dtype=dtype)
+    return dtype if found.isfinite().all() else torch.float32
 
 
 def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: int, *, began: int = 0) -> float:

@@ -18,7 +18,7 @@ from . import checkpoint, heads
 from .adapters import Grown
 from .backbones import build, catalogue
 from .cards import sha256
-from .device import device
+from .device import chance_put_back, device
 from .errors import HistoryError, InputError, PluginError, ZooError
 from .facts import backbone_facts, backbone_of
 from .home import write_text
@@ -138,6 +138,7 @@ def load(folder: Path) -> Model:
     return _rebuild(card, tensors, f"{folder}/")
 
 
+@chance_put_back()  # a network is made with random weights before it is given its own
 def _rebuild(card: Any, tensors: Mapping[str, Tensor], where: str) -> Model:
     if not isinstance(card, Mapping):
         raise InputError(f"{where}{CARD} is damaged: it is no JSON object")

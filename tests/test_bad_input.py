@@ -407,6 +407,13 @@ def out_that_is_a_file(place: Place) -> list[str]:
     return fit(good(place), "--out", str(place.root / "taken.txt"))
 
 
+@bad(r"photos/runs/fit: lies in the folder of the images; choose another --out, such as .*runs/photos$")
+def out_among_the_images(place: Place) -> list[str]:
+    """As `cd photos; automl-tl fit .` would have it: the same command again would find a class called runs."""
+    folder = good(place)
+    return fit(folder, "--out", str(folder / "runs" / "fit"))
+
+
 @bad(r"other holds another run \(with other images, zoo\); choose another --out or delete it")
 def out_of_another_run(place: Place, seed: int = 0) -> list[str]:
     (place.root / "other").mkdir()

@@ -26,7 +26,7 @@ from small import QUICK as SMALL
 from small import TINY, arrays
 from torch import nn
 
-from automl_tl import Candidate, Classifier, TransferClassifier, model, steps
+from automl_tl import Candidate, Classifier, TransferClassifier, api, load_task, model, steps
 from automl_tl.backbones import build, catalogue
 from automl_tl.errors import InputError, InputWarning, PluginError
 from automl_tl.estimator import _seed, _with_earlier
@@ -153,10 +153,10 @@ def test_names_come_alone_and_in_arrays(digits: tuple[np.ndarray, np.ndarray], t
         (np.array([3, 4]), ["1", "2", "3", "4"], [1, 2, 3, 4]),
         (np.array([3, 4]), ["00001", "3", "4"], ["00001", "3", "4"]),
         (np.array([3, 4], dtype=np.uint8), ["300", "3", "4"], ["3", "300", "4"]),
-        (np.array([3.0, 4.0]), ["1", "3.0", "4.0"], ["1", "3.0", "4.0"]),
+        (np.array([3.0, 4.0]), ["1", "3", "4"], [1.0, 3.0, 4.0]),
         (np.array([False, True]), ["perhaps", "False", "True"], ["False", "True", "perhaps"]),
     ],
-    ids=["numbers", "with zeros before", "too large", "without a point", "texts"],
+    ids=["numbers", "with zeros before", "too large", "floats", "texts"],
 )
 def test_classes_of_an_earlier_model_keep_their_names(classes: np.ndarray, known: list[str], expected: list[object]) -> None:
     assert _with_earlier(classes, known).tolist() == expected
@@ -188,6 +188,29 @@ def test_labels_that_are_not_counted_from_zero(digits: tuple[np.ndarray, np.ndar
     assert torch.equal(torch.random.get_rng_state(), before), "the generator is the calling program's"
     assert classifier.classes_.tolist() == sorted(set(odd.tolist())), "also negative ones, which a run sorts as text"
     assert classifier.score(images, odd) > 0.6
+
+
+def test_chance_is_left_to_the_calling_program(
+    fitted: TransferClassifier, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """A network is made with random weights before it is given its own."""
+    run, pairs = fitted.report_.parent, (digits[0][:20], digits[1][:20])
+    fitted.save(tmp_path / "saved")
+    packed, task = pickle.dumps(fitted), load_task((digits[0], digits[1]))
+    before = torch.random.get_rng_state()
+    for step in (
+        lambda: TransferClassifier.load(tmp_path / "saved").predict(digits[0][:2]),
+        lambda: pickle.loads(packed),
+        lambda: api.predict(run, list(digits[0][:2])),
+        lambda: api.evaluate(run, pairs),
+        lambda: api.profile_task(task),
+        lambda: api.recommend(task, strategies=["linear-probe"], backbones=[TINY]),
+        lambda: api.compare(run),
+        lambda: api.export(run, to="timm", out=tmp_path / "timm"),
+        lambda: api.predict(tmp_path / "timm", list(digits[0][:2])),
+    ):
+        step()
+        assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_parameters_are_only_stored(digits: tuple[np.ndarray, np.ndarray]) -> None:

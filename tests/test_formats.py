@@ -270,6 +270,7 @@ def test_parquet_cells_that_are_no_text(pictures: Path) -> None:
 
     listing = read_listing(table(list("aaaabbb")))
     assert (listing.labels, listing.groups) == (list("aaaabbb"), [""] * 7)
+    assert read_listing(table([0.0] * 4 + [1.0] * 3)).labels == list("0000111"), "a column with gaps somewhere has floats"
     with pytest.raises(InputError, match=r"list\.parquet row 2: pictures/a/001\.png: has no label"):
         read_listing(table(pyarrow.array([0.0, nan, 0.0, nan, 1.0, 1.0, 1.0], from_pandas=False)))
     with pytest.raises(InputError, match=r"list\.parquet: column 'label' has lists or records"):
@@ -342,7 +343,8 @@ def test_labels_of_every_kind() -> None:
     for labels in kinds:
         assert read_listing((images, labels)).labels == ["1", "2", "1"]
     assert read_listing((images, [True, False, True])).labels == ["True", "False", "True"]
-    assert read_listing((images, np.array([1.0, 2.0, 1.0]))).labels == ["1.0", "2.0", "1.0"]
+    for floats in ([1.0, 2.0, 1.0], np.array([1, 2, 1], dtype=np.float32)):
+        assert read_listing((images, floats)).labels == ["1", "2", "1"], "NumPy reads a file of numbers as floats"
 
 
 class NotKnown:

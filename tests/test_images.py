@@ -281,7 +281,7 @@ def test_threads_leave_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
-@pytest.mark.parametrize(("size", "crop_pct"), [(64, 1.0), (96, 0.875), (160, 0.95), (225, 0.9)])
+@pytest.mark.parametrize(("size", "crop_pct"), [(64, 1.0), (96, 0.875), (160, 0.95), (225, 0.9), (77, 1.15)])
 def test_square_is_timms_evaluation_transform(
     photographs: list[Image.Image], interpolation: str, size: int, crop_pct: float
 ) -> None:

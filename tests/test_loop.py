@@ -86,6 +86,25 @@ def test_the_end_is_judged_in_the_precision_of_use(tmp_path: Path, monkeypatch: 
     np.testing.assert_allclose(fitted.probabilities, expected, atol=1e-6)
 
 
+def test_what_fp16_cannot_hold_is_trained_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs without bf16, where nothing else would be tried."""
+
+    def large() -> nn.Module:
+        net = build(catalogue()[QUICK])
+        with torch.no_grad():
+            net.layer4[0].bn1.weight.fill_(1e7)
+            net.layer4[0].bn2.weight.mul_(1e-3)
+        return net
+
+    monkeypatch.setattr("automl_tl.loop.precision", lambda net: torch.float16)
+    for name, network, expected in (("usual", None, torch.float16), ("large", large, torch.float32)):
+        made = job(digits(), tmp_path / name, defaults(Plain.space) | {"epochs": 1, "rate": 1e-5})
+        made = made if network is None else replace(made, build_backbone=network)
+        strategy = Plain(made.hyperparameters, made.backbone)
+        assert loop.assemble(strategy, made).dtype == expected
+        assert math.isfinite(strategy.run(made).curve[0].loss or math.nan)
+
+
 def test_early_stopping_in_each_cycle(tmp_path: Path) -> None:
     """No epoch beats the first, as the loss teaches nothing. The rate is at half its peak after 11 of 20; then 5 are enough, in a
     second cycle as in the first."""

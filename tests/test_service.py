@@ -367,6 +367,14 @@ def test_faults_are_json_with_the_right_status(server: Running, method: str, pat
     assert fault(server.client.request(method, path, content=body, headers=headers), status)
 
 
+def test_each_path_says_which_methods_it_has(server: Running) -> None:
+    for path, operations in server.client.get("/api/openapi.json").json()["paths"].items():
+        answer = server.client.patch(path.replace("{id}", "nothing"))
+        assert fault(answer, 405)
+        expected = {method.upper() for method in operations} | ({"HEAD"} if "get" in operations else set())
+        assert set(answer.headers["allow"].split(", ")) == expected, path
+
+
 def test_head_is_get_without_the_body(server: Running) -> None:
     for path in ("/", "/api/health", "/api/jobs"):
         answer = server.client.head(path)

@@ -13,10 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from automl_tl.errors import AutomlError
 
 log = logging.getLogger("automl_tl.service")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 MOST_NAMED = 5
 """Of the wrong fields of a request."""
 
@@ -74,12 +76,20 @@ def handle_faults(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
         words = {404: f"there is nothing at {request.url.path}", 405: f"{request.url.path} has no {request.method}"}
-        return answer(error.status_code, words.get(error.status_code, str(error.detail)), error.headers)
+        headers = {"Allow": ", ".join(_allowed(request))} if error.status_code == 405 else error.headers
+        return answer(error.status_code, words.get(error.status_code, str(error.detail)), headers)
 
     @app.exception_handler(Exception)
     def ours(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return answer(500, f"internal error: {type(error).__name__}; the server's log says more. Please report it")
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of its path. Starlette names those of the first route alone, and each of our methods is a route."""
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    found = [one for one in METHODS if any(route.matches(scopes[one])[0] == Match.FULL for route in request.app.routes)]
+    return found + (["HEAD"] if "GET" in found else [])  # see `gate`
 
 
 def _in_words(found: Sequence[Any]) -> str:

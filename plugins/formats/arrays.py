@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from automl_tl import Listing, hookimpl
+from automl_tl.data import class_name
 from automl_tl.errors import InputError
 
 
@@ -41,7 +42,7 @@ def _class(label: Any, where: str) -> str:
         raise InputError(f"{where}: has no label; give it one or remove it")
     if not isinstance(label, (str, int, float, np.generic)) or (isinstance(label, float) and not label.is_integer()):
         raise InputError(f"{where}: its label is {label!r}; labels are classes: texts or whole numbers, one for each image")
-    return str(label)
+    return class_name(label)
 
 
 def _is_missing(label: Any) -> bool:

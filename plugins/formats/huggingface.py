@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from automl_tl import Listing, hookimpl
+from automl_tl.data import class_name
 from automl_tl.errors import InputError
 
 from ._splits import KNOWN, split_of
@@ -73,7 +74,7 @@ def _class(value: Any, names: Sequence[str] | None) -> str:
     """The name of a class; none, which the caller's checks refuse, where there is no label (or -1, by the library's custom)."""
     if value is None or value != value or (names and value < 0):
         return ""
-    return names[value] if names else str(value)
+    return names[value] if names else class_name(value)
 
 
 def _columns(part: Any, location: Any) -> tuple[str, str]:

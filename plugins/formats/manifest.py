@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from automl_tl import Listing, hookimpl
+from automl_tl.data import class_name
 from automl_tl.errors import InputError
 
 from ._splits import KNOWN, split_of
@@ -129,12 +130,16 @@ def _parquet_rows(table: Path) -> dict[int, dict[str, str]]:
         nested = [name for name in names if pyarrow.types.is_nested(content.schema.field(name).type)]
         if nested:
             raise InputError(f"{table}: column {nested[0]!r} has lists or records; give one text or number a row")
-        columns = [
-            ["" if cell is None or cell != cell else str(cell).strip() for cell in content[name].to_pylist()] for name in names
-        ]
+        columns = [[_text(cell, name) for cell in content[name].to_pylist()] for name in names]
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise InputError(f"{table}: cannot be read as Parquet: {str(error).splitlines()[0]}") from None
     return {number: dict(zip(names, cells, strict=True)) for number, cells in enumerate(zip(*columns, strict=True), 1)}
+
+
+def _text(cell: Any, column: str) -> str:
+    if cell is None or cell != cell:
+        return ""
+    return (class_name(cell) if column == "label" else str(cell)).strip()
 
 
 def _check_header(table: Path, header: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ def widened_head(job: Job) -> nn.Linear:
         own = own_classes(job)
         head.weight[own], head.bias[own] = weight, bias
         head.weight[: old.out_features], head.bias[: old.out_features] = old.weight.cpu(), old.bias.cpu()
-    if (index := both(job)) is not None:
+    if (index := both(job)) is not None and len(new_classes(job)):
         with torch.no_grad():
             logits = head(torch.from_numpy(values[index].astype(np.float32)))
         _rescale(head, job, *_fair(logits, job, index))
@@ -162,7 +162,7 @@ def balanced(job: Job, fitted: Fitted) -> Fitted:
     """
     net, index = fitted.model, both(job)
     assert isinstance(net, Classifier)
-    if index is None:
+    if index is None or not len(new_classes(job)):
         return fitted
     logits = outputs(net, job.pixels.array, index, job.backbone)
     _rescale(net.head, job, *_fair(logits, job, index))
@@ -171,9 +171,9 @@ def balanced(job: Job, fitted: Fitted) -> Fitted:
 
 
 def both(job: Job) -> np.ndarray | None:
-    """Validation images of new and of kept classes; None where there are no kept ones, or nothing new."""
+    """Validation images of the task and of kept classes; None where there are no kept ones."""
     new, kept = job.task.part(VALIDATION), job.task.part(KEPT_VALIDATION)
-    return np.concatenate([new, kept]) if len(kept) and len(new_classes(job)) else None
+    return np.concatenate([new, kept]) if len(kept) else None
 
 
 def new_classes(job: Job) -> np.ndarray:
