@@ -151,7 +151,7 @@ def _tell_apart(head: Tasks, job: Job, values: np.ndarray) -> None:
         seen = strange[job.task.part(VALIDATION)]
         standing = strange.new_tensor(head.bias[:-1]) - head.trust * seen[:, :-1]
         ahead = -head.trust * seen[:, -1] - standing.amax(1)
-        head.bias[-1] = -float(ahead.quantile(STRANGE))
+        head.bias[-1] = -max(0.0, float(ahead.quantile(STRANGE)))
         return
     found, strange = [part[index] for part in parts], strange[index]
     labels = torch.from_numpy(job.task.labels[index]).to(net)
