@@ -187,6 +187,23 @@ def test_distillation_leaves_the_clients_networks_at_home(task: Task, tmp_path: 
     assert fitted.curve
 
 
+def test_the_server_learns_labels_beside_what_clients_say(task: Task, tmp_path: Path) -> None:
+    """Where they say nothing, the labels are left; a client has none of them."""
+    strategy, job = prepared(task, "federated-distillation", tmp_path, server_epochs=5)
+    centre, public = strategy.centre(job), task.part(PUBLIC)
+    nothing = np.full((len(public), len(task.classes)), 1 / len(task.classes), np.float32)
+    for number in range(2):
+        centre.take([nothing], number)
+    right = predict(centre.model, job.pixels.array, public, job.backbone).argmax(1) == task.labels[public]
+    assert float(right.mean()) > 0.6, "of five classes"
+    own, labels = federation.job_of_client(job, 0), task.labels.copy()
+    labels[public] = -1
+    blind = replace(own, task=replace(own.task, labels=labels), folder=tmp_path / "blind")
+    for number in range(2):
+        one, other = (strategy.client(each).answer([nothing], {"round": number}).arrays[0] for each in (own, blind))
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "federated-distillation"])
 def test_the_server_begins_with_what_its_public_images_teach(name: str, task: Task, tmp_path: Path) -> None:
     """A probe on them, with norms of their statistics, is judged before the first round, and kept where no round is better."""
@@ -211,6 +228,28 @@ def test_the_server_begins_with_what_its_public_images_teach(name: str, task: Ta
     fitted: Fitted = strategy.run(job)
     np.testing.assert_allclose(fitted.probabilities, begun, atol=1e-5)
     assert max(point.score for point in fitted.curve) < accuracy
+
+
+def test_a_private_start_has_seen_no_private_image(task: Task, tmp_path: Path) -> None:
+    """It is a probe on public images, the same whatever clients have; the first round sends what of it the directions hold."""
+    from automl_tl_plugins.strategies.dp_fedavg import projected
+
+    strategy, job = prepared(task, "dp-fedavg", tmp_path, epsilon=1.0)
+    private, validation, labels = task.part(TRAIN), task.part(VALIDATION), task.labels.copy()
+    values = job.features().values.copy()
+    values[private], labels[private] = math.nan, -1
+    blind = replace(with_features(job, values), task=replace(task, labels=labels))
+    centre, other = strategy.centre(job), strategy.centre(blind)
+    for one, same_one in zip(centre.first(), other.first(), strict=True):
+        np.testing.assert_array_equal(one, same_one)
+    assert centre.tell() == other.tell()
+    known, begun = build(job.backbone).state_dict(), centre.model.backbone.state_dict()
+    assert all(torch.equal(known[name], begun[name]) for name in known), "the network that clients have"
+    weight, bias = centre.first()
+    on_directions = projected(job.features().values[validation], centre.mean, centre.directions).numpy() @ weight.T + bias
+    kept = strategy.run(job).probabilities
+    for answers in (predict(centre.model, job.pixels.array, validation, job.backbone), on_directions, kept):
+        assert float((answers.argmax(1) == task.labels[validation]).mean()) > 0.6, "of five classes"
 
 
 def test_too_few_public_images_are_no_start(task: Task, tmp_path: Path) -> None:

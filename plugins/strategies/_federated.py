@@ -38,9 +38,10 @@ LOCAL: Space = {
 """Of the training on a client; an epoch is a round."""
 
 
-def pretrained_start(strategy: Strategy, job: Job) -> Classifier:
+def pretrained_start(strategy: Strategy, job: Job, *, norms: str = "moving") -> Classifier:
     """The server's network before the first round, found on its own labelled images: batch norms have the statistics of the
-    public ones, and the head is a linear probe on them. Where there are too few for that, it is the pretrained network.
+    public ones (unless `norms` are still), and the head is a linear probe on them. Where there are too few for that, it is the
+    pretrained network.
 
     A good start is worth more where clients are unlike (Nguyen et al., 2023, Where to begin? On the impact of pre-training and
     initialization in federated learning): with the source's statistics, which then stay, images unlike the source's lose most of
@@ -50,7 +51,7 @@ def pretrained_start(strategy: Strategy, job: Job) -> Classifier:
     if len(np.unique(job.task.labels[public])) < 2:
         return model
     parts = {TRAIN: public, VALIDATION: job.task.part(VALIDATION)}
-    known, head = begin(replace(job, task=replace(job.task, splits=parts)), norms="moving")
+    known, head = begin(replace(job, task=replace(job.task, splits=parts)), norms=norms)
     model.backbone.load_state_dict(known.build_backbone().state_dict())
     model.head.load_state_dict(head.state_dict())
     return model

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from automl_tl import Backbone, Classifier, Fitted, Job, Strategy, checkpoint, federation, hookimpl
-from automl_tl.device import device
+from automl_tl import Backbone, Fitted, Job, Strategy, checkpoint, federation, hookimpl
 from automl_tl.errors import TrialError
 from automl_tl.federation import Answer, Told
 from automl_tl.records import PUBLIC, TRAIN
 from automl_tl.space import Choice, Float, Int, Value
 
+from ._federated import arrays_of, pretrained_start
 from ._frozen import linear
 
 DELTA = 1e-5
@@ -42,7 +42,8 @@ class PrivateAveraging(Strategy):
     towards everybody who sees what leaves the client, the server included. δ is 1e-5.
 
     The backbone is frozen. Its features are centred and projected on the `components` directions in which those of the public
-    images vary most, each to the same variance: fewer weights need less noise, and no private image decides the directions.
+    images vary most, each to the same variance: fewer weights need less noise, and no private image decides the directions. Nor
+    does one decide the start, a probe on the public images' labels (`_federated.pretrained_start`), which spends nothing.
     """
 
     name = "dp-fedavg"
@@ -186,14 +187,13 @@ class _Centre:
     """Finds the directions in the public images; its network is the frozen backbone under the average of the probes."""
 
     def __init__(self, strategy: PrivateAveraging, job: Job) -> None:
-        backbone = job.build_backbone()
         self.mean, self.directions = principal(job.features().values[job.task.part(PUBLIC)], strategy.hp.components)
-        self.model = Classifier(backbone, nn.Linear(len(self.mean), len(job.task.classes))).requires_grad_(False).to(device())
-        self._fold(self.first())
+        self.model = pretrained_start(strategy, job, norms="still").requires_grad_(False)  # clients have the pretrained features
 
     def first(self) -> list[np.ndarray]:
-        classes = self.model.head.out_features
-        return [np.zeros((int(classes), self.directions.shape[1]), np.float32), np.zeros(int(classes), np.float32)]  # type: ignore[arg-type]
+        """The network's head as far as it lies in the directions."""
+        weight, bias = arrays_of(self.model.head)
+        return [weight @ self.directions / np.square(self.directions).sum(axis=0), bias + weight @ self.mean]
 
     def take(self, arrays: list[np.ndarray], number: int) -> None:
         self._fold(arrays)

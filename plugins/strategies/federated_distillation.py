@@ -30,8 +30,9 @@ class FederatedDistillation(Strategy):
 
     The paper's clients stop at a model of their own each. Here the server, too, has a network, which learns from the average what
     public images show (ensemble distillation: Lin et al., 2020); it is judged and kept. Labels of public images are the server's
-    alone: what they teach (`_federated.pretrained_start`) is what the rounds have to surpass. What is distilled is softened by
-    `temperature` on both sides (Hinton et al., 2015).
+    alone: what they teach a probe (`_federated.pretrained_start`) is what the rounds have to surpass. What is distilled is
+    softened by `temperature` on both sides, and the server learns the labels beside it, half and half (Hinton et al., 2015):
+    clients with few images agree on much that is wrong.
     """
 
     name = "federated-distillation"
@@ -40,6 +41,8 @@ class FederatedDistillation(Strategy):
     space = {**LOCAL, "temperature": Choice((1.0, 2.0, 4.0), 2.0), "server_epochs": Int(1, 5, 2)}
     said: Tensor | None = None
     """While it digests: public images × classes."""
+    known: Tensor | None = None
+    """While the server digests: labels of the public images."""
 
     def run(self, job: Job) -> Fitted:
         return federation.train(self, job)
@@ -64,21 +67,25 @@ class FederatedDistillation(Strategy):
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         if self.said is None:
             return super().loss(model, batch)
-        heat = float(self.hp.temperature)
-        return F.cross_entropy(model(batch.images).float() / heat, self.said[batch.labels]) * heat**2
+        heat, logits = float(self.hp.temperature), model(batch.images).float()
+        loss = F.cross_entropy(logits / heat, self.said[batch.labels]) * heat**2
+        if self.known is None:
+            return loss
+        return (loss + F.cross_entropy(logits, self.known[batch.labels], label_smoothing=self.hp.label_smoothing)) / 2
 
-    def digest(self, parts: loop.Parts, job: Job, said: np.ndarray, epochs: range, of: int) -> None:
-        """Train on what was said about the public images."""
+    def digest(self, parts: loop.Parts, job: Job, said: np.ndarray, epochs: range, of: int, *, labelled: bool = False) -> None:
+        """Train on what was said about the public images, and on their labels where they are known."""
         public = job.task.part(PUBLIC)
         rows = job.task.labels.copy()
         rows[public] = np.arange(len(public))  # instead of its class, an image names its row of `said`
         task = replace(job.task, splits={TRAIN: public}, labels=rows)
         self.said = torch.from_numpy(said.astype(np.float32)).to(device())
+        self.known = torch.from_numpy(job.task.labels[public]).to(device()) if labelled else None
         try:
             for epoch in epochs:
                 loop.train_epoch(self, parts, replace(job, task=task, seed=job.seed + 500_000), epoch, of)
         finally:
-            self.said = None
+            self.said = self.known = None
 
     def opinion(self, model: nn.Module, job: Job) -> np.ndarray:
         """Softened class probabilities of the public images."""
@@ -137,7 +144,7 @@ class _Centre:
         if number:  # at first the pretrained network, as the clients have it
             parts.model.load_state_dict(self.model.state_dict())
         epochs = range(number * each, (number + 1) * each)
-        strategy.digest(parts, self.job, arrays[0], epochs, int(strategy.hp.epochs) * each)
+        strategy.digest(parts, self.job, arrays[0], epochs, int(strategy.hp.epochs) * each, labelled=True)
         self.model = parts.model
 
     def tell(self) -> dict[str, Any]:
