@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+LEAST = 1e-5
+"""What a variance, and a distance in units of it, are taken to be more than 0."""
 
 
 @dataclass
@@ -58,33 +60,39 @@ class _Beside(nn.Module):
 
 
 class _Instead(nn.Module):
-    """A norm with a copy for each later task."""
+    """A norm with a copy for each later task. Of the first task's images a batch norm may have other statistics than it has to
+    normalise by: those are its source's, where they stayed still."""
+
+    seen_mean: Tensor
+    seen_variance: Tensor
 
     def __init__(self, shared: nn.Module, turn: _Turn) -> None:
         super().__init__()
         self.shared = shared
         self.own = nn.ModuleList()
         self.turn = turn
+        if isinstance(shared, _BatchNorm) and shared.running_mean is not None and shared.running_var is not None:
+            self.register_buffer("seen_mean", shared.running_mean.clone())
+            self.register_buffer("seen_variance", shared.running_var.clone())
 
     def add(self, rank: int) -> None:
         self.own.append(copy.deepcopy(self.shared).requires_grad_(True))
 
     def forward(self, values: Tensor) -> Tensor:
         layer = self.own[self.turn.task - 1] if self.turn.task else self.shared
-        if self.turn.strange is not None and isinstance(layer, _BatchNorm) and layer.running_mean is not None:
-            self.turn.strange.append(strangeness(layer, values))
+        if self.turn.strange is not None and hasattr(self, "seen_mean"):
+            seen: Any = (layer.running_mean, layer.running_var) if self.turn.task else (self.seen_mean, self.seen_variance)
+            self.turn.strange.append(strangeness(values, *seen))
         normed: Tensor = layer(values)
         return normed
 
 
-def strangeness(layer: _BatchNorm, values: Tensor) -> Tensor:
-    """How far the N images of `values`, N×channels×…, are from those that a batch norm has its statistics of: N logarithms of the
-    mean over the channels of (an image's mean - running mean)² / running variance."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
+def strangeness(values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """How far the N images of `values`, N×channels×…, are from those that channels have `mean` and `variance` of: N logarithms of
+    the mean over the channels of (an image's mean - mean)² / variance."""
     means = values.float().flatten(2).mean(2) if values.ndim > 2 else values.float()
-    away = (means - layer.running_mean).square() / (layer.running_var + layer.eps)
-    return (away.mean(1) + layer.eps).log()
+    away = (means - mean).square() / (variance + LEAST)
+    return (away.mean(1) + LEAST).log()
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -135,6 +143,20 @@ class Grown(nn.Module):
         self.ranks.append(rank)
         self.to(device)
         return [layer.own[-1] for layer in self.modules() if isinstance(layer, (_Beside, _Instead))]
+
+    def first_saw(self, mean: Tensor, variance: Tensor) -> None:
+        """What entered the batch norms with the first task's images, all channels in a row.
+
+        Raises:
+            ValueError: not as many as there are channels.
+        """
+        places = [layer for layer in self.modules() if isinstance(layer, _Instead) and hasattr(layer, "seen_mean")]
+        sizes = [len(place.seen_mean) for place in places]
+        if len(mean) != sum(sizes) or len(variance) != sum(sizes):
+            raise ValueError(f"{len(mean)} means and {len(variance)} variances do not fit {sum(sizes)} channels")
+        for place, one, other in zip(places, torch.split(mean, sizes), torch.split(variance, sizes), strict=True):
+            place.seen_mean.copy_(one)
+            place.seen_variance.copy_(other)
 
     @property
     def tasks(self) -> int:

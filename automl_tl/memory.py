@@ -2,7 +2,8 @@
 
 - fisher: the Fisher information of each weight, as large as the model itself;
 - importance: the synaptic importance of each weight, as large again; it is added up while training;
-- exemplars: images. Whoever has the model then has some of the training images, too; how many is bounded.
+- exemplars: images. Whoever has the model then has some of the training images, too; how many is bounded;
+- statistics: mean and variance of each channel that enters a batch norm, over some training images.
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import checkpoint, heads, model, registry
+from .adapters import Grown
 from .errors import InputError
 from .importance import fisher_diagonal
 from .inference import outputs
-from .records import EXEMPLARS, FISHER, IMPORTANCE, KEPT, KEPT_VALIDATION, TRAIN, Backbone, Task
+from .norms import MOST, measure, norms_of
+from .records import EXEMPLARS, FISHER, IMPORTANCE, KEPT, KEPT_VALIDATION, STATISTICS, TRAIN, Backbone, Task
 from .strategy import Classifier
 
-KINDS = (FISHER, IMPORTANCE, EXEMPLARS)
-LACKING = {FISHER: "counts votes, which have no gradient", IMPORTANCE: "was not trained in one descent"}
+KINDS = (FISHER, IMPORTANCE, EXEMPLARS, STATISTICS)
+LACKING = {
+    FISHER: "counts votes, which have no gradient",
+    IMPORTANCE: "was not trained in one descent",
+    STATISTICS: "has no batch norms of one task alone",
+}
 """Why a model has none, for a person. Exemplars can always be had."""
 MOST_EXEMPLARS = 500
 """Images in all, shared by all classes, unless asked otherwise."""
@@ -71,7 +78,16 @@ def remember(
         chosen = choose_exemplars(net.backbone, task, images, backbone, most)
         tensors = {"images": torch.from_numpy(images[chosen].copy()), "labels": torch.from_numpy(task.labels[chosen])}
         _write(folder, EXEMPLARS, tensors, {"classes": list(task.classes)})
+    if STATISTICS in kinds and norms_of(net.backbone) and not isinstance(net.backbone, Grown):
+        _write(folder, STATISTICS, seen_by_norms(net.backbone, images, task.part(TRAIN), backbone, seed=seed), {})
     return {kind: checkpoint.beside(folder, kind).stat().st_size for kind in KINDS if checkpoint.beside(folder, kind).exists()}
+
+
+def seen_by_norms(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone, *, seed: int) -> dict[str, Tensor]:
+    """`mean` and `variance` of each channel that enters a batch norm of `net`, over some of the images at `index`."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(index)[:MOST])
+    found = measure(net, images, chosen, backbone)
+    return {name: found[name] for name in ("mean", "variance")}
 
 
 def forget(folder: Path) -> None:

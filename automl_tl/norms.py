@@ -36,7 +36,7 @@ def norm_statistics(
     if path.exists():
         tensors, _ = checkpoint.load(path)
     else:
-        tensors = _measure(backbone, pixels, build, chosen)
+        tensors = measure(build(), pixels.array, chosen, backbone)
         path.parent.mkdir(exist_ok=True)
         checkpoint.save(path, tensors, {"backbone": backbone.name, "task": task.name})
     if not len(tensors["layer"]):
@@ -45,13 +45,14 @@ def norm_statistics(
 
 
 @torch.inference_mode()
-def _measure(backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module], index: np.ndarray) -> dict[str, Tensor]:
-    """What enters each batch norm that keeps statistics, under the network as it evaluates: mean and variance of a channel.
+def measure(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone) -> dict[str, Tensor]:
+    """What enters each batch norm of `net` that keeps statistics, as it evaluates: mean and variance of a channel over the images
+    at `index`, and those that the norm has; of all norms in a row, with the number of each channel's.
 
     In single precision for each batch, as Apple's devices have no double, and a double is twice the memory; batches are put
     together in double precision.
     """
-    net = channels_last(build().eval())
+    net = channels_last(net.eval())
     layers = norms_of(net)
     whose: list[int] = []
     seen: list[Tensor] = []
@@ -71,13 +72,14 @@ def _measure(backbone: Backbone, pixels: Pixels, build: Callable[[], nn.Module],
         net(laid_out(batch, backbone))
         return tuple(seen)
 
-    for number, layer in enumerate(layers):
-        layer.register_forward_pre_hook(watch(number))
+    watched = [layer.register_forward_pre_hook(watch(number)) for number, layer in enumerate(layers)]
     sums = [np.zeros((3, layer.num_features)) for layer in layers]
-    for found in in_batches(pixels.array, index if layers else index[:0], BATCH, run):
+    for found in in_batches(images, index if layers else index[:0], BATCH, run):
         for number, told in zip(whose, found, strict=True):
             mean, variance, count = told.double().numpy()
             sums[number] += count * np.stack([mean, variance + mean**2, np.ones_like(mean)])
+    for one in watched:
+        one.remove()
     means = [torch.from_numpy(total[0] / total[2]) for total in sums]
     variances = [torch.from_numpy(total[1] / total[2]) - mean**2 for total, mean in zip(sums, means, strict=True)]
     return {

@@ -435,22 +435,24 @@ def test_a_grown_model_is_saved_read_back_and_grows_again(task: Task, tmp_path: 
 
 
 def test_strangeness_is_the_distance_of_an_image_s_means_from_those_of_the_norms() -> None:
-    norm = nn.BatchNorm2d(3).eval()
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.copy_(torch.tensor([1.0, 0, -1]))
-    norm.running_var.copy_(torch.tensor([4.0, 1, 0.25]))
+    mean, variance = torch.tensor([1.0, 0, -1]), torch.tensor([4.0, 1, 0.25])
     images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    away = (images.mean((2, 3)) - norm.running_mean) ** 2 / norm.running_var
-    torch.testing.assert_close(strangeness(norm, images), away.mean(1).log(), atol=1e-4, rtol=1e-4)
+    away = (images.mean((2, 3)) - mean) ** 2 / variance
+    torch.testing.assert_close(strangeness(images, mean, variance), away.mean(1).log(), atol=1e-4, rtol=1e-4)
     grown = Grown(build(smallest_backbone()).eval(), [2])
     inputs = torch.rand(4, 3, 64, 64)
     with torch.inference_mode():
-        features, strange = grown(inputs).split([2 * smallest_backbone().num_features, 2], dim=1)
-        assert torch.equal(strange[:, 0], strange[:, 1]), "norms of its own begin as those of the task before"
-        farther = grown(inputs + 3)[:, -2:]
-    assert (farther > strange).all()
-    assert features.isfinite().all()
+        before = grown(inputs)
+        assert torch.equal(before[:, -2], before[:, -1]), "norms of its own begin as those of the task before"
+        assert (grown(inputs + 3)[:, -2:] > before[:, -2:]).all()
+        channels = sum(len(place) for name, place in grown.named_buffers() if name.endswith("seen_mean"))
+        grown.first_saw(torch.full((channels,), 50.0), torch.ones(channels))
+        after = grown(inputs)
+    assert (after[:, -2] > before[:, -2] + 1).all(), "the first task's images were far from these"
+    assert torch.equal(after[:, -1], before[:, -1])
+    assert torch.equal(after[:, :-2], before[:, :-2]), "what is seen does not depend on it"
+    with pytest.raises(ValueError, match=f"3 means and 3 variances do not fit {channels} channels"):
+        grown.first_saw(torch.ones(3), torch.ones(3))
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept images", "none kept"])

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from automl_tl import Backbone, Batch, Classifier, Features, Fitted, Job, Strategy, hookimpl, loop
+from automl_tl import Backbone, Batch, Classifier, Features, Fitted, Job, Strategy, hookimpl, loop, memory
 from automl_tl.adapters import Grown
 from automl_tl.device import channels_last, device
 from automl_tl.errors import TrialError
 from automl_tl.heads import TRUST, Tasks
 from automl_tl.inference import outputs, predict
 from automl_tl.norms import adopt_statistics, norms_of
-from automl_tl.records import KEPT_VALIDATION, TRAIN, VALIDATION
+from automl_tl.records import KEPT, KEPT_VALIDATION, STATISTICS, TRAIN, VALIDATION
 from automl_tl.space import Choice, Value
 
 from . import _layers, _retaining
@@ -92,14 +92,33 @@ class Expansion(Strategy):
 def _grown(job: Job, rank: int) -> Job:
     """The job with adapters for its task in the earlier network, and with the features that come out."""
     earlier = job.build_backbone()
-    grown = earlier if isinstance(earlier, Grown) else Grown(earlier, [])
+    images, train = job.pixels.array, job.task.part(TRAIN)
+    grown = earlier if isinstance(earlier, Grown) else _first(job, earlier)
     grown.to(device())
     newest = nn.ModuleList(grown.grow(rank))
     channels_last(grown)
-    train = job.task.part(TRAIN)
-    adopt_statistics(grown, job.pixels.array, train, job.backbone, seed=job.seed, layers=norms_of(newest))
+    adopt_statistics(grown, images, train, job.backbone, seed=job.seed, layers=norms_of(newest))
     values = _values(grown, job, (TRAIN, VALIDATION, KEPT_VALIDATION))
     return replace(job, build_backbone=lambda: grown, features=lambda: Features(values))
+
+
+def _first(job: Job, earlier: nn.Module) -> Grown:
+    """The network of one task, with what its batch norms saw of that task's images: as it is remembered, or else of kept ones.
+
+    Raises:
+        TrialError: what is remembered belongs to another network.
+    """
+    found, kept = memory.recall(job.task.earlier, STATISTICS), job.task.part(KEPT)
+    seen = found[0] if found is not None else {}
+    if found is None and len(kept) and norms_of(earlier):
+        seen = memory.seen_by_norms(earlier, job.pixels.array, kept, job.backbone, seed=job.seed)
+    grown = Grown(earlier, [])
+    try:
+        if seen:
+            grown.first_saw(seen["mean"], seen["variance"])
+    except (KeyError, ValueError) as error:
+        raise TrialError(f"the statistics that the earlier model remembers are not its own ({error}); delete them") from None
+    return grown
 
 
 def _values(grown: Grown, job: Job, splits: tuple[str, ...]) -> np.ndarray:
