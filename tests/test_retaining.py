@@ -13,6 +13,7 @@ import pytest
 import torch
 from automl_tl_plugins.strategies._losses import distillation
 from automl_tl_plugins.strategies._retaining import Held, NewClasses, widened_head
+from automl_tl_plugins.strategies.expansion import _first
 from sklearn.datasets import load_digits
 from small import QUICK
 from torch import Tensor, nn
@@ -24,14 +25,14 @@ from automl_tl.along import Along, read_task
 from automl_tl.api import recommend
 from automl_tl.backbones import build, catalogue
 from automl_tl.data import load_task, pixels_of, subset
-from automl_tl.errors import InputError
+from automl_tl.errors import InputError, TrialError
 from automl_tl.exports import export_run
 from automl_tl.heads import Neighbours, Tasks, cool, describe, rebuild
 from automl_tl.importance import DAMPING, PathIntegral, fisher_diagonal, parameters_of
 from automl_tl.inference import outputs, predict
 from automl_tl.objectives import brings, left_out, retain
 from automl_tl.profiling import task_features
-from automl_tl.records import EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, TRAIN, VALIDATION
+from automl_tl.records import EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, STATISTICS, TRAIN, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.strategy import Job
@@ -297,7 +298,8 @@ def test_memory_is_bounded_and_comes_back_as_kept_images(task: Task, tmp_path: P
     checkpoint.beside(tmp_path, EXEMPLARS).write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"exemplars\.safetensors: is damaged"):
         read_task((digits, ["x", "y"] * 5), Along(after=tmp_path))
-    with pytest.raises(InputError, match="--remember weights: there is no such memory; known: fisher, importance, exemplars"):
+    known = "known: fisher, importance, exemplars, statistics"
+    with pytest.raises(InputError, match=f"--remember weights: there is no such memory; {known}"):
         memory.check_kinds(["weights"])
 
 
@@ -328,6 +330,33 @@ def test_votes_have_no_fisher_information(task: Task, tmp_path: Path) -> None:
     model.save(tmp_path, net, backbone, Candidate(backbone.name, "knn"), task.classes, {})
     assert len(task.part(KEPT))
     assert memory.earlier_fisher(replace(task, earlier=str(tmp_path)), images, backbone) is None
+
+
+def test_a_grown_network_knows_what_the_first_task_s_norms_saw(task: Task, tmp_path: Path) -> None:
+    """Remembered, or else by kept images; what belongs to another network is refused."""
+    shutil.copytree(task.earlier, tmp_path / "earlier")
+    backbone, earlier = smallest_backbone(), model.load(tmp_path / "earlier")
+    file = checkpoint.beside(tmp_path / "earlier", STATISTICS)
+    images, kept = pixels_of(task, backbone).array, task.part(KEPT)
+    seen = memory.seen_by_norms(earlier.net.backbone, images, kept, backbone, seed=0)
+    torch.testing.assert_close(checkpoint.load(file)[0], seen, atol=0.5, rtol=0.5)  # of all of its images, and of the kept ones
+
+    def first(statistics: dict[str, Tensor] | None) -> Tensor:
+        file.unlink(missing_ok=True)
+        if statistics is not None:
+            checkpoint.save(file, statistics, {})
+        after = replace(task, earlier=str(tmp_path / "earlier"))
+        grown = _first(job(after, "expansion", tmp_path), earlier.net.backbone)
+        return torch.cat([buffer for name, buffer in grown.named_buffers() if name.endswith("seen_mean")])
+
+    other = {name: value + 1 for name, value in seen.items()}
+    torch.testing.assert_close(first(other), other["mean"])
+    earlier = model.load(tmp_path / "earlier")
+    torch.testing.assert_close(first(None), seen["mean"])
+    for wrong in ({"mean": torch.ones(3), "variance": torch.ones(3)}, {"mean": seen["mean"]}):
+        earlier = model.load(tmp_path / "earlier")
+        with pytest.raises(TrialError, match="the statistics that the earlier model remembers are not its own"):
+            first(wrong)
 
 
 # What can be tried

@@ -86,7 +86,7 @@ def test_one_task_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[st
     code, out, _ = typed(capsys, "predict", b, first / "test", "--json")
     assert {one["label"] for one in json.loads(out)} <= {f"digit {label}" for label in range(4)}
     code, out, err = typed(capsys, "fit", second, "--remember", "everything")
-    assert (code, "there is no such memory; known: fisher, importance, exemplars" in err) == (2, True)
+    assert (code, "there is no such memory; known: fisher, importance, exemplars, statistics" in err) == (2, True)
 
 
 def test_what_a_winner_by_votes_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,8 +41,8 @@ Trackers = Annotated[list[str] | None, typer.Option("--tracker", help="Also repo
 Remember = Annotated[
     list[str] | None,
     typer.Option(
-        help="Store with the model what a later task (--after) needs: fisher, importance, or exemplars (images of yours) "
-        "(repeatable)."
+        help="Store with the model what a later task (--after) needs: fisher, importance, exemplars (images of yours) or "
+        "statistics (repeatable)."
     ),
 ]
 Exemplars = Annotated[
