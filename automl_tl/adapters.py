@@ -60,10 +60,11 @@ class _Beside(nn.Module):
 
 
 class _Instead(nn.Module):
-    """A norm with a copy for each later task. Of the first task's images a batch norm may have other statistics than it has to
-    normalise by: those are its source's, where they stayed still."""
+    """A norm with a copy for each later task. Of each task's images a batch norm has statistics besides those that it normalises
+    by, which may be an earlier task's, or the source's."""
 
     seen_mean: Tensor
+    """tasks×channels, as is the variance."""
     seen_variance: Tensor
 
     def __init__(self, shared: nn.Module, turn: _Turn) -> None:
@@ -72,17 +73,20 @@ class _Instead(nn.Module):
         self.own = nn.ModuleList()
         self.turn = turn
         if isinstance(shared, _BatchNorm) and shared.running_mean is not None and shared.running_var is not None:
-            self.register_buffer("seen_mean", shared.running_mean.clone())
-            self.register_buffer("seen_variance", shared.running_var.clone())
+            self.register_buffer("seen_mean", shared.running_mean[None].clone())
+            self.register_buffer("seen_variance", shared.running_var[None].clone())
 
     def add(self, rank: int) -> None:
         self.own.append(copy.deepcopy(self.shared).requires_grad_(True))
+        if hasattr(self, "seen_mean"):
+            self.seen_mean = torch.cat([self.seen_mean, self.seen_mean[:1]])
+            self.seen_variance = torch.cat([self.seen_variance, self.seen_variance[:1]])
 
     def forward(self, values: Tensor) -> Tensor:
         layer = self.own[self.turn.task - 1] if self.turn.task else self.shared
         if self.turn.strange is not None and hasattr(self, "seen_mean"):
-            seen: Any = (layer.running_mean, layer.running_var) if self.turn.task else (self.seen_mean, self.seen_variance)
-            self.turn.strange.append(strangeness(values, *seen))
+            task = self.turn.task
+            self.turn.strange.append(strangeness(values, self.seen_mean[task], self.seen_variance[task]))
         normed: Tensor = layer(values)
         return normed
 
@@ -142,21 +146,25 @@ class Grown(nn.Module):
                 layer.add(rank)
         self.ranks.append(rank)
         self.to(device)
+        return self.newest()
+
+    def newest(self) -> list[nn.Module]:
+        """The newest task's adapters and norms."""
         return [layer.own[-1] for layer in self.modules() if isinstance(layer, (_Beside, _Instead))]
 
-    def first_saw(self, mean: Tensor, variance: Tensor) -> None:
-        """What entered the batch norms with the first task's images, all channels in a row.
+    def saw(self, task: int, mean: Tensor, variance: Tensor) -> None:
+        """What entered the batch norms in the pass of `task` with its own images, all channels in a row.
 
         Raises:
             ValueError: not as many as there are channels.
         """
         places = [layer for layer in self.modules() if isinstance(layer, _Instead) and hasattr(layer, "seen_mean")]
-        sizes = [len(place.seen_mean) for place in places]
+        sizes = [place.seen_mean.shape[1] for place in places]
         if len(mean) != sum(sizes) or len(variance) != sum(sizes):
             raise ValueError(f"{len(mean)} means and {len(variance)} variances do not fit {sum(sizes)} channels")
         for place, one, other in zip(places, torch.split(mean, sizes), torch.split(variance, sizes), strict=True):
-            place.seen_mean.copy_(one)
-            place.seen_variance.copy_(other)
+            place.seen_mean[task] = one
+            place.seen_variance[task] = other
 
     @property
     def tasks(self) -> int:

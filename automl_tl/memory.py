@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checkpoint, heads, model, registry
 from .adapters import Grown
@@ -83,10 +84,19 @@ def remember(
     return {kind: checkpoint.beside(folder, kind).stat().st_size for kind in KINDS if checkpoint.beside(folder, kind).exists()}
 
 
-def seen_by_norms(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone, *, seed: int) -> dict[str, Tensor]:
-    """`mean` and `variance` of each channel that enters a batch norm of `net`, over some of the images at `index`."""
+def seen_by_norms(
+    net: nn.Module,
+    images: np.ndarray,
+    index: np.ndarray,
+    backbone: Backbone,
+    *,
+    seed: int,
+    layers: Sequence[_BatchNorm] | None = None,
+) -> dict[str, Tensor]:
+    """`mean` and `variance` of each channel that enters a batch norm of `net`, or these `layers`, over some of the images at
+    `index`."""
     chosen = np.sort(np.random.default_rng(seed).permutation(index)[:MOST])
-    found = measure(net, images, chosen, backbone)
+    found = measure(net, images, chosen, backbone, layers=layers)
     return {name: found[name] for name in ("mean", "variance")}
 
 

@@ -45,15 +45,22 @@ def norm_statistics(
 
 
 @torch.inference_mode()
-def measure(net: nn.Module, images: np.ndarray, index: np.ndarray, backbone: Backbone) -> dict[str, Tensor]:
-    """What enters each batch norm of `net` that keeps statistics, as it evaluates: mean and variance of a channel over the images
-    at `index`, and those that the norm has; of all norms in a row, with the number of each channel's.
+def measure(
+    net: nn.Module,
+    images: np.ndarray,
+    index: np.ndarray,
+    backbone: Backbone,
+    *,
+    layers: Sequence[_BatchNorm] | None = None,
+) -> dict[str, Tensor]:
+    """What enters each batch norm of `net` that keeps statistics, or these `layers`, as it evaluates: mean and variance of a
+    channel over the images at `index`, and those that the norm has; of all norms in a row, with the number of each channel's.
 
     In single precision for each batch, as Apple's devices have no double, and a double is twice the memory; batches are put
     together in double precision.
     """
     net = channels_last(net.eval())
-    layers = norms_of(net)
+    layers = norms_of(net) if layers is None else layers
     whose: list[int] = []
     seen: list[Tensor] = []
 

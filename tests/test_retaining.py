@@ -347,7 +347,7 @@ def test_a_grown_network_knows_what_the_first_task_s_norms_saw(task: Task, tmp_p
             checkpoint.save(file, statistics, {})
         after = replace(task, earlier=str(tmp_path / "earlier"))
         grown = _first(job(after, "expansion", tmp_path), earlier.net.backbone)
-        return torch.cat([buffer for name, buffer in grown.named_buffers() if name.endswith("seen_mean")])
+        return torch.cat([buffer[0] for name, buffer in grown.named_buffers() if name.endswith("seen_mean")])
 
     other = {name: value + 1 for name, value in seen.items()}
     torch.testing.assert_close(first(other), other["mean"])
@@ -474,14 +474,14 @@ def test_strangeness_is_the_distance_of_an_image_s_means_from_those_of_the_norms
         before = grown(inputs)
         assert torch.equal(before[:, -2], before[:, -1]), "norms of its own begin as those of the task before"
         assert (grown(inputs + 3)[:, -2:] > before[:, -2:]).all()
-        channels = sum(len(place) for name, place in grown.named_buffers() if name.endswith("seen_mean"))
-        grown.first_saw(torch.full((channels,), 50.0), torch.ones(channels))
+        channels = sum(place.shape[1] for name, place in grown.named_buffers() if name.endswith("seen_mean"))
+        grown.saw(0, torch.full((channels,), 50.0), torch.ones(channels))
         after = grown(inputs)
     assert (after[:, -2] > before[:, -2] + 1).all(), "the first task's images were far from these"
     assert torch.equal(after[:, -1], before[:, -1])
     assert torch.equal(after[:, :-2], before[:, :-2]), "what is seen does not depend on it"
     with pytest.raises(ValueError, match=f"3 means and 3 variances do not fit {channels} channels"):
-        grown.first_saw(torch.ones(3), torch.ones(3))
+        grown.saw(1, torch.ones(3), torch.ones(3))
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept images", "none kept"])

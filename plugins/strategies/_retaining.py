@@ -19,7 +19,7 @@ from automl_tl.inference import outputs, predict
 from automl_tl.records import KEPT_VALIDATION, TRAIN, VALIDATION
 from automl_tl.space import Choice, Float, Int, Space, Value
 
-from ._probe import fit_probe
+from ._probe import Probe, fit_probe
 
 SPACE: Space = {
     "rate": Float(3e-4, 1e-2, 2e-3, log=True),
@@ -56,13 +56,13 @@ def widened_head(job: Job) -> nn.Linear:
     if not isinstance(old, nn.Linear):
         raise TrialError("the earlier model's head is not linear, so it cannot be widened; train that model by another strategy")
     values = job.features().values
-    weight, bias = probe_new(job, values)
+    probe = probe_new(job, values)
     head = nn.Linear(old.in_features, len(job.task.classes))
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()
         own = own_classes(job)
-        head.weight[own], head.bias[own] = weight, bias
+        head.weight[own], head.bias[own] = probe.weight, probe.bias
         head.weight[: old.out_features], head.bias[: old.out_features] = old.weight.cpu(), old.bias.cpu()
     if (index := both(job)) is not None and len(new_classes(job)):
         with torch.no_grad():
@@ -71,13 +71,12 @@ def widened_head(job: Job) -> nn.Linear:
     return head
 
 
-def probe_new(job: Job, values: np.ndarray) -> tuple[Tensor, Tensor]:
-    """A linear probe of the task's own classes, classes×d and classes, on `values`, features of all its images."""
+def probe_new(job: Job, values: np.ndarray) -> Probe:
+    """A linear probe of the task's own classes on `values`, features of all its images."""
     own, labels = own_classes(job), job.task.labels
     train, validation = job.task.part(TRAIN), job.task.part(VALIDATION)
     places = [np.searchsorted(own, labels[part]) for part in (train, validation)]
-    probe = fit_probe(values[train], places[0], values[validation], places[1], len(own))
-    return probe.weight, probe.bias
+    return fit_probe(values[train], places[0], values[validation], places[1], len(own))
 
 
 @dataclass(frozen=True, eq=False)

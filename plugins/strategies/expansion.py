@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -28,8 +29,9 @@ STRANGE = 0.05
 class Expansion(Strategy):
     """Low-rank kernels and norms of its own for each task, beside the first task's network, which stays as it is.
 
-    A kernel W becomes W + B A, with B and A of each task's own (the paper's parallel adapters, of low rank here). The norms begin
-    with the statistics of the task's images. What earlier tasks' passes and heads compute does not change by a bit.
+    A kernel W becomes W + B A, with B and A of each task's own (the paper's parallel adapters, of low rank here). Norms of its own
+    take the statistics of its images, or keep the first task's, whichever suits a probe. What earlier tasks' passes and heads
+    compute does not change by a bit.
 
     The paper is told which task an image is of; here nobody says. An image passes once for each task, and a task is the more
     probable, the less strange its norms find the image (`heads.Tasks`). How much that counts is fitted where there are images of
@@ -47,15 +49,15 @@ class Expansion(Strategy):
     own: Tensor
 
     def run(self, job: Job) -> Fitted:
-        job = _grown(job, self.hp.rank)
+        job = _grown(job, self.hp.rank, self.hp.norms)
         self.head, self.own = _grown_head(job), torch.from_numpy(_retaining.own_classes(job))
         fitted = loop.fit(self, job)
-        net, images = fitted.model, job.pixels.array
+        net = fitted.model
         assert isinstance(net, Classifier)
         assert isinstance(net.head, Tasks)
         assert isinstance(net.backbone, Grown)
-        _tell_apart(net.head, job, _values(net.backbone, job, (VALIDATION, KEPT_VALIDATION)))
-        probabilities = predict(net, images, job.task.part(VALIDATION), job.backbone)
+        _tell_apart(net.head, job, _values(net.backbone, job, VALIDATION, KEPT_VALIDATION))
+        probabilities = predict(net, job.pixels.array, job.task.part(VALIDATION), job.backbone)
         own = sum(p.numel() for p in net.parameters() if p.requires_grad)
         note = f"{net.backbone.tasks} tasks; {own:,} numbers for the newest beside {self.facts.params:,}"
         return replace(fitted, probabilities=probabilities, notes=(note,))
@@ -89,16 +91,28 @@ class Expansion(Strategy):
         return _retaining.macs(backbone, images, hyperparameters, passes=2.4)
 
 
-def _grown(job: Job, rank: int) -> Job:
-    """The job with adapters for its task in the earlier network, and with the features that come out."""
-    earlier = job.build_backbone()
-    images, train = job.pixels.array, job.task.part(TRAIN)
+def _grown(job: Job, rank: int, norms: str) -> Job:
+    """The job with adapters for its task in the earlier network, and with the features that come out.
+
+    The new norms take the statistics of the task's images where these will move, or where a probe of what comes out then is
+    better; else they begin as the first task's.
+    """
+    earlier, width = job.build_backbone(), job.backbone.num_features
     grown = earlier if isinstance(earlier, Grown) else _first(job, earlier)
     grown.to(device())
     newest = nn.ModuleList(grown.grow(rank))
     channels_last(grown)
-    adopt_statistics(grown, images, train, job.backbone, seed=job.seed, layers=norms_of(newest))
-    values = _values(grown, job, (TRAIN, VALIDATION, KEPT_VALIDATION))
+    layers, splits = norms_of(newest), (TRAIN, VALIDATION, KEPT_VALIDATION)
+    before, values = copy.deepcopy(newest.state_dict()), _values(grown, job, *splits)
+    if layers:
+        adopt_statistics(grown, job.pixels.array, job.task.part(TRAIN), job.backbone, seed=job.seed, layers=layers)
+        newest_ones, adopted = slice(-width - grown.tasks, -grown.tasks), _values(grown, job, *splits)
+        as_it_was, better = (_retaining.probe_new(job, one[:, newest_ones]).score for one in (values, adopted))
+        if norms == "moving" or better > as_it_was:
+            values = adopted
+        else:
+            newest.load_state_dict(before)
+            _values(grown, job, VALIDATION)
     return replace(job, build_backbone=lambda: grown, features=lambda: Features(values))
 
 
@@ -115,16 +129,21 @@ def _first(job: Job, earlier: nn.Module) -> Grown:
     grown = Grown(earlier, [])
     try:
         if seen:
-            grown.first_saw(seen["mean"], seen["variance"])
+            grown.saw(0, seen["mean"], seen["variance"])
     except (KeyError, ValueError) as error:
         raise TrialError(f"the statistics that the earlier model remembers are not its own ({error}); delete them") from None
     return grown
 
 
-def _values(grown: Grown, job: Job, splits: tuple[str, ...]) -> np.ndarray:
-    """What comes out for the images of `splits`; a row for each image of the task, those of others not a number."""
+def _values(grown: Grown, job: Job, *splits: str) -> np.ndarray:
+    """What comes out for the images of `splits`; a row for each image of the task, those of others not a number. From now on
+    `grown` knows what the newest norms see of the training images."""
+    images, layers = job.pixels.array, norms_of(nn.ModuleList(grown.newest()))
+    if layers:
+        seen = memory.seen_by_norms(grown, images, job.task.part(TRAIN), job.backbone, seed=job.seed, layers=layers)
+        grown.saw(grown.tasks - 1, seen["mean"], seen["variance"])
     index = np.concatenate([job.task.part(split) for split in splits])
-    found = outputs(grown, job.pixels.array, index, job.backbone).numpy()
+    found = outputs(grown, images, index, job.backbone).numpy()
     values = np.full((len(job.task.labels), found.shape[1]), np.nan, np.float32)
     values[index] = found
     return values
@@ -150,9 +169,7 @@ def _grown_head(job: Job) -> Tasks:
         layer.load_state_dict(known.state_dict())
     tasks, values = len(head.classes), job.features().values
     probe = _retaining.probe_new(job, values[:, -width - tasks : -tasks])
-    with torch.no_grad():
-        for parameter, fitted in zip(head.layers[-1].parameters(), probe, strict=True):
-            parameter.copy_(fitted)
+    head.layers[-1].load_state_dict(probe.head().state_dict())
     _tell_apart(head, job, values)
     return head
 
