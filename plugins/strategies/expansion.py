@@ -29,7 +29,7 @@ STRANGE = 0.05
 class Expansion(Strategy):
     """Low-rank kernels and norms of its own for each task, beside the first task's network, which stays as it is.
 
-    A kernel W becomes W + B A, with B and A of each task's own (the paper's parallel adapters, of low rank here). Norms of its own
+    A kernel W becomes W + B A, with B and A of each task's own (the paper's parallel adapters, of low rank here). Its own norms
     take the statistics of its images, or keep the first task's, whichever suits a probe. What earlier tasks' passes and heads
     compute does not change by a bit.
 
