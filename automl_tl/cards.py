@@ -19,7 +19,7 @@ from .errors import HistoryError, ZooError
 from .facts import LARGEST_CROP, MOST_CROPPED, backbone_facts, backbone_of, crop_fits, fault_as_json, is_number, is_whole
 from .home import cache, home, whole, write_text
 from .networks import RESERVED, Counts, count, create, family, first_line, headless
-from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone
+from .records import CENTER, CROP_MODES, INTERPOLATIONS, LARGEST_SIDE, Backbone
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,6 +52,7 @@ _NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "licence": (lambda value: isinstance(value, str), "text"),
     "family": (_is_text, "text"),
+    "crop_mode": (lambda value: _is_text(value) and value in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
     "backbone_params": (is_whole, "a whole number"),
     "macs": (is_whole, "a whole number"),
     "num_features": (is_whole, "a whole number"),
@@ -112,6 +113,7 @@ def described(card: Mapping[str, Any], counts: Counts, *, zoo: str, weights: str
         kwargs=card["build"].get("kwargs", {}),
         weights=weights,
         digest=digest,
+        crop_mode=card.get("crop_mode", CENTER),
     )
 
 

@@ -26,7 +26,7 @@ from .errors import PLUGIN_FAULTS, AutomlError, InputError, PluginError
 from .home import cache, write_text
 from .hookspecs import Format
 from .images import images_below, passed_over, read_image, square
-from .records import TARGET, TEST, TRAIN, VALIDATION, Backbone, Listing, Task
+from .records import BLACK, CENTER, TARGET, TEST, TRAIN, VALIDATION, Backbone, Colour, Listing, Task
 from .threads import spread
 
 UNREADABLE_SHARE = 0.05
@@ -42,6 +42,8 @@ ROUNDING = 1e-2
 """Of 255: what single precision may add to a difference."""
 
 Progress = Callable[[int, int], None]
+Prepare = Callable[[tuple[Any, str]], np.ndarray]
+"""An image and where it is → its pixels."""
 
 
 class Seen(NamedTuple):
@@ -593,14 +595,24 @@ class Pixels:
 
 
 def decode(
-    task: Task, size: int, *, interpolation: str = "bicubic", crop_pct: float = 1.0, progress: Progress | None = None
+    task: Task,
+    size: int,
+    *,
+    interpolation: str = "bicubic",
+    crop_pct: float = 1.0,
+    crop_mode: str = CENTER,
+    fill: Colour = BLACK,
+    progress: Progress | None = None,
 ) -> Pixels:
     """The images of a task, each resized and cropped as timm does for evaluation, from a cache that is built once.
 
     The cache is keyed by the images' content, so that the same images are decoded once wherever they lie. Processes that
     ask at the same time wait for the first.
     """
-    key = hashlib.sha256(task.hashes.astype("<u8").tobytes() + f"{size}/{interpolation}/{crop_pct:g}".encode()).hexdigest()[:32]
+    how = f"{size}/{interpolation}/{crop_pct:g}"
+    if crop_mode != CENTER:  # what was decoded before there were others stays good
+        how += f"/{crop_mode}/{fill}"
+    key = hashlib.sha256(task.hashes.astype("<u8").tobytes() + how.encode()).hexdigest()[:32]
     path = cache() / "pixels" / f"{key}.npy"
     path.parent.mkdir(exist_ok=True)
     while True:
@@ -611,40 +623,65 @@ def decode(
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
                     _make_room(path.parent, len(task.labels) * size * size * 3)
-                    _decode_into(path, task, size, interpolation, crop_pct, progress)
+                    prepare = _preparing(size, interpolation, crop_pct, crop_mode, fill)
+                    _decode_into(path, task, size, prepare, progress)
 
 
 def pixels_of(task: Task, backbone: Backbone, *, progress: Progress | None = None) -> Pixels:
     """The images of the task as `backbone` wants them, decoded once."""
-    return decode(task, backbone.input_size, interpolation=backbone.interpolation, crop_pct=backbone.crop_pct, progress=progress)
+    b = backbone
+    return decode(
+        task,
+        b.input_size,
+        interpolation=b.interpolation,
+        crop_pct=b.crop_pct,
+        crop_mode=b.crop_mode,
+        fill=b.fill,
+        progress=progress,
+    )
 
 
-def decode_images(images: Sequence[Any], where: Sequence[str], size: int, *, interpolation: str, crop_pct: float) -> np.ndarray:
+def decode_images(
+    images: Sequence[Any],
+    where: Sequence[str],
+    size: int,
+    *,
+    interpolation: str,
+    crop_pct: float,
+    crop_mode: str = CENTER,
+    fill: Colour = BLACK,
+) -> np.ndarray:
     """uint8 N×size×size×3 in memory, for images that are seen once.
 
     Raises:
         InputError: names the image that cannot be read.
     """
-    work = [(image, place, size, interpolation, crop_pct) for image, place in zip(images, where, strict=True)]
+    work = list(zip(images, where, strict=True))
     array = np.empty((len(work), size, size, 3), dtype=np.uint8)  # a list of them, stacked, would be twice as large for a moment
-    for i, pixels in enumerate(spread(_square, work)):
+    for i, pixels in enumerate(spread(_preparing(size, interpolation, crop_pct, crop_mode, fill), work)):
         array[i] = pixels
     return array
 
 
-def _square(item: tuple[Any, str, int, str, float]) -> np.ndarray:
-    source, where, size, interpolation, crop_pct = item
-    image = read_image(source, where=where, least=SHORTCUT * (int(size / crop_pct) + 1))
-    return square(image, size, interpolation=interpolation, crop_pct=crop_pct)
+def _preparing(size: int, interpolation: str, crop_pct: float, crop_mode: str, fill: Colour) -> Prepare:
+    """What reads an image and makes it square."""
+    least = SHORTCUT * (int(size / crop_pct) + 1)
+
+    def prepare(item: tuple[Any, str]) -> np.ndarray:
+        source, where = item
+        image = read_image(source, where=where, least=least)
+        return square(image, size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, fill=fill)
+
+    return prepare
 
 
-def _decode_into(path: Path, task: Task, size: int, interpolation: str, crop_pct: float, progress: Progress | None) -> None:
+def _decode_into(path: Path, task: Task, size: int, prepare: Prepare, progress: Progress | None) -> None:
     partial = path.with_name(f"{path.name}.partial")  # of the lock's holder; what a killed process left is overwritten
-    work = [(image, place, size, interpolation, crop_pct) for image, place in zip(task.images, task.where, strict=True)]
+    work = list(zip(task.images, task.where, strict=True))
     try:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(work), size, size, 3))
         try:
-            for i, pixels in enumerate(spread(_square, work)):
+            for i, pixels in enumerate(spread(prepare, work)):
                 array[i] = pixels
                 if progress is not None and (i % 64 == 63 or i + 1 == len(work)):
                     progress(i + 1, len(work))

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from .errors import HistoryError
-from .records import INTERPOLATIONS, LARGEST_SIDE, Backbone, Candidate, Outcome, Point, Profile, Trial
+from .records import CENTER, CROP_MODES, INTERPOLATIONS, LARGEST_SIDE, Backbone, Candidate, Outcome, Point, Profile, Trial
 
 STATUSES = ("finished", "stopped", "failed")
 MOST_CROPPED, LARGEST_CROP = 0.1, 2.0
@@ -53,8 +53,12 @@ def task_facts_of(facts: Mapping[str, Any]) -> TaskFacts:
 
 
 def backbone_facts(backbone: Backbone) -> dict[str, Any]:
-    """Without the place of the weights, which is a matter of this machine."""
-    return asdict(replace(backbone, weights="", kwargs=dict(backbone.kwargs)))
+    """Without the place of the weights, which is a matter of this machine.
+
+    Nor a crop mode that nearly all have: facts that were written before there were others stay the same.
+    """
+    facts = asdict(replace(backbone, weights="", kwargs=dict(backbone.kwargs)))
+    return facts if backbone.crop_mode != CENTER else {name: value for name, value in facts.items() if name != "crop_mode"}
 
 
 def backbone_of(facts: Mapping[str, Any]) -> Backbone:
@@ -74,8 +78,11 @@ def backbone_of(facts: Mapping[str, Any]) -> Backbone:
     if facts.get("source_accuracy") is not None:
         _amounts(facts, "source_accuracy")
     _texts({"licence": "", "weights": "", "digest": "", **facts}, "interpolation", "licence", "weights", "digest")
+    _texts({"crop_mode": CENTER, **facts}, "crop_mode")
     if facts["interpolation"] not in INTERPOLATIONS:
         raise HistoryError(f"interpolation: expected one of {', '.join(INTERPOLATIONS)}, but got {facts['interpolation']!r}")
+    if facts.get("crop_mode", CENTER) not in CROP_MODES:
+        raise HistoryError(f"crop_mode: expected one of {', '.join(CROP_MODES)}, but got {facts['crop_mode']!r}")
     _object(facts, "kwargs")
     return Backbone(**{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
 

@@ -19,7 +19,7 @@ from .errors import PLUGIN_FAULTS, ZooError
 from .fetching import in_batches
 from .home import cache
 from .inference import laid_out
-from .records import Backbone, Features, Task
+from .records import CENTER, Backbone, Features, Task
 
 VERSION = 2
 """Of what is kept on disk: what an earlier version found is computed anew."""
@@ -77,7 +77,8 @@ def cached_at(kind: str, task: Task, backbone: Backbone, index: np.ndarray) -> P
     in the same network: two cards may take other features from one file."""
     digest = hashlib.sha256(task.hashes[index].tobytes())
     b = backbone
-    preparation = (b.input_size, b.interpolation, b.crop_pct, b.mean, b.std)
+    cropped = () if b.crop_mode == CENTER else (b.crop_mode,)  # what was kept before there were others stays good
+    preparation = (b.input_size, b.interpolation, b.crop_pct, b.mean, b.std, *cropped)
     network = json.dumps([b.architecture, dict(b.kwargs)], sort_keys=True, default=repr)
     digest.update(f"{VERSION}/{b.zoo}/{b.name}/{b.digest}/{network}/{preparation}/{device().type}".encode())
     return cache() / kind / f"{digest.hexdigest()[:32]}.safetensors"

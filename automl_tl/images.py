@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import InputError
+from .records import BLACK, BORDER, CENTER, SQUASH, Colour
 
 MOST_PIXELS = 178_956_970
 """Larger images are refused, as by Pillow itself: a file of some kB can ask for gigabytes of memory."""
@@ -233,22 +234,34 @@ def _rgb(image: Image.Image, where: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def square(image: Image.Image, size: int, *, interpolation: str, crop_pct: float) -> np.ndarray:
-    """uint8 size×size×3, as timm prepares an image for evaluation: shorter side to size/crop_pct, then the centre."""
+def square(
+    image: Image.Image, size: int, *, interpolation: str, crop_pct: float, crop_mode: str = CENTER, fill: Colour = BLACK
+) -> np.ndarray:
+    """uint8 size×size×3, as timm prepares an image for evaluation: the sides that `CROP_MODES` tells to size/crop_pct, then the
+    centre, with `fill` around it where there is less."""
     scale = math.floor(size / crop_pct)
     width, height = image.size
-    if width <= height:
+    if crop_mode == SQUASH:
+        resized = (scale, scale)
+    elif crop_mode == BORDER:
+        ratio = max(width / scale, height / scale)  # divided in timm's order, to round alike
+        resized = (max(1, round(width / ratio)), max(1, round(height / ratio)))  # timm fails at a line that would be of none
+    elif width <= height:
         resized = (scale, max(scale, int(scale * height / width)))
     else:
         resized = (max(scale, int(scale * width / height)), scale)
-    if resized[0] * resized[1] > MOST_RESIZED:  # a line of pixels: the centre of it is all that is needed
+    if max(resized) > scale and resized[0] * resized[1] > MOST_RESIZED:  # a line of pixels, of which the centre is needed
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         image, resized = image.crop((left, top, left + side, top + side)), (scale, scale)
     if resized != image.size:
         image = image.resize(resized, _METHODS[interpolation])
     left, top = (_before_centre(side, size) for side in resized)
-    return np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
+    if fill == BLACK:
+        return np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
+    whole = Image.new("RGB", (size, size), fill)
+    whole.paste(image, (-left, -top))
+    return np.asarray(whole, dtype=np.uint8)
 
 
 def _before_centre(side: int, size: int) -> int:

@@ -27,6 +27,11 @@ PUBLIC = "public"
 """Images that every federated client may see; nobody uses their labels."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 """How an image may be made smaller."""
+CENTER, SQUASH, BORDER = "center", "squash", "border"
+CROP_MODES = {CENTER: "shorter side", SQUASH: "both sides", BORDER: "longer side"}
+"""timm's names → what of an image becomes floor(input_size / crop_pct) pixels, before its centre is taken."""
+Colour = tuple[int, int, int]
+BLACK: Colour = (0, 0, 0)
 LARGEST_SIDE = 4096
 """Pixels of the images that a network may ask for."""
 
@@ -124,6 +129,16 @@ class Backbone:
     digest: str = ""
     """sha256 of the weights, where known."""
     download_bytes: int = 0
+    crop_mode: str = CENTER
+    """One of `CROP_MODES`."""
+
+    @property
+    def fill(self) -> Colour:
+        """What timm lays around an image that is smaller than the square."""
+        if self.crop_mode != BORDER:
+            return BLACK
+        red, green, blue = (round(255 * min(max(value, 0), 1)) for value in self.mean)
+        return red, green, blue
 
 
 @dataclass(frozen=True)

@@ -528,6 +528,17 @@ def test_size_interpolation_and_crop_are_other_pixels(tmp_path: Path, own_home: 
     ):
         decode(task, size, interpolation=interpolation, crop_pct=crop_pct)
     assert len(cached(own_home)) == 4
+    squash, border = {"crop_mode": "squash"}, {"crop_mode": "border"}
+    for how in (squash, border, {**border, "fill": (124, 116, 104)}):
+        decode(task, 16, **how)  # type: ignore[arg-type]
+    assert len(cached(own_home)) == 7
+
+
+def test_pixels_of_before_there_were_crop_modes_are_found(tmp_path: Path, own_home: Path) -> None:
+    task = load_task(lay_drawn(tmp_path / "d", {"a": 5, "b": 5}))
+    decode(task, 16, crop_pct=0.875)
+    before = hashlib.sha256(task.hashes.astype("<u8").tobytes() + b"16/bicubic/0.875").hexdigest()[:32]
+    assert cached(own_home) == [f"{before}.npy"]
 
 
 BUILD = """

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from small import QUICK, arrays
@@ -32,9 +33,9 @@ AGREES = 1e-5
 IMAGES = [np.kron(image, np.ones((5, 7), dtype=np.uint8)) for image in arrays(6)[0]]
 
 
-def write_run(folder: Path, *, crop_pct: float = 1.0) -> Path:
+def write_run(folder: Path, *, crop_pct: float = 1.0, crop_mode: str = "center") -> Path:
     """A model's folder: a real network with a random head, none of whose classes is sure."""
-    backbone = replace(catalogue()[QUICK], crop_pct=crop_pct)
+    backbone = replace(catalogue()[QUICK], crop_pct=crop_pct, crop_mode=crop_mode)
     torch.manual_seed(0)
     net = Classifier(build(backbone), nn.Linear(backbone.num_features, 3))
     with torch.no_grad():
@@ -148,9 +149,68 @@ def test_a_network_that_sees_more_than_there_is_can_be_read_back(form: str, tmp_
     np.testing.assert_allclose(found.probabilities, automl_tl.predict(run, IMAGES).probabilities, atol=AGREES)
 
 
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+@pytest.mark.parametrize("form", ["timm", *GRAPHS])
+def test_every_form_fits_images_into_the_square_as_the_run_does(form: str, crop_mode: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", crop_pct=0.9, crop_mode=crop_mode)
+    exported = automl_tl.export(run, to=form).where
+    expected = automl_tl.predict(run, IMAGES).probabilities
+    np.testing.assert_allclose(automl_tl.predict(exported, IMAGES).probabilities, expected, atol=AGREES)
+    centre = automl_tl.predict(write_run(tmp_path / "centre", crop_pct=0.9), IMAGES).probabilities
+    assert np.abs(expected - centre).max() > 100 * AGREES
+
+
+@pytest.mark.parametrize(
+    ("crop_mode", "resized", "seen"),
+    [
+        ("center", "shorter side to 71 pixels", "pixels of the centre: what is finer, or at the rim, it does not see."),
+        ("squash", "both sides to 71 pixels", "pixels: what is finer, or at the rim, it does not see."),
+        ("border", "longer side to 71 pixels", "pixels: what is finer, or at the rim, it does not see."),
+    ],
+)
+def test_timm_alone_fits_images_into_the_square_as_the_run_does(crop_mode: str, resized: str, seen: str, tmp_path: Path) -> None:
+    """And the card says how."""
+    folder = Path(automl_tl.export(write_run(tmp_path / "run", crop_pct=0.9, crop_mode=crop_mode), to="timm").where)
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+    with torch.inference_mode():
+        found = net(torch.stack([prepare(Image.fromarray(image).convert("RGB")) for image in IMAGES])).softmax(1)
+    np.testing.assert_allclose(found, automl_tl.predict(tmp_path / "run", IMAGES).probabilities, atol=AGREES)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"resized ({resized}, " in card
+    assert f"It sees 64×64 {seen}" in card
+    assert ("(with RGB [124, 116, 104] around it) and\nnormalised" in card) == (crop_mode == "border")
+
+
+def test_exports_of_before_there_were_crop_modes_take_the_centre(tmp_path: Path) -> None:
+    facts = graph.facts_of(model.load(write_run(tmp_path / "run")), "torch.export")
+    for name in ("crop_mode", "fill"):
+        del facts["preparation"][name]
+    graph.write_facts(tmp_path / "model.pt2", facts)
+    found = graph.predictor(tmp_path / "model.pt2", lambda images: images)
+    assert (found.crop_mode, found.fill) == ("center", (0, 0, 0))
+    folder = Path(automl_tl.export(tmp_path / "run", to="timm").where)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["pretrained_cfg"]["crop_mode"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_predictor(folder).crop_mode == "center"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("crop_pct", 2.5), ("crop_pct", 0.01), ("crop_pct", "nan"), ("input_size", 1e999), ("input_size", 10**6), ("input_size", 0)],
+    [
+        ("crop_pct", 2.5),
+        ("crop_pct", 0.01),
+        ("crop_pct", "nan"),
+        ("input_size", 1e999),
+        ("input_size", 10**6),
+        ("input_size", 0),
+        ("crop_mode", "stretch"),
+        ("crop_mode", []),
+        ("fill", [0, 0, 256]),
+        ("fill", [0, 0]),
+        ("fill", 3),
+    ],
 )
 def test_images_that_cannot_be_prepared_are_refused(name: str, value: object, tmp_path: Path) -> None:
     facts = graph.facts_of(model.load(write_run(tmp_path)), "torch.export")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from automl_tl import features
 from automl_tl.backbones import build, catalogue
 from automl_tl.cards import add_folder, write_network
 from automl_tl.data import decode, load_task
-from automl_tl.device import autocast, precision
+from automl_tl.device import autocast, device, precision
 from automl_tl.errors import ZooError
 from automl_tl.features import extract, source_head, source_statistics
 from automl_tl.images import read_image
@@ -56,6 +58,7 @@ def plain_timm(backbone: Backbone, images: list[object], *, num_classes: int) ->
         (3, backbone.input_size, backbone.input_size),
         interpolation=backbone.interpolation,
         crop_pct=backbone.crop_pct,
+        crop_mode=backbone.crop_mode,
         mean=backbone.mean,
         std=backbone.std,
     )
@@ -78,6 +81,24 @@ def test_features_are_those_of_plain_timm(task: Task, name: str) -> None:
     np.testing.assert_allclose(found.values[chosen], values, **tolerance)
     logits = plain_timm(backbone, images, num_classes=backbone.num_classes)
     np.testing.assert_allclose(found.probabilities[chosen], logits.softmax(1).numpy(), rtol=0.05, atol=2e-3)  # kept in fp16
+
+
+def test_features_of_a_network_that_squashes_its_images_are_kept_apart(task: Task) -> None:
+    """Those of plain timm, which is told so, too; and what was kept before there were crop modes is found."""
+    backbone, index = catalogue()[FP32], np.array([0, 39])
+    centre, squash, border = (replace(backbone, crop_pct=0.8, crop_mode=mode) for mode in ("center", "squash", "border"))
+    task = replace(task, images=[read_image(image).resize((90, 70)) for image in task.images], hashes=task.hashes + 1)
+    found = [task_features(task, one, index=index).values for one in (centre, squash, border)]
+    for values, one in zip(found, (centre, squash, border), strict=True):
+        np.testing.assert_allclose(
+            values, plain_timm(one, [task.images[0], task.images[39]], num_classes=0), rtol=1e-4, atol=1e-4
+        )
+    assert np.abs(found[0] - found[1]).max() > 0.01 < np.abs(found[1] - found[2]).max()
+    b, digest = centre, hashlib.sha256(task.hashes[index].tobytes())
+    network = json.dumps([b.architecture, dict(b.kwargs)], sort_keys=True)
+    preparation = (b.input_size, b.interpolation, b.crop_pct, b.mean, b.std)
+    digest.update(f"{features.VERSION}/{b.zoo}/{b.name}/{b.digest}/{network}/{preparation}/{device().type}".encode())
+    assert features.cached_at("features", task, centre, index).stem == digest.hexdigest()[:32]
 
 
 def test_test_images_never_pass_the_network(task: Task) -> None:

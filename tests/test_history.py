@@ -19,7 +19,7 @@ from automl_tl.cli import main
 from automl_tl.errors import HistoryError
 from automl_tl.exchange import FILES, RECORDING, read_facts
 from automl_tl.experience import Experience
-from automl_tl.facts import trial_of
+from automl_tl.facts import backbone_facts, trial_of
 from automl_tl.history import History, open_history
 from automl_tl.objectives import REQUIRED
 from automl_tl.records import Grown, trial_id
@@ -89,6 +89,13 @@ def test_what_goes_in_comes_out(history: History) -> None:
     assert history.backbones() == {"net": BACKBONE}
     assert history.tasks()["f" * 16].source_dataset == "photos"
     assert history.integrity() == []
+
+
+def test_a_crop_mode_comes_out_and_facts_without_one_mean_the_centre(history: History) -> None:
+    squash = replace(BACKBONE, name="squash", crop_mode="squash")
+    history.record_backbone(squash)
+    assert history.backbones() == {"net": BACKBONE, "squash": squash}
+    assert "crop_mode" not in backbone_facts(BACKBONE), "or all that was shipped and recorded before would be other facts"
 
 
 def test_the_database_is_set_up_to_last(history: History, tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ def model_of(card: Any, folder: Path) -> Path:
         ({"input_size": 10**6}, "input_size: expected at most 4096 pixels"),
         ({"interpolation": "%s%n"}, "interpolation: expected one of nearest, bilinear, bicubic, but got '%s%n'"),
         ({"crop_pct": 0}, "crop_pct: expected 0.1 to 2.0, but got 0"),
+        ({"crop_mode": "%s%n"}, "crop_mode: expected one of center, squash, border, but got '%s%n'"),
+        ({"crop_mode": ["squash"]}, r"crop_mode: expected a text, but got \['squash'\]"),
         ({"std": [1.0, 0.0, 1.0]}, "std: expected numbers above 0"),
         ({"num_features": 10**12}, "model.safetensors does not fit its card"),
     ],

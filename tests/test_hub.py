@@ -270,6 +270,7 @@ CONFIG: dict[str, Any] = {
         "input_size": [3, 96, 96],
         "interpolation": "bilinear",
         "crop_pct": 0.9,
+        "crop_mode": "squash",
         "mean": [0.7, 0.6, 0.7],
         "std": [0.2, 0.2, 0.2],
         "num_classes": 0,
@@ -311,6 +312,7 @@ import torch
 added = add({name!r})
 assert catalogue()[{name!r}] == added and added.digest == {hashlib.sha256(headless_weights).hexdigest()!r}
 assert (added.architecture, added.input_size, added.interpolation, added.crop_pct) == ("test_resnet", 96, "bilinear", 0.9)
+assert added.crop_mode == "squash"
 assert (added.mean, added.licence, added.source_domain, added.num_classes) == ((0.7, 0.6, 0.7), "mit", "medical", 0)
 assert added.download_bytes == {len(headless_weights)}
 with torch.inference_mode():
@@ -330,6 +332,18 @@ print(output.sum().item())
     code, listed = client.words("zoo", "list", "--domain", "medical", "--max-params", "1M", "--json")
     assert (code, [facts["name"] for facts in json.loads(listed)]) == (0, [name])
     client.run(f"from automl_tl.backbones import build, catalogue; build(catalogue()[{name!r}])")
+
+
+@pytest.mark.parametrize("told", [{}, dict.fromkeys(("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"))])
+def test_where_a_config_says_nothing_images_are_prepared_as_timm_does_then(told: dict[str, Any], tmp_path: Path) -> None:
+    from automl_tl_plugins.zoos.hf_hub import _read_config
+    from timm.data import resolve_data_config
+
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "pretrained_cfg": told}))
+    found = _read_config(tmp_path / "config.json", "hf-hub:lab/bare")
+    wanted = resolve_data_config(pretrained_cfg=told or {"crop_mode": None})
+    assert (3, found.input_size, found.input_size) == wanted.pop("input_size")
+    assert {name: getattr(found, name) for name in wanted} == wanted
 
 
 def test_networks_of_the_hub_that_cannot_be_added(client: Client, headless_weights: bytes) -> None:

@@ -10,15 +10,18 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic import make_backbone
 
 from automl_tl.errors import InputError
 from automl_tl.images import images_below, passed_over, read_image, square
+from automl_tl.records import CROP_MODES
 
 ORIENTATION = 0x0112
 UPRIGHT = np.array([[(250, 0, 0), (0, 250, 0)], [(0, 0, 250), (250, 250, 0)], [(250, 0, 250), (0, 250, 250)]], dtype=np.uint8)
@@ -206,10 +209,13 @@ def test_an_image_of_the_callers_stays_as_large_as_it_is(photographs: list[Image
     assert read_image(stored, least=30).width < 400
 
 
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (3, 5), (1, 100_000), (100_000, 1)])
-def test_tiny_and_stretched_images(size: tuple[int, int]) -> None:
+def test_tiny_and_stretched_images(size: tuple[int, int], crop_mode: str) -> None:
+    """A line of pixels, too, whose shorter side timm's border would leave no pixel."""
     image = Image.new("RGB", size, (10, 200, 30))
-    found = square(read_image(encoded(image, "PNG")), 64, interpolation="bicubic", crop_pct=0.875)
+    read, fill = read_image(encoded(image, "PNG")), (10, 200, 30) if crop_mode == "border" else (0, 0, 0)
+    found = square(read, 64, interpolation="bicubic", crop_pct=0.875, crop_mode=crop_mode, fill=fill)
     assert found.shape == (64, 64, 3)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(np.unique(found.reshape(-1, 3), axis=0), [(10, 200, 30)])
@@ -280,17 +286,22 @@ def test_threads_leave_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) ->
 # Exactly timm's preparation
 
 
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize(("size", "crop_pct"), [(64, 1.0), (96, 0.875), (160, 0.95), (225, 0.9), (77, 1.15)])
 def test_square_is_timms_evaluation_transform(
-    photographs: list[Image.Image], interpolation: str, size: int, crop_pct: float
+    photographs: list[Image.Image], interpolation: str, size: int, crop_pct: float, crop_mode: str
 ) -> None:
     from timm.data import create_transform
 
-    theirs = create_transform(input_size=(3, size, size), interpolation=interpolation, crop_pct=crop_pct, crop_mode="center")
+    backbone = replace(make_backbone(0), mean=(0.485, 0.456, 0.406), crop_mode=crop_mode)
+    theirs = create_transform(
+        input_size=(3, size, size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=backbone.mean
+    )
     theirs.transforms = theirs.transforms[:2]  # resize and crop; without ToTensor and Normalize
+    assert {image.width > image.height for image in photographs} == {True, False}
     for image in [*photographs, *odd_shapes(photographs[0])]:
-        ours = square(image, size, interpolation=interpolation, crop_pct=crop_pct)
+        ours = square(image, size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, fill=backbone.fill)
         np.testing.assert_array_equal(ours, np.asarray(theirs(image)))
 
 

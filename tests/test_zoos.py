@@ -26,6 +26,7 @@ from automl_tl.backbones import Wanted, build, catalogue, narrowed, parse_count
 from automl_tl.cards import add_folder, folders, read_card, remove_folder, write_network
 from automl_tl.errors import InputError, PluginError, ZooError
 from automl_tl.networks import count, family
+from automl_tl.records import CROP_MODES
 from automl_tl.sources import read_sources, write_source
 
 BIG, LABELLER = "mobilenetv2_100.in1k_224", "mobilenetv2_050.mlkit_224"
@@ -204,6 +205,8 @@ def test_network_that_its_card_does_not_describe_is_not_written(tmp_path: Path) 
         ({"licence": "\ud800"}, "licence: JSON cannot hold it"),
         ({"build": {"timm": "resnet10t", "kwargs": {"drop_rate": float("nan")}}}, "build: JSON cannot hold it"),
         ({"interpolation": "sinc"}, "interpolation: expected one of nearest, bilinear, bicubic"),
+        ({"crop_mode": "stretch"}, 'crop_mode: expected one of center, squash, border, but got "stretch"'),
+        ({"crop_mode": ["squash"]}, "crop_mode: expected one of center, squash, border"),
         ({"build": {}}, "build: expected an object"),
         ({"build": {"torchvision": "resnet18"}}, 'build: "torchvision" is not known'),
         ({"build": {"timm": "hf-hub:somebody/net"}}, "build: expected a plain timm name"),
@@ -404,6 +407,8 @@ def test_every_tag_of_timm_is_listed_or_left_out_with_a_reason() -> None:
     assert (resnet.params, resnet.num_features, resnet.num_classes) == (23_508_032, 2048, 1000)
     assert resnet.macs == pytest.approx(4.09e9, rel=0.005)  # timm's results table
     assert (resnet.licence, resnet.interpolation, resnet.source_dataset) == ("apache-2.0", "bicubic", "imagenet-1k")
+    assert {name: timm.get_pretrained_cfg(name).crop_mode for name in listed} == {b.name: b.crop_mode for b in again}
+    assert set(CROP_MODES) >= {b.crop_mode for b in again} > {"center"}
 
 
 def test_a_catalogue_of_timm_that_is_damaged_is_built_again(own_home: Path) -> None:
@@ -425,6 +430,18 @@ def test_a_catalogue_of_timm_that_is_damaged_is_built_again(own_home: Path) -> N
     assert list(TimmHub().list()) == listed
     assert json.loads(path.read_text()) == json.loads(json.dumps(whole))
     assert not list(path.parent.glob("*.partial"))
+
+
+def test_a_catalogue_of_timm_from_before_it_knew_crop_modes_is_built_again(own_home: Path) -> None:
+    from automl_tl_plugins.zoos.timm_hub import TimmHub
+
+    whole = TimmHub().build_catalogue()
+    (path,) = (own_home / "cache").glob("timm-*.json")
+    for network in whole["networks"]:
+        del network["crop_mode"]
+    path.write_text(json.dumps(whole))
+    listed = {backbone.name: backbone.crop_mode for backbone in TimmHub().list()}
+    assert listed["convnext_tiny.fb_in22k_ft_in1k_384"] == "squash"
 
 
 @pytest.mark.parametrize("form", ["{}", "[1]", '{"networks": [{"tag": "a.b"}]}', '{"networks": 3}'])

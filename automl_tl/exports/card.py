@@ -22,6 +22,7 @@ from automl_tl.evaluation.classification import accuracy_interval
 from automl_tl.home import read_json
 from automl_tl.model import Model
 from automl_tl.progress import read_trials
+from automl_tl.records import CROP_MODES
 
 MOST_CLASSES = 100
 """Names that the card lists; config.json has all."""
@@ -58,6 +59,7 @@ def write_card(run: Path, trained: Model, *, repository: str | None = None) -> s
         profile=_profile(run),
         training=_training(run, trained),
         scores=_scores(trained.facts),
+        sides=CROP_MODES[trained.backbone.crop_mode],
         command=without_paths(str(trained.facts.get("provenance", {}).get("command", ""))),
         digest=sha256(model.model_folder(run) / model.WEIGHTS),
         where=f"hf-hub:{repository}" if repository else "local-dir:FOLDER",

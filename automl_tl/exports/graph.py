@@ -19,7 +19,7 @@ from automl_tl.errors import AutomlError, InputError
 from automl_tl.facts import crop_fits
 from automl_tl.home import write_text
 from automl_tl.model import Model
-from automl_tl.records import INTERPOLATIONS, LARGEST_SIDE
+from automl_tl.records import BLACK, CENTER, CROP_MODES, INTERPOLATIONS, LARGEST_SIDE
 
 from .predictor import Predictor, batched
 
@@ -90,11 +90,13 @@ def facts_of(trained: Model, form: str) -> dict[str, Any]:
         "output": {"name": OUTPUT, "type": "float32", "shape": ["n", len(trained.classes)]},
         "preparation": {
             "orientation": "upright, as EXIF says",
-            "resize": "shorter side to floor(input_size / crop_pct)",
+            "resize": f"{CROP_MODES[b.crop_mode]} to floor(input_size / crop_pct)",
             "crop": "centre",
             "input_size": b.input_size,
             "interpolation": b.interpolation,
             "crop_pct": b.crop_pct,
+            "crop_mode": b.crop_mode,
+            "fill": list(b.fill),
         },
         "normalisation": {"where": "inside the graph", "mean": list(b.mean), "std": list(b.std)},
         "tolerance": TOLERANCE,
@@ -127,11 +129,16 @@ def predictor(file: Path, answer: Callable[[np.ndarray], np.ndarray]) -> Predict
         facts = json.loads(path.read_text(encoding="utf-8"))
         classes, preparation = tuple(map(str, facts["classes"])), facts["preparation"]
         size, interpolation = int(preparation["input_size"]), str(preparation["interpolation"])
-        crop_pct = float(preparation["crop_pct"])
+        crop_pct, crop_mode = float(preparation["crop_pct"]), str(preparation.get("crop_mode", CENTER))  # older exports say none
+        red, green, blue = map(int, preparation.get("fill", BLACK))
     except FileNotFoundError:
         raise InputError(f"{file}: {path.name}, which says how images are prepared, is not beside it; copy both") from None
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: is damaged: {type(error).__name__}: {error}; export the run again") from None
-    if interpolation not in INTERPOLATIONS or not crop_fits(crop_pct) or not 0 < size <= LARGEST_SIDE or not classes:
+    known = interpolation in INTERPOLATIONS and crop_mode in CROP_MODES and all(0 <= part < 256 for part in (red, green, blue))
+    if not known or not crop_fits(crop_pct) or not 0 < size <= LARGEST_SIDE or not classes:
         raise InputError(f"{path}: says how images are prepared, but not in a way that can be followed; export the run again")
-    return Predictor(classes, size, interpolation, crop_pct, lambda images: batched(answer, images, len(classes)))
+    fill = red, green, blue
+    return Predictor(
+        classes, size, interpolation, crop_pct, crop_mode, fill, lambda images: batched(answer, images, len(classes))
+    )

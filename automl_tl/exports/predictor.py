@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from automl_tl import data, model
+from automl_tl.records import Backbone, Colour
 
 BATCH = 64
 """Images that an exported graph is given at once."""
@@ -24,12 +25,22 @@ class Predictor:
     input_size: int
     interpolation: str
     crop_pct: float
+    crop_mode: str
+    fill: Colour
     probabilities: Callable[[np.ndarray], np.ndarray]
     """uint8 n×size×size×3 to float32 n×classes."""
 
     def decode(self, images: Sequence[Any], where: Sequence[str]) -> np.ndarray:
         """The images as `probabilities` takes them."""
-        return data.decode_images(images, where, self.input_size, interpolation=self.interpolation, crop_pct=self.crop_pct)
+        return data.decode_images(
+            images,
+            where,
+            self.input_size,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            fill=self.fill,
+        )
 
 
 def open_predictor(path: Path) -> Predictor:
@@ -61,8 +72,12 @@ def _of_export(path: Path) -> Callable[[], Predictor] | None:
 
 
 def of_model(trained: model.Model) -> Predictor:
-    b = trained.backbone
-    return Predictor(trained.classes, b.input_size, b.interpolation, b.crop_pct, trained.probabilities)
+    return predictor_of(trained.backbone, trained.classes, trained.probabilities)
+
+
+def predictor_of(b: Backbone, classes: tuple[str, ...], probabilities: Callable[[np.ndarray], np.ndarray]) -> Predictor:
+    """What wants its images as `b` does."""
+    return Predictor(classes, b.input_size, b.interpolation, b.crop_pct, b.crop_mode, b.fill, probabilities)
 
 
 def batched(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, classes: int) -> np.ndarray:

@@ -20,9 +20,10 @@ from automl_tl.home import write_text
 from automl_tl.inference import predict, prepare
 from automl_tl.model import WEIGHTS, Model
 from automl_tl.networks import Counts, create
+from automl_tl.records import CENTER
 
 from .graph import probes
-from .predictor import Predictor
+from .predictor import Predictor, predictor_of
 
 CONFIG = "config.json"
 OTHER = "use --to onnx or --to torch, which take any network"
@@ -56,7 +57,7 @@ def write(folder: Path, trained: Model) -> float:
             "fixed_input_size": bool(own.get("fixed_input_size", False)),
             "interpolation": b.interpolation,
             "crop_pct": b.crop_pct,
-            "crop_mode": "center",
+            "crop_mode": b.crop_mode,
             "mean": list(b.mean),
             "std": list(b.std),
             "num_classes": len(trained.classes),
@@ -155,7 +156,7 @@ def read(folder: Path) -> Predictor:
     def probabilities(images: np.ndarray) -> np.ndarray:
         return predict(net, images, np.arange(len(images)), facts)
 
-    return Predictor(tuple(map(str, classes)), facts.input_size, facts.interpolation, facts.crop_pct, probabilities)
+    return predictor_of(facts, tuple(map(str, classes)), probabilities)
 
 
 def _card(config: dict[str, Any]) -> dict[str, Any]:
@@ -168,4 +169,5 @@ def _card(config: dict[str, Any]) -> dict[str, Any]:
         "source_dataset": "unknown",
         "source_domain": "unknown",
         **{name: own[name] for name in ("input_size", "mean", "std", "crop_pct", "interpolation")},
+        "crop_mode": own.get("crop_mode") or CENTER,
     }

@@ -114,6 +114,7 @@ def _facts(name: str) -> tuple[Backbone, ...]:
         licence=card["licence"],
         kwargs=card["build"].get("kwargs", {}) if kind == "timm" else {},
         weights=str(folder / f"{name}.safetensors"),
+        crop_mode=card.get("crop_mode", "center"),
     )
     if size <= SMALL:
         return (backbone,)

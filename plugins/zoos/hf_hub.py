@@ -15,6 +15,7 @@ from automl_tl.errors import InputError, ZooError
 from automl_tl.facts import backbone_of
 from automl_tl.home import home, read_json, write_text
 from automl_tl.networks import count, first_line, headless
+from automl_tl.records import CENTER
 
 from ._tags import UNKNOWN, domain_of_words, source_dataset, source_domain
 
@@ -118,13 +119,14 @@ def _read_config(path: Path, name: str) -> Backbone:
     """The facts of a config.json of timm, checked as the card of a stranger is."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        facts: dict[str, Any] = {**config, **(config.get("pretrained_cfg") or {})}
+        told = {**config, **(config.get("pretrained_cfg") or {})}
+        facts: dict[str, Any] = {key: value for key, value in told.items() if value is not None}  # null: timm's own default
         kwargs = dict(config.get("model_args") or {})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ZooError(f"{name}: its config.json cannot be read: {first_line(error)}") from None
     if not isinstance(config.get("architecture"), str):
         raise ZooError(f"{name}: its config.json names no architecture of timm; only networks in timm's form can be used")
-    if facts.get("global_pool") is not None:
+    if "global_pool" in facts:
         kwargs.setdefault("global_pool", facts["global_pool"])
     dataset = source_dataset(str(facts.get("tag") or ""))
     domain = domain_of_words(name)
@@ -139,6 +141,7 @@ def _read_config(path: Path, name: str) -> Backbone:
         "std": facts.get("std", (0.229, 0.224, 0.225)),
         "crop_pct": facts.get("crop_pct", 0.875),
         "interpolation": facts.get("interpolation", "bicubic"),
+        "crop_mode": facts.get("crop_mode", CENTER),
         "licence": str(facts.get("license") or ""),
     }
     check_card(card, Path(name))

@@ -101,6 +101,7 @@ def _read_timm(counted: Mapping[Key, Counted]) -> dict[str, Any]:
                 "std": facts.std,
                 "interpolation": facts.interpolation,
                 "crop_pct": facts.crop_pct,
+                "crop_mode": facts.crop_mode,
                 "num_classes": facts.num_classes,
                 "licence": facts.license or "",
                 "params": counts.params,
@@ -133,6 +134,7 @@ def _backbone(facts: dict[str, Any], *, zoo: str) -> Backbone:
         licence=facts["licence"],
         weights=facts["repository"],
         download_bytes=facts["params"] * 4,
+        crop_mode=facts["crop_mode"],
     )
 
 
