@@ -44,7 +44,7 @@ def norm_statistics(
     return Norms(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
-@torch.inference_mode()
+@torch.no_grad()  # the network, which is laid out for it, may be trained later
 def measure(
     net: nn.Module,
     images: np.ndarray,

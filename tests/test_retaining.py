@@ -484,19 +484,22 @@ def test_strangeness_is_the_distance_of_an_image_s_means_from_those_of_the_norms
         grown.saw(1, torch.ones(3), torch.ones(3))
 
 
-@pytest.mark.parametrize("keep", [True, False], ids=["kept images", "none kept"])
+@pytest.mark.parametrize("keep", [True, False], ids=["kept images", "remembered statistics"])
 def test_a_grown_network_tells_whose_an_image_is(task: Task, tmp_path: Path, keep: bool) -> None:
     """Digits as the earlier model knows them are old, negatives of other digits are new."""
-    digits, backbone, earlier = load_digits(), smallest_backbone(), model.load(Path(task.earlier))
+    place = Path(shutil.copytree(task.earlier, tmp_path / "earlier"))
+    digits, backbone, earlier = load_digits(), smallest_backbone(), model.load(place)
+    if keep:
+        checkpoint.beside(place, STATISTICS).unlink()
     chosen = np.flatnonzero(digits.target < 5)[:160]
     negatives = [np.uint8(240 - 15 * image) for image in digits.images[chosen]]
     new = load_task((negatives, [f"negative {digits.target[place]}" for place in chosen]), name="negatives")
     index = np.concatenate([task.part(KEPT), task.part(KEPT_VALIDATION)])
     names = [task.classes[label] for label in task.labels[index]]
     old = load_task(([task.images[place] for place in index], names), name="old")
-    both = retain(new, Path(task.earlier), earlier.classes, old if keep else None)
+    both = retain(new, place, earlier.classes, old if keep else None)
     values = {**defaults(strategies()["expansion"].space), "epochs": 3}
-    trial, fitted = run_trial(both, Candidate(backbone.name, "expansion", values), backbone, seed=0, folder=tmp_path)
+    trial, fitted = run_trial(both, Candidate(backbone.name, "expansion", values), backbone, seed=0, folder=tmp_path / "run")
     assert fitted is not None, trial.error
     known = len(earlier.classes)
     said = predict(fitted.model, pixels_of(both, backbone).array, both.part(VALIDATION), backbone)
