@@ -87,6 +87,7 @@ def checks() -> Iterator[Any]:
         yield pytest.param(estimator, check, marks=marks, id="-".join([name, *map(str, options.values())]))
 
 
+@pytest.mark.filterwarnings("ignore:.*near-duplicates:automl_tl.errors.InputWarning")  # stripes of random greys may be alike
 @pytest.mark.parametrize(("estimator", "check"), list(checks()))
 def test_every_check_that_makes_sense(estimator: OfRows, check: Callable[[OfRows], None]) -> None:
     check(estimator)

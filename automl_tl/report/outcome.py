@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
     """Write `report.html` into the run's folder: one file, which needs nothing else and loads nothing."""
     seed, winner = outcome.winner.seed, outcome.winner
     trained = model.load(outcome.folder / "model")
+    trained = replace(trained, backbone=backbones[trained.backbone.name])  # the model itself does not know where its weights lie
     judged = judge_winner(task, trained)
     scores, ranges = judge(judged.probabilities, judged.labels), intervals(judged.probabilities, judged.labels, seed=seed)
     scores |= {name: value for name, value in winner.test.items() if name in ("pgd_accuracy", "robust_accuracy")}

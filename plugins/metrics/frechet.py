@@ -50,7 +50,7 @@ def _trace_from_covariances(factor: np.ndarray, other: np.ndarray) -> tuple[floa
 
     covariance, other_covariance = dsyrk(1.0, factor, lower=1), dsyrk(1.0, other, lower=1)
     # Rounding moves an eigenvalue λ by about this much, hence its root by rounding/√λ, or by √rounding where λ is smaller.
-    rounding = 20 * np.finfo(np.float64).eps * np.sqrt(_squares(covariance) * _squares(other_covariance))
+    rounding = 20 * np.finfo(np.float64).eps * np.sqrt(_squares(covariance)) * np.sqrt(_squares(other_covariance))
     lower, failed = dpotrf(other_covariance, lower=1, clean=0, overwrite_a=1)
     if failed:
         return 0.0, np.inf

@@ -42,7 +42,7 @@ class Expansion(Strategy):
     paper = "Rebuffi, Bilen and Vedaldi (2018), Efficient parametrization of multi-domain deep neural networks"
     needs = frozenset({"earlier model"})
     space = {
-        **{name: one for name, one in _retaining.SPACE.items() if name != "among"},
+        **{name: one for name, one in _retaining.SPACE.items() if name not in ("among", "backbone_rate")},
         "rank": Choice((2, 4, 8, 16), 8),
     }
     head: Tasks
