@@ -280,18 +280,20 @@ def _next(state: Search) -> Ranked | None:
         chosen, dues = [*chosen, again.item], [*dues, again.seconds + floor]
         gains = np.column_stack([gains, rng.normal(0.0, again.spread, DRAWN)])
     plan = plan_within(np.maximum(gains, 0), np.array(dues), left + floor)
-    return chosen[plan[0]] if plan else _paused_leader(state, begun)
+    return chosen[plan[0]] if plan else _more_of_the_leader(state, begun)
 
 
-def _paused_leader(state: Search, paused: Iterable[int]) -> Ranked | None:
-    """Who would win now, if it is one of those at the places `paused`.
+def _more_of_the_leader(state: Search, paused: Iterable[int]) -> Ranked | None:
+    """Who would win now, if it is one of those at the places `paused`; else another cycle of it, whatever the last one led to.
 
     Where the validation images have nothing left to tell, nothing promises more; but the last epochs, at low rates, are for other
-    images, too.
+    images, too, and so is more training in time that nobody else asks for.
     """
     first = leader(state)
     items = (state.ranking.items[place] for place in paused)
-    return next((item for item in items if first is not None and state.id_of(item.candidate) == first.id), None)
+    goes_on = next((item for item in items if first is not None and state.id_of(item.candidate) == first.id), None)
+    again = next_cycle(state, whatever=True) if goes_on is None else None
+    return again.item if again is not None and again.seconds <= state.time_left() else goes_on
 
 
 def _best(worth: Mapping[int, float]) -> list[int]:

@@ -91,8 +91,8 @@ class Parts:
 def fit(strategy: Strategy, job: Job) -> Fitted:
     """Train `strategy` on `job` to the best epoch by validation score (ties: lower validation loss).
 
-    With `cycles`, the schedule begins anew after its last epoch, each time from the best weights so far: warm restarts
-    (Loshchilov and Hutter, 2017), which find what a longer training would, in steps that can be stopped after.
+    With `cycles`, the schedule begins anew after its last epoch, each time from the best weights so far and for twice as long:
+    warm restarts (Loshchilov and Hutter, 2017), which find what a longer training would, in steps that can be stopped after.
 
     Goes on from the checkpoint in `job.folder` if there is one, and leaves one: another cycle can go on from its end.
 
@@ -109,13 +109,14 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     if path.exists():
         progress, best = _restore(path, parts, job)
     kept = _Kept(progress.epoch)
-    epochs, cycles = int(option(strategy, "epochs")), int(option(strategy, "cycles"))
-    patience, half_rate = max(4, math.ceil(PATIENCE * epochs)), round((1 + WARM_UP) / 2 * epochs)
+    cycles = int(option(strategy, "cycles"))
     last, complete = last_epoch(progress.curve), progress.cycle > cycles
     while progress.cycle <= cycles:
         if progress.epoch >= job.stop_after or time_is_up(job, last):
             kept.save(path, parts, best, progress, job, now=True)
             break
+        epochs = epochs_in(progress.cycle, int(option(strategy, "epochs")))
+        patience, half_rate = max(4, math.ceil(PATIENCE * epochs)), round((1 + WARM_UP) / 2 * epochs)
         start = time.perf_counter()
         loss = train_epoch(strategy, parts, job, progress.epoch, epochs, began=progress.began)
         progress.scaler, progress.pieces = parts.scaler.state_dict(), job.room.pieces
@@ -246,6 +247,11 @@ def schedule(done: float, *, warm_up: float = WARM_UP) -> float:
     if done < warm_up:
         return max(done / warm_up, 0.01)
     return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def epochs_in(cycle: int, first: int) -> int:
+    """Of a cycle, counted from 1, if the `first` one has so many."""
+    return int(first * 2 ** (cycle - 1))
 
 
 def _restart(parts: Parts, best: dict[str, Tensor], progress: _Progress, job: Job) -> None:

@@ -11,9 +11,9 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .loop import CHECKPOINT
+from .loop import CHECKPOINT, epochs_in
 from .progress import Search, another_cycle, cycles_of, epochs_of, leader
-from .records import Candidate, Ranked
+from .records import Candidate, Ranked, Trial
 from .strategy import TRAINING
 
 SPREAD = 0.5
@@ -32,23 +32,31 @@ class Again:
     """Logits."""
 
 
-def next_cycle(state: Search) -> Again | None:
-    """Of the trial that would win now, if it has ended and can go on."""
+def next_cycle(state: Search, *, whatever: bool = False) -> Again | None:
+    """Of the trial that would win now, if it has ended and can go on; `whatever` its cycles since then led to, or if none did."""
     first = leader(state)
-    if first is None or first.status != "finished" or not first.curve:
+    last = first if first is None or not whatever else _newest(state, first)
+    if first is None or last is None or last.status != "finished" or not last.curve:
         return None
-    again = another_cycle(first.candidate)
+    again = another_cycle(last.candidate)
     id_ = state.id_of(again)
     if id_ in state.trials or id_ in state.training or id_ in state.stuck or state.trials_left() < 1:
         return None
     known = id_ in state.earlier
-    if not known and not any((_checkpoints(state, one) / CHECKPOINT).exists() for one in (first.candidate, again)):
+    if not known and not any((_checkpoints(state, one) / CHECKPOINT).exists() for one in (last.candidate, again)):
         return None
-    last, epochs = first.curve[-1], float(first.candidate.hyperparameters.get("epochs", TRAINING["epochs"].default))
-    seconds = last.seconds / last.epoch * epochs
+    point, epochs = last.curve[-1], last.candidate.hyperparameters.get("epochs", TRAINING["epochs"].default)
+    seconds = point.seconds / point.epoch * epochs_in(cycles_of(again), int(epochs))
     score = float(first.score or 0.0)
-    item = Ranked(again, score, score, score, last.seconds + seconds, first.memory_mb, ("goes on where the best trial ended",))
-    return Again(item, 0.0 if known else seconds, SPREAD / cycles_of(first.candidate))
+    item = Ranked(again, score, score, score, point.seconds + seconds, last.memory_mb, ("goes on where the best trial ended",))
+    return Again(item, 0.0 if known else seconds, SPREAD / cycles_of(last.candidate))
+
+
+def _newest(state: Search, trial: Trial) -> Trial:
+    """The last of its cycles: it ended with the best weights of all of them."""
+    while (after := state.trials.get(state.id_of(another_cycle(trial.candidate)))) is not None:
+        trial = after
+    return trial
 
 
 def take_over(state: Search, candidate: Candidate) -> None:
@@ -69,9 +77,10 @@ def shared_epochs(state: Search, candidate: Candidate) -> float:
 def sweep(state: Search) -> None:
     """Remove the checkpoints that nothing can go on from."""
     first = leader(state)
+    newest = None if first is None else _newest(state, first)
     for trial in state.trials.values():
         paused = trial.status == "stopped" and not trial.error
-        best = first is not None and trial.id == first.id and trial.status == "finished"
+        best = newest is not None and trial.id == newest.id and trial.status == "finished"
         if not paused and not best:
             shutil.rmtree(_checkpoints(state, trial.candidate), ignore_errors=True)
 

@@ -16,6 +16,7 @@ from typing import Any
 from . import checkpoint, guard, model, processes, registry
 from .errors import PLUGIN_FAULTS, AutomlError, InputError, WorkerLost
 from .evaluation.classification import judge
+from .loop import epochs_in
 from .progress import Search, Step, Training, cycles_of, epochs_asked, epochs_of, note_spent, record_trial, standing
 from .records import IMPORTANCE, VALIDATION, Backbone, Outcome, Point, Ranked, Task, Trial
 from .restarts import shared_epochs, sweep, take_over
@@ -63,7 +64,8 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
         _seen(state, backbone, time.monotonic() - began - trial.seconds + (before.seconds if before is not None else 0.0))
         _settle(state, item, trial)
         return True
-    most = min(limit, cycles_of(candidate) * (epochs_asked(candidate) or 1)) - reached
+    cycles = range(1, cycles_of(candidate) + 1)
+    most = min(limit, sum(epochs_in(cycle, int(epochs_asked(candidate) or 1)) for cycle in cycles)) - reached
     state.training[id_] = Training(item, step, most, state.workers.submit(state.carry_out, step))
     while len(state.training) >= state.workers.size:
         settle_next(state)

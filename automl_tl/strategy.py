@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .importance import PathIntegral
 
 # The hyperparameters that the training loop itself understands. A strategy lists in its `space` those that it lets vary;
-# the loop uses the default of the others. `cycles`, of `epochs` each, a search adds by itself (see `restarts`).
+# the loop uses the default of the others. `epochs` are those of the first of the `cycles`, of which a search adds more by itself
+# (see `restarts`).
 TRAINING: dict[str, Float | Int | Choice] = {
     "rate": Float(1e-5, 1e-1, 1e-3, log=True),
     "backbone_rate": Float(0.01, 1.0, 0.1, log=True),

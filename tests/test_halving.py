@@ -25,14 +25,14 @@ from automl_tl.budget import parse_budget
 from automl_tl.crowning import RULE
 from automl_tl.errors import BudgetError
 from automl_tl.evaluation.calibration import cooled
-from automl_tl.halving import _hopeless, _seconds_to_end, _unseen
+from automl_tl.halving import _hopeless, _more_of_the_leader, _seconds_to_end, _unseen
 from automl_tl.history import open_history
 from automl_tl.loop import CHECKPOINT
 from automl_tl.model import load
 from automl_tl.progress import UNSURE, Search, cycles_of, once_each, read_trials
 from automl_tl.records import TEST, Point, trial_id
 from automl_tl.registry import strategies
-from automl_tl.restarts import next_cycle
+from automl_tl.restarts import next_cycle, sweep
 from automl_tl.space import defaults
 from automl_tl.trials import Limits, probabilities_on
 from automl_tl.workers import Workers
@@ -404,14 +404,15 @@ def test_a_paused_trial_whose_next_epoch_does_not_fit_stays_paused(tmp_path: Pat
 
 
 def test_another_cycle_is_of_what_ended_and_left_a_checkpoint(tmp_path: Path) -> None:
-    """A strategy whose space has no epochs trains the loop's fifteen. A third cycle promises half as much as the second."""
+    """A strategy whose space has no epochs trains the loop's fifteen. A third cycle is twice as long as the second, which is twice
+    as long as the first, and promises half as much as the second."""
     candidate = Candidate(QUICK, "plain", {"rate": 0.01})
     curve = tuple(Point(epoch, 2.0 * epoch, 1.0, 0.5) for epoch in range(1, 13))  # it stopped early
     scores = {"accuracy": 0.5, "log_loss": 1.0}
     ended = Trial("", "f", candidate, 0, "finished", curve, scores, {}, 24.0, artefact="trials/x")
     state = SimpleNamespace(trials={}, earlier={}, training={}, stuck=set(), folder=tmp_path)
     state.id_of, state.trials_left = partial(trial_id, "f", seed=0), lambda: math.inf
-    for cycles, spread in ((1, 0.5), (2, 0.25)):
+    for cycles, spread, seconds in ((1, 0.5, 60.0), (2, 0.25, 120.0)):
         leading = replace(ended, id=trial_id("f", candidate, 0), candidate=candidate)
         state.trials = {leading.id: leading}
         assert next_cycle(state) is None  # type: ignore[arg-type]
@@ -421,9 +422,33 @@ def test_another_cycle_is_of_what_ended_and_left_a_checkpoint(tmp_path: Path) ->
         again = next_cycle(state)  # type: ignore[arg-type]
         assert again is not None
         candidate = Candidate(QUICK, "plain", {"rate": 0.01, "cycles": cycles + 1})
-        assert (again.item.candidate, again.seconds, again.item.seconds, again.spread) == (candidate, 30.0, 54.0, spread)
+        assert (again.item.candidate, again.seconds, again.item.seconds, again.spread) == (candidate, seconds, 24.0 + seconds, spread)
         state.trials = {leading.id: replace(leading, status="stopped")}
         assert next_cycle(state) is None  # type: ignore[arg-type]
+
+
+def test_a_cycle_that_led_nowhere_is_followed_by_another_where_nothing_else_promises_more(tmp_path: Path) -> None:
+    """From the checkpoint of the newest; it is of the two cycles' trial, though that of one cycle would win."""
+    tuned = {"rate": 0.01, "epochs": 3}
+    state = SimpleNamespace(trials={}, earlier={}, training={}, stuck=set(), folder=tmp_path)
+    state.id_of, state.trials_left, state.time_left = partial(trial_id, "f", seed=0), lambda: math.inf, lambda: 12.0
+    for cycles, loss in ((1, 0.5), (2, 0.6)):
+        candidate = Candidate(QUICK, "plain", tuned if cycles == 1 else {**tuned, "cycles": cycles})
+        curve = tuple(Point(epoch, float(epoch), 1.0, 0.5) for epoch in range(1, 3 * (2**cycles - 1) + 1))
+        scores, id_ = {"accuracy": 0.5, "log_loss": loss}, trial_id("f", candidate, 0)
+        state.trials[id_] = Trial(id_, "f", candidate, 0, "finished", curve, scores, {}, curve[-1].seconds, artefact=f"trials/{id_}")
+    path = tmp_path / "trials" / id_ / "checkpoints" / CHECKPOINT
+    path.parent.mkdir(parents=True)
+    path.touch()
+    sweep(state)  # type: ignore[arg-type]
+    assert path.exists(), "another cycle can go on from it"
+    assert next_cycle(state) is None  # type: ignore[arg-type]
+    state.ranking = SimpleNamespace(items=[])
+    third = _more_of_the_leader(state, [])  # type: ignore[arg-type]
+    assert third is not None
+    assert (third.candidate.hyperparameters["cycles"], third.seconds) == (3, 21.0)
+    state.time_left = lambda: 11.0
+    assert _more_of_the_leader(state, []) is None, "it takes twelve seconds"  # type: ignore[arg-type]
 
 
 def test_what_cycles_share_counts_once() -> None:
