@@ -254,7 +254,7 @@ def fit(
     if exemplars != memory.MOST_EXEMPLARS and EXEMPLARS not in kinds:
         raise InputError("--exemplars says how many images are kept; ask for them with --remember exemplars")
     task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
-    _check_outside(out, location, task)
+    _check_outside(out, location, along or Along(), task)
     if ray is not None and not processes.alone():
         raise InputError("--ray and `accelerate launch` both spread the work; use one of them")
     if not processes.leads():
@@ -318,14 +318,18 @@ def fit(
     return outcome
 
 
-def _check_outside(out: Path, location: Any, task: Task) -> None:
-    """Raises InputError: `out` lies in the folder of the images, where the next start would take it for a class."""
-    if not isinstance(location, (str, Path)) or not isinstance(task.images[0], (str, Path)):
-        return  # "digits" may be a folder, too
-    folder = Path(location).resolve()
-    if folder.is_dir() and out.resolve().is_relative_to(folder):
-        beside = os.path.relpath(folder.parent / "runs" / folder.name)
-        raise InputError(data.shown(f"{out}: lies in the folder of the images; choose another --out, such as {beside}"))
+def _check_outside(out: Path, location: Any, along: Along, task: Task) -> None:
+    """Raises InputError: `out` lies in a folder of images of the task, where the next start would take it for a class."""
+    clients = along.clients if isinstance(along.clients, tuple) else ()
+    places = [("", location), (" of --source", along.source), (" of --keep", along.keep)]
+    for option, place in (*places, *((" of --clients", client) for client in clients)):
+        if not isinstance(place, (str, Path)) or not out.resolve().is_relative_to(Path(place).resolve()):
+            continue
+        if any(isinstance(image, (str, Path)) and Path(image).is_relative_to(place) for image in task.images):
+            folder = Path(place).resolve()  # "digits" may be a folder, too, and a run: neither is where the images are
+            beside = os.path.relpath(folder.parent / "runs" / folder.name)
+            text = f"{out}: lies in the folder of the images{option}; choose another --out, such as {beside}"
+            raise InputError(data.shown(text))
 
 
 def _advised_for_long(outcome: Outcome, advised: float, counted: float) -> Outcome:

@@ -161,6 +161,7 @@ def load_task(
     listing = read_listing(location)
     listing = _unlabel(listing)
     _check_listing(listing, target=target)
+    modified = _modified(listing.images)
     seen = _read_all(listing, progress)
     readable, warnings = _readable(listing, seen)
     classes = tuple(sorted({listing.labels[i] for i in readable} - {""}, key=natural))
@@ -185,6 +186,7 @@ def load_task(
         where=[listing.where[i] for i in positions],
         hashes=hashes[kept],
         sizes=np.array([(seen[i].width, seen[i].height) for i in positions]),
+        modified=modified[positions],
         warnings=tuple(warnings + found),
     )
 
@@ -208,6 +210,7 @@ def subset(task: Task, keep: np.ndarray, *, name: str) -> Task:
         where=[task.where[i] for i in keep],
         hashes=hashes,
         sizes=None if task.sizes is None else task.sizes[keep],
+        modified=None if task.modified is None else task.modified[keep],
     )
 
 
@@ -222,6 +225,7 @@ def picked(task: Task, index: np.ndarray) -> Task:
         hashes=task.hashes[index],
         sizes=None if task.sizes is None else task.sizes[index],
         clients=None,
+        modified=None if task.modified is None else task.modified[index],
     )
 
 
@@ -244,6 +248,7 @@ def altered(task: Task, change: Callable[[np.ndarray, int], np.ndarray], *, name
         fingerprint=_fingerprint(task.classes, hashes, task.labels, dict(task.splits)),
         hashes=hashes,
         sizes=np.array([(one.width, one.height) for one in seen]),
+        modified=None,
     )
 
 
@@ -260,6 +265,7 @@ def load_unlabelled(location: Any, *, progress: Progress | None = None) -> Task:
         raise InputError(f"{shown(root)}: is not a folder with images{missed and '; ' + missed}")
     where = [shown(path.relative_to(root)) for path in found]
     listing = Listing(shown(root.resolve().name), found, [""] * len(found), where)
+    modified = _modified(listing.images)
     seen = _read_all(listing, progress)
     readable, warnings = _readable(listing, seen)
     hashes = np.array([seen[i].hash for i in readable], dtype=np.uint64)
@@ -274,6 +280,7 @@ def load_unlabelled(location: Any, *, progress: Progress | None = None) -> Task:
         where=[where[i] for i in readable],
         hashes=hashes,
         sizes=np.array([(seen[i].width, seen[i].height) for i in readable]),
+        modified=modified[readable],
         warnings=tuple(filter(None, (passed_over(root), *warnings))),
     )
 
@@ -405,6 +412,29 @@ class _Index:
         ]
         self.path.parent.mkdir(exist_ok=True)
         write_text(self.path, json.dumps(rows))
+
+
+def _modified(images: Sequence[Any]) -> np.ndarray:
+    """When the file of each image, or its place, was last changed, in ns; 0 for what is no file, or is gone."""
+    times = np.zeros(len(images), dtype=np.int64)
+    for i, image in enumerate(images):
+        if isinstance(image, (str, Path)):
+            with suppress(OSError):
+                state = os.stat(image)
+                times[i] = max(state.st_mtime_ns, state.st_ctime_ns)
+    return times
+
+
+def _check_unchanged(task: Task) -> None:
+    """Raises InputError: an image is another than the one that was read, whose content the caches know it by."""
+    if task.modified is None:
+        return
+    touched = np.flatnonzero(_modified(task.images) != task.modified).tolist()
+    for i, seen in zip(touched, spread(_look, [(task.images[i], task.where[i]) for i in touched]), strict=True):
+        if seen.hash != task.hashes[i]:
+            raise InputError(
+                f"{task.where[i]}: was changed after it had been read; start again with images that stay as they are"
+            )
 
 
 def _look(item: tuple[Any, str]) -> Seen:
@@ -608,6 +638,9 @@ def decode(
 
     The cache is keyed by the images' content, so that the same images are decoded once wherever they lie. Processes that
     ask at the same time wait for the first.
+
+    Raises:
+        InputError: an image cannot be read, or was changed since the task was loaded; or the disk is full.
     """
     how = f"{size}/{interpolation}/{crop_pct:g}"
     if crop_mode != CENTER:  # what was decoded before there were others stays good
@@ -688,6 +721,7 @@ def _decode_into(path: Path, task: Task, size: int, prepare: Prepare, progress: 
             array.flush()
         finally:
             del array  # and with it the map: Windows neither moves nor deletes a file that is mapped
+        _check_unchanged(task)  # now, so that it holds for what was changed during the decoding, too
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

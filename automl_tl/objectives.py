@@ -295,7 +295,10 @@ def _joined(first: Task, second: Task, labels: np.ndarray) -> Task:
     splits = dict(first.splits)
     for name, part in second.splits.items():
         splits[name] = np.concatenate([splits.get(name, np.empty(0, dtype=np.int64)), part + shift])
-    sizes = None if first.sizes is None or second.sizes is None else np.concatenate([first.sizes, second.sizes])
+    sizes, modified = (
+        None if one is None or other is None else np.concatenate([one, other])
+        for one, other in ((first.sizes, second.sizes), (first.modified, second.modified))
+    )
     return replace(
         first,
         images=[*first.images, *second.images],
@@ -304,6 +307,7 @@ def _joined(first: Task, second: Task, labels: np.ndarray) -> Task:
         where=[*first.where, *second.where],
         hashes=np.concatenate([first.hashes, second.hashes]),
         sizes=sizes,
+        modified=modified,
         warnings=tuple(dict.fromkeys((*first.warnings, *second.warnings))),
     )
 

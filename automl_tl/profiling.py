@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,11 +12,14 @@ import numpy as np
 
 from . import features, registry
 from .backbones import build
+from .cards import folders
 from .data import picked, pixels_of
+from .errors import InputWarning, ZooError
 from .model import as_it_starts, start_of
 from .norms import norm_statistics
 from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
 from .scores import scores
+from .sources import read_sources
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,13 +225,35 @@ def separability(target: Features) -> dict[str, float]:
 
 
 def reference_encoders() -> list[tuple[Backbone, Mapping[str, Features]]]:
-    """Each zoo's reference encoder with the sources whose statistics were taken with it."""
-    found = []
+    """Each zoo's reference encoder with the sources whose statistics were taken with it, by the zoo or in an added folder.
+
+    Warns (`InputWarning`) of statistics in a folder that cannot be used.
+    """
+    found: list[tuple[Backbone, Mapping[str, Features]]] = []
+    added = _added_sources()
     for zoo in registry.zoos().values():
         reference = getattr(zoo, "reference", None)
         if reference is not None:
             encoder = next(backbone for backbone in zoo.list() if backbone.name == reference)
-            found.append((encoder, zoo.sources()))  # type: ignore[attr-defined]
+            found.append((encoder, {**added.pop(reference, {}), **zoo.sources()}))  # type: ignore[attr-defined]
+    known = " or ".join(encoder.name for encoder, _ in found)
+    for other, sources in added.items():
+        text = f"statistics taken with {other}: {', '.join(sources)} left out; only {known} can be compared: see `zoo describe`"
+        warnings.warn(text, InputWarning, stacklevel=2)
+    return found
+
+
+def _added_sources() -> dict[str, dict[str, Features]]:
+    """Encoder → source → statistics in the folders that the user added."""
+    found: dict[str, dict[str, Features]] = {}
+    for folder in folders():
+        try:
+            encoder, sources = read_sources(folder)
+        except ZooError as error:
+            warnings.warn(f"left out: {error}", InputWarning, stacklevel=3)
+            continue
+        if encoder is not None:
+            found.setdefault(encoder, {}).update(sources)
     return found
 
 

@@ -85,6 +85,8 @@ class Task:
     """Folder of the model whose knowledge must not be forgotten."""
     clients: np.ndarray | None = None
     """N int: whose image it is, 0…clients-1; -1: nobody's."""
+    modified: np.ndarray | None = None
+    """N int64: when the file of each image, or its place, was last changed before it was read, in ns; 0: it is no file."""
 
     def part(self, split: str) -> np.ndarray:
         """Positions of the images of `split`; none where the task has no such split."""

@@ -31,19 +31,26 @@ def read_sources(folder: Path) -> tuple[str | None, dict[str, Features]]:
     """The encoder (None: there are no statistics) and, by source dataset, the statistics taken with it.
 
     Raises:
-        ZooError: two sources were seen by different encoders, so that they cannot be compared.
+        ZooError: a file is not what `write_source` wrote, or two sources were seen by different encoders, so that they cannot be
+            compared.
     """
+    from safetensors import SafetensorError
+
     from . import checkpoint
 
     encoder: str | None = None
     found: dict[str, Features] = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        tensors, facts = checkpoint.load(path)
-        if encoder not in (None, facts["encoder"]):
-            raise ZooError(f"{path}: was taken with {facts['encoder']!r}, the others with {encoder!r}; take all with one")
-        encoder = facts["encoder"]
-        arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
-        found[facts["source"]] = Features(arrays["values"], mean=arrays.get("mean"), factor=arrays.get("factor"))
+        try:
+            tensors, facts = checkpoint.load(path)
+            source, taken_with, values = path.name.removesuffix(SUFFIX), str(facts["encoder"]), tensors["values"]
+        except (OSError, SafetensorError, LookupError, TypeError) as error:
+            raise ZooError(f"{path}: cannot be read as statistics of a source ({error}); write it anew or remove it") from None
+        if encoder not in (None, taken_with):
+            raise ZooError(f"{path}: was taken with {taken_with!r}, the others with {encoder!r}; take all with one")
+        encoder = taken_with
+        mean, factor = (tensors[name].float().numpy() if name in tensors else None for name in ("mean", "factor"))
+        found[source] = Features(values.float().numpy(), mean=mean, factor=factor)
     return encoder, found
 
 

@@ -152,6 +152,7 @@ def _joint(tasks: list[Task]) -> Task:
             where=[*whole.where, *other.where],
             hashes=np.concatenate([whole.hashes, other.hashes]),
             sizes=None,
+            modified=None,
             fingerprint=f"{whole.fingerprint[:8]}{other.fingerprint[:8]}",
         )
     return whole

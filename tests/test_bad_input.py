@@ -414,6 +414,19 @@ def out_among_the_images(place: Place) -> list[str]:
     return fit(folder, "--out", str(folder / "runs" / "fit"))
 
 
+@bad(r"known/run: lies in the folder of the images of --source; choose another --out, such as .*runs/known$")
+def out_among_the_images_of_a_source(place: Place) -> list[str]:
+    known = lay_drawn(place.root / "known", {"c": 6, "d": 6}, start=50)
+    return fit(good(place), "--source", str(known), "--out", str(known / "run"))
+
+
+@bad(r"two/run: lies in the folder of the images of --clients; choose another --out, such as .*runs/two$")
+def out_among_the_images_of_a_client(place: Place) -> list[str]:
+    pytest.importorskip("flwr")
+    clients = [str(lay_drawn(place.root / name, {"a": 6, "b": 6}, start=start)) for name, start in (("one", 50), ("two", 70))]
+    return fit(good(place), "--clients", clients[0], "--clients", clients[1], "--out", f"{clients[1]}/run")
+
+
 @bad(r"other holds another run \(with other images, zoo\); choose another --out or delete it")
 def out_of_another_run(place: Place, seed: int = 0) -> list[str]:
     (place.root / "other").mkdir()

@@ -21,9 +21,10 @@ from pictures import drawn, lay, lay_drawn, png, real_images
 from PIL import Image
 
 from automl_tl import data
-from automl_tl.data import decode, decode_images, load_task, load_unlabelled, near_duplicates, subset
+from automl_tl.data import decode, decode_images, load_task, load_unlabelled, near_duplicates, picked, subset
 from automl_tl.errors import InputError
 from automl_tl.images import read_image, square
+from automl_tl.objectives import _joined
 from automl_tl.records import TEST, TRAIN, VALIDATION, Task
 
 
@@ -485,6 +486,30 @@ def test_images_are_decoded_once(signs: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(copy, 32).array, first.array)
     with pytest.raises(InputError, match=r"0/000\.png"):
         decode(task, 33)
+
+
+@pytest.mark.parametrize(
+    "part", [lambda task: task, lambda task: picked(task, np.arange(4)), lambda task: _joined(task, task, task.labels)]
+)
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_an_image_that_was_changed_after_it_was_read_is_not_decoded(part: Any, exchanged: bool, tmp_path: Path) -> None:
+    """Its pixels would be kept under the hash of the other ones, for this task and every later one."""
+    folder = lay_drawn(tmp_path / "photos", {"a": 4, "b": 4})
+    one, other, aside = folder / "a" / "000.png", folder / "a" / "001.png", tmp_path / "aside.png"
+    for file in (one, other):
+        os.utime(file, ns=(0, 0))
+    task = part(load_task(folder))
+    before = one.read_bytes()
+    if exchanged:
+        for source, place in ((one, aside), (other, one), (aside, other)):
+            source.rename(place)
+    else:
+        one.write_bytes(png(drawn(99)))
+    with pytest.raises(InputError, match=r"^a/000\.png: was changed after it had been read; start again"):
+        decode(task, 32)
+    if not exchanged:
+        one.write_bytes(before)
+        np.testing.assert_array_equal(decode(task, 24).array[0], np.asarray(drawn(0)), "it was only touched")
 
 
 def test_two_files_that_were_exchanged_are_read_again(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from automl_tl.data import load_task, load_unlabelled, read_listing
 from automl_tl.errors import InputError
 from automl_tl.images import images_below, read_image
-from automl_tl.records import Listing
+from automl_tl.records import VALIDATION, Listing
 from automl_tl.registry import formats
 
 NOT_UTF_8 = pytest.mark.skipif(sys.platform != "linux", reason="needs a system with names that are not UTF-8")
@@ -252,6 +252,24 @@ def test_one_image_twice_is_one_picture(pictures: Path) -> None:
     (pictures / "list.csv").write_text(rows() + "pictures/a/000.png,a\n")
     task = load_task(pictures / "list.csv")
     assert any("near-duplicates" in warning for warning in task.warnings)
+
+
+def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
+    """A table that was shuffled is the same task with the same split, which is that of the folder, too."""
+    root = lay_drawn(tmp_path / "set", {"a": 12, "a-b": 12, "b": 12})
+    lines = [f"{path.relative_to(root).as_posix()},{path.parent.name}" for path in images_below(root)]
+    tables = {"sorted": lines, "shuffled": np.random.default_rng(0).permutation(lines).tolist()}
+    for name, body in tables.items():
+        (root / f"{name}.csv").write_text("\n".join(["path,label", *body]))
+    one, other, folder = load_task(root / "sorted.csv"), load_task(root / "shuffled.csv"), load_task(root)
+    assert one.fingerprint == other.fingerprint == folder.fingerprint
+    assert [other.images[i] for i in other.part(VALIDATION)] == [one.images[i] for i in one.part(VALIDATION)]
+    place = other.where[0].split()[2].removesuffix(":")
+    assert tables["shuffled"][int(place) - 2] == "a/000.png,a", "a row is still named by its line"
+    for name, body in tables.items():
+        both = [f"{line},{split}" for line in body for split in ("train", "target")[:: 1 if name == "sorted" else -1]]
+        (root / f"{name}.csv").write_text("\n".join(["path,label,split", *both]))
+    assert load_task(root / "sorted.csv").fingerprint == load_task(root / "shuffled.csv").fingerprint
 
 
 def test_parquet_cells_that_are_no_text(pictures: Path) -> None:

@@ -68,6 +68,9 @@ def test_one_task_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[st
     code, out, err = typed(capsys, *after, "--backbone", "resnet10t_24.omniglot_a_64")
     assert code == 2
     assert f"the model of --after is a {TINY}, and only that can go on from it" in err
+    code, _, err = typed(capsys, *after[:-1], first / "run")
+    assert code == 2
+    assert "lies in the folder of the images of --keep; choose another --out" in err
     code, out, err = typed(capsys, *after, "--strategy", "ewc")
     assert code == 0, err
     found = re.search(

@@ -251,6 +251,8 @@ def test_a_network_of_ones_own_is_not_pushed_unless_asked(ann: Person) -> None:
         history.record_trial(mine)
         assert leaving(history).left_out == {"backbones left out": 1, "trials left out": 1}
         assert leaving(history, names=True).left_out == {}
+    assert "1 backbones left out, 1 trials left out: these networks" in ann.command("push", REPOSITORY, "--dry-run")
+    assert "left out" not in ann.command("push", REPOSITORY, "--dry-run", "--names")
     assert "1 backbones left out, 1 trials left out" in ann.command("push", REPOSITORY)
     assert not any(b"ward" in ann.hub.commits[-1][name] for name in FILES)
     assert mine.id.encode() not in ann.hub.commits[-1]["trials.jsonl"]

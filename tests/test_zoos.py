@@ -20,12 +20,15 @@ import numpy as np
 import pytest
 from automl_tl_plugins.zoos._tags import domain_of_words, source_dataset, source_domain, training_sets
 from automl_tl_plugins.zoos.embedded import Embedded
+from pictures import lay_drawn
 
 from automl_tl import Backbone, Features
 from automl_tl.backbones import Wanted, build, catalogue, narrowed, parse_count
 from automl_tl.cards import add_folder, folders, read_card, remove_folder, write_network
-from automl_tl.errors import InputError, PluginError, ZooError
+from automl_tl.data import load_task
+from automl_tl.errors import InputError, InputWarning, PluginError, ZooError
 from automl_tl.networks import count, family
+from automl_tl.profiling import describe_source, profile_task, reference_encoders
 from automl_tl.records import CROP_MODES
 from automl_tl.sources import read_sources, write_source
 
@@ -363,6 +366,27 @@ def test_source_statistics_come_back(tmp_path: Path) -> None:
         read_sources(tmp_path)
     (tmp_path / "empty").mkdir()
     assert Embedded(tmp_path / "empty").reference is None
+
+
+def test_a_task_is_measured_against_the_sources_of_an_added_folder(network: Path, tmp_path: Path) -> None:
+    encoders = [name for name in catalogue() if name.startswith("resnet10t")]
+    (reference, sources), *_ = reference_encoders()
+    known = dict(sources)
+    add_folder(network.parent)
+    task = load_task(lay_drawn(tmp_path / "wards", {"a": 12, "b": 12}), validation=0.0)
+    write_source(network.parent, "wards", reference.name, describe_source(task, reference))
+    found = profile_task(task, {}).distances
+    assert found.keys() == {"wards", *known}
+    assert min(found, key=lambda source: found[source]["frechet"]) == "wards"
+    other = next(name for name in encoders if name != reference.name)
+    write_source(network.parent, "wards", other, describe_source(task, catalogue()[other]))
+    with pytest.warns(InputWarning, match=f"taken with {other}: wards left out; only {reference.name} can be compared"):
+        assert profile_task(task, {}).distances.keys() == known.keys()
+    (network.parent / "wards.source.safetensors").write_bytes(b"none")
+    with pytest.warns(InputWarning, match=r"wards\.source\.safetensors: cannot be read as statistics of a source .*remove it"):
+        assert profile_task(task, {}).distances.keys() == known.keys()
+    remove_folder(network.parent)
+    assert profile_task(task, {}).distances.keys() == known.keys()
 
 
 def test_multiply_adds_by_hand() -> None:

@@ -166,6 +166,9 @@ def _print_leaving(found: Leaving) -> None:
     print_table("Files that would leave", ("file", "facts", "bytes", "sha256"), rows)
     texts = [(field, f"{len(values)}", _shortened(", ".join(values))) for field, values in found.texts.items()]
     print_table("Texts in them (--json: all); the rest is numbers", ("field", "different", "texts"), texts)
+    if found.left_out:
+        counts = ", ".join(f"{count} {name}" for name, count in found.left_out.items())
+        print(f"{counts}: these networks may be your own, and stay here with their trials (--names sends them, too)")
 
 
 def _shortened(text: str) -> str:

@@ -151,7 +151,9 @@ def zoo_describe(
     images: Images,
     name: Annotated[str, typer.Option(help="Name of the source dataset, as in the cards of its networks.")],
     encoder: Annotated[str, typer.Option(help="The reference encoder: the backbone on whose features distances are measured.")],
-    out: Annotated[Path, typer.Option(help="Folder for NAME.source.safetensors, which a plugin's zoo reads.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for NAME.source.safetensors: one that is added with `zoo add`, or a plugin's.")
+    ],
 ) -> None:
     """Keep statistics of a source's images, so that tasks can be measured against it without the images."""
     from automl_tl.api import check_writable, load_task

@@ -22,6 +22,7 @@ class Manifest:
     """CSV (comma, semicolon or tab) or Parquet with the columns path, label and, if there are any, split, group, domain.
 
     Paths are relative to the table's folder and stay inside it. Images without a label are those of the split "target".
+    The images come in the order of their paths, as those of a folder do: in another order of the rows they are the same task.
     """
 
     name = "manifest"
@@ -43,8 +44,22 @@ class Manifest:
         labels = [row["label"] for row in cells]
         splits = _splits(cells, where) if "split" in cells[0] else None
         _check_labels(images, labels, where, splits or ["train"] * len(labels))
-        columns = {name: [row[name] for row in cells] if name in cells[0] else None for name in ("group", "domain")}
-        return Listing(table.stem, images, labels, where, splits, columns["group"], columns["domain"])
+        order = sorted(range(len(cells)), key=lambda i: _place(cells[i]))
+        columns = {name: [cells[i][name] for i in order] if name in cells[0] else None for name in ("group", "domain")}
+        return Listing(
+            table.stem,
+            [images[i] for i in order],
+            [labels[i] for i in order],
+            [where[i] for i in order],
+            None if splits is None else [splits[i] for i in order],
+            columns["group"],
+            columns["domain"],
+        )
+
+
+def _place(row: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
+    """Key of a row's place among the others: of one image in two splits, the rows are in the order of these."""
+    return Path(row["path"].replace("\\", "/")).parts, row.get("split", "")
 
 
 def _check_labels(images: Sequence[Path], labels: Sequence[str], where: Sequence[str], splits: Sequence[str]) -> None:
