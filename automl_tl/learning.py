@@ -40,6 +40,7 @@ _ROUNDS = 120
 _LEARNING = {
     "learning_rate": 0.05,
     "num_leaves": 12,
+    "max_bin": 63,
     "feature_fraction": 0.5,
     "bagging_fraction": 0.8,
     "bagging_freq": 1,

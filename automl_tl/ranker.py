@@ -26,7 +26,7 @@ from .space import defaults
 if TYPE_CHECKING:
     from .strategy import Strategy
 
-VERSION = 6
+VERSION = 7
 """Of the saved form and of the learning: a ranker of another version is learnt anew."""
 FEWEST_TASKS, FEWEST_TRIALS = 2, 20
 UNKNOWN_WIDER = 2.0

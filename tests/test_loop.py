@@ -132,8 +132,7 @@ def test_stopped_and_taken_up_again_is_bit_for_bit_the_same(tmp_path: Path, opti
 
 
 def test_another_cycle_goes_on_from_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its schedule begins anew, for twice as long; from the checkpoint that one cycle leaves, it is bit for bit what both are in one
-    go."""
+    """Its schedule begins anew, twice as long. From the checkpoint of one cycle, it is bit for bit what both are in one go."""
     begun: list[dict[str, Tensor]] = []
     places: list[float] = []
 
