@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -87,16 +87,16 @@ load_task = data.load_task
 class Advice:
     """What is recommended for a task, and what that rests on."""
 
-    profile: Profile
+    profile: Profile = field(repr=False)
     ranking: Ranking
-    backbones: dict[str, Backbone]
+    backbones: dict[str, Backbone] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """Class probabilities of some images."""
 
-    where: tuple[str, ...]
+    where: tuple[str, ...] = field(repr=False)
     classes: tuple[str, ...]
     probabilities: np.ndarray
     """n×classes."""

@@ -32,13 +32,14 @@ def parse_budget(text: str | float | Budget) -> Budget:
     """
     if isinstance(text, Budget):
         return text
+    given = text
     if not isinstance(text, str):  # a number of any kind, such as NumPy's
         text = f"{text}s"
     limits = {"seconds": math.inf, "trials": math.inf, "epochs": math.inf}
     for part in text.split("+"):
         match = _FORM.fullmatch(part)
         if match is None or float(match[1]) <= 0:
-            raise InputError(f"cannot read the budget {text!r}; write it like 90s, 10m, 1h, '5 trials' or '60 epochs'")
+            raise InputError(f"cannot read the budget {given!r}; write it like 90s, 10m, 1h, '5 trials' or '60 epochs'")
         amount, unit = float(match[1]), match[2]
         if unit not in _UNITS and not amount.is_integer():
             raise InputError(f"the budget {text!r} asks for {match[1]} {unit}; trials and epochs are whole numbers")

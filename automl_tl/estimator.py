@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import operator
+import os
 import shutil
 import tempfile
 import warnings
@@ -225,13 +226,16 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote."""
+        """What `save` wrote: a classifier that predicts. Its `ranking_` and `outcome_` are not kept."""
         folder = Path(folder)
         try:
             facts = json.loads((folder / ESTIMATOR).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"{folder} holds no saved TransferClassifier ({ESTIMATOR} is missing)") from None
-        estimator = cls(**facts["parameters"])
+            raise InputError(
+                f"{folder} holds no saved TransferClassifier ({ESTIMATOR} is missing); automl_tl.predict uses the model of a run"
+            ) from None
+        parameters = {name: () if value == [] else value for name, value in facts["parameters"].items()}  # as JSON has it
+        estimator = cls(**parameters)
         classes = np.array(facts["classes"], dtype=facts.get("dtype"))  # older files name no type: NumPy's choice
         estimator._use(model.load(folder), classes, tuple(facts.get("image_shape", ())))
         estimator._folder = folder
@@ -260,11 +264,13 @@ def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:
 
 
 def _batch(X: Any) -> Any:
-    """X, or the list of what it gives one by one. Raises InputError: it is one image, a table, or none of these."""
+    """X, or the list of what it gives one by one. Raises InputError: it is one image, a folder, a table, or none of these."""
+    if isinstance(X, (str, Path)) and os.path.isdir(X):
+        raise InputError(f"X is one {type(X).__name__}, a folder; give a list of its images, or use automl_tl.fit and predict")
     if isinstance(X, (str, bytes, Path, Image.Image)):
         raise InputError(f"X is one {type(X).__name__}; give a batch: [X]")
     if hasattr(X, "columns"):
-        raise InputError("X is a table; give the column with the images or their paths, such as X['path'].tolist()")
+        raise InputError("X is a table; give the column with the images or their paths, such as X['path']")
     if hasattr(X, "__len__"):
         return X
     if not isinstance(X, Iterable):

@@ -191,7 +191,8 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
             raise InputError(f"{where}: has values that are not finite numbers")
         low, high = array.min(), array.max()
         if low < 0 or high > 1:
-            usual = "divide by 255" if low >= 0 and high <= 255 else "take (x + 1) / 2" if low >= -1 and high <= 1 else "scale it"
+            white = "divide by 255, or by what white is in them"
+            usual = white if low >= 0 and high <= 255 else "take (x + 1) / 2" if low >= -1 and high <= 1 else "scale it"
             raise InputError(f"{where}: floating-point images must lie in 0–1, but this one is in {low:g}–{high:g}; {usual}")
         array = (array * 255 + 0.5).astype(np.uint8)
     elif array.dtype == np.uint16:

@@ -226,6 +226,13 @@ def _backward(strategy: Strategy, parts: Parts, job: Job, batch: Batch) -> Tenso
         )
 
 
+def _check_loss(loss: object) -> None:
+    """In words that lead to the strategy's `loss`; torch's do not. Raises TypeError."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise TypeError(f"`loss` gave {given}; expected a tensor with one number, the mean over the batch")
+
+
 def _in_pieces(strategy: Strategy, parts: Parts, batch: Batch, pieces: int) -> Tensor:
     """The mean loss of the pieces of a batch, each as heavy as it has images; those of all classes, in whose order a batch is."""
     whole = torch.zeros((), device=device())
@@ -234,7 +241,9 @@ def _in_pieces(strategy: Strategy, parts: Parts, batch: Batch, pieces: int) -> T
     for number in range(pieces):
         share = slice(number, None, pieces)
         with autocast(parts.dtype):
-            loss = strategy.loss(parts.model, batch.part(share)) * (len(batch.labels[share]) / images)
+            loss = strategy.loss(parts.model, batch.part(share))
+            _check_loss(loss)
+            loss = loss * (len(batch.labels[share]) / images)
         if not number:  # not before: what a strategy has in its loss may leave gradients of its own
             parts.optimiser.zero_grad(set_to_none=True)
         accelerator().backward(parts.scaler.scale(loss))

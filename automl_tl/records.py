@@ -34,6 +34,8 @@ Colour = tuple[int, int, int]
 BLACK: Colour = (0, 0, 0)
 LARGEST_SIDE = 4096
 """Pixels of the images that a network may ask for."""
+PRINTED = 5
+"""Candidates of a ranking that are printed, of what may be a thousand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +63,20 @@ class Task:
     """Labelled images to learn from, split, checked and ready."""
 
     name: str
-    images: Sequence[Any]
+    images: Sequence[Any] = field(repr=False)
     """As in `Listing`, without those that could not be read."""
     labels: np.ndarray
     """int64, index into `classes`."""
     classes: tuple[str, ...]
-    splits: Mapping[str, np.ndarray]
+    splits: Mapping[str, np.ndarray] = field(repr=False)
     """Positions of the images of each split; disjoint, but that labelled images of the domain that counts are in `TRAIN` and in
     `TARGET`. There may be no "test"."""
     fingerprint: str
     """Hash of pixels, labels and splits: the same data is the same task wherever it lies."""
-    where: Sequence[str]
-    hashes: np.ndarray
+    where: Sequence[str] = field(repr=False)
+    hashes: np.ndarray = field(repr=False)
     """uint64 content hash of each image: key of the decode-once cache."""
-    sizes: np.ndarray | None = None
+    sizes: np.ndarray | None = field(default=None, repr=False)
     """N×2 int: width and height in pixels as stored."""
     warnings: tuple[str, ...] = ()
     objective: str = "accuracy"
@@ -244,6 +246,15 @@ class Ranking:
     """1: from metadata alone; 2: after a look through the images."""
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        """The best few, as a notebook prints whatever a cell ends with."""
+        lines = [f"Ranking of {len(self.items)} candidates from {self.basis}"]
+        for place, item in enumerate(self.items[:PRINTED], 1):
+            one, expected = item.candidate, f"{item.score:.3f} ({item.low:.2f}–{item.high:.2f}), {item.seconds:.0f} s"
+            settings = ", ".join(f"{name} {value}" for name, value in one.hyperparameters.items() if value)
+            lines.append(f"{place}. {one.strategy} on {one.backbone}: {expected}; {settings or 'no settings'}")
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -308,9 +319,9 @@ class Outcome:
     """All that came of one search."""
 
     task: str
-    profile: Profile
-    ranking: Ranking
-    trials: tuple[Trial, ...]
+    profile: Profile = field(repr=False)
+    ranking: Ranking = field(repr=False)
+    trials: tuple[Trial, ...] = field(repr=False)
     winner: Trial
     folder: Path
     seconds: float

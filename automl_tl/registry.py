@@ -118,7 +118,7 @@ def _collect(hook: str) -> dict[str, Any]:
             warnings.warn(f"{hook} of {plugin} is left out: {text}", PluginWarning, stacklevel=3)
             continue
         for thing in objects:
-            if wrong := _wrong(hook, thing):
+            if wrong := wrong_with(hook, thing):
                 warnings.warn(f"{hook} of {plugin}: {thing!r} is left out: {wrong}", PluginWarning, stacklevel=3)
             elif thing.name in found:
                 both = f"by {owners[thing.name]} and by {plugin}"
@@ -128,7 +128,7 @@ def _collect(hook: str) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def _wrong(hook: str, thing: Any) -> str:
+def wrong_with(hook: str, thing: Any) -> str:
     """What would break everybody who asks for the things of `hook`; nothing where `thing` is as promised."""
     if not isinstance(name := getattr(thing, "name", None), str) or not name:
         return f"its name is {name!r}; expected a text"

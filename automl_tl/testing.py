@@ -26,7 +26,7 @@ from .layers import still_norms
 from .objectives import adapt, brings, federate, harden, learn_to_learn, retain
 from .profiling import reference_encoders
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
-from .registry import METRICS, forget, strategies
+from .registry import METRICS, forget, strategies, wrong_with
 from .space import Value, check, defaults, draw
 from .strategy import Classifier, Fitted, Strategy
 from .trials import Limits, job_of, probabilities_on, run_trial
@@ -127,6 +127,8 @@ def check_strategy(
     Raises:
         AssertionError: says what is wrong.
     """
+    wrong = wrong_with("register_strategies", strategy)
+    assert not wrong, f"{strategy!r}: {wrong}"
     task, backbone = task or task_for(strategy.needs), backbone or smallest_backbone()
     with _registered(strategy):
         _check_facts(strategy, backbone)
@@ -201,8 +203,6 @@ class _registered:
     """Makes a strategy known under its name, as an installed plugin is."""
 
     def __init__(self, strategy: type[Strategy]) -> None:
-        assert isinstance(getattr(strategy, "name", None), str), f"{strategy.__name__} has no name"
-        assert strategy.name, f"{strategy.__name__} has an empty name"
         self.strategy = strategy
 
     def __enter__(self) -> None:

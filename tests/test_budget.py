@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_parts_of_trials_and_epochs_are_refused(text: str) -> None:
 
 def test_what_is_neither_text_nor_number_is_no_budget() -> None:
     for other in (None, True, [60]):
-        with pytest.raises(InputError, match="cannot read the budget"):
+        with pytest.raises(InputError, match=f"cannot read the budget {re.escape(repr(other))};"):
             parse_budget(other)  # type: ignore[arg-type]
 
 

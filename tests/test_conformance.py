@@ -173,9 +173,39 @@ class Free(Plain):
         return 0.0
 
 
+class Each(Plain):
+    """Has a loss for each image."""
+
+    name = "each"
+
+    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(model(batch.images), batch.labels, reduction="none")
+
+
+class Silent(Plain):
+    """Forgot to return its loss."""
+
+    name = "silent"
+
+    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+        super().loss(model, batch)
+        return None  # type: ignore[return-value]
+
+
+class Raw(Plain):
+    """Says a value where a range belongs."""
+
+    name = "raw"
+    space = {"rate": 0.1}  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
+        (Each, r"TypeError: `loss` gave a tensor of shape \(\d+,\); expected a tensor with one number"),
+        (Silent, "TypeError: `loss` gave a NoneType; expected a tensor"),
+        (Raw, r"Raw'>: its space has 'rate': 0\.1; expected a name and a Float, Int or Choice"),
+        (int, "its name is None"),
         (Raises, "out of cheese"),
         (Looks, "other test labels"),
         (Guesses, "hardly above chance"),

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,20 @@ def test_fit_predict_and_what_is_learnt(digits: tuple[np.ndarray, np.ndarray], f
     assert Path(classifier.report_).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_what_a_notebook_prints_is_short(fitted: TransferClassifier) -> None:
+    """A ranking is of a thousand candidates, a task of all its images."""
+    first, *others = fitted.ranking_.items
+    ranking = replace(fitted.ranking_, items=(first, *others) * 500)
+    title, best, *rest = repr(ranking).splitlines()
+    assert title == f"Ranking of {len(ranking.items)} candidates from {ranking.basis}"
+    assert best.startswith(f"1. linear-probe on {TINY}: {first.score:.3f} ({first.low:.2f}–{first.high:.2f})")
+    assert len(rest) == 4
+    assert len(repr(load_task("digits"))) < 1000
+    assert len(repr(replace(fitted.outcome_, ranking=ranking))) < 5000
+    predictions = api.Predictions(("a.png",) * 5000, ("a", "b"), np.zeros((5000, 2)))
+    assert len(repr(predictions)) < 300
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -117,7 +132,8 @@ def test_what_is_no_batch_and_no_folder_is_said(digits: tuple[np.ndarray, np.nda
     table = SimpleNamespace(columns=["path"])
     for one, words in (
         (Image.new("L", (8, 8)), r"X is one Image; give a batch: \[X\]"),
-        (tmp_path, "X is one PosixPath"),
+        (tmp_path, "X is one PosixPath, a folder; give a list of its images, or use automl_tl.fit and predict"),
+        (Path("a.png"), r"X is one PosixPath; give a batch: \[X\]"),
         ("a.png", "X is one str"),
         (None, "X is a NoneType"),
         (table, "X is a table"),
@@ -237,7 +253,9 @@ def test_save_and_load(digits: tuple[np.ndarray, np.ndarray], fitted: TransferCl
     loaded = TransferClassifier.load(tmp_path / "saved")
     np.testing.assert_array_equal(loaded.predict_proba(images), classifier.predict_proba(images))
     assert loaded.classes_.tolist() == classifier.classes_.tolist()
-    assert loaded.get_params()["budget"] == "1 trials"
+    assert loaded.get_params() == {**classifier.get_params(), "out": None}, "an empty tuple is none of JSON's"
+    with pytest.raises(InputError, match=r"holds no saved TransferClassifier .*; automl_tl\.predict uses the model of a run"):
+        TransferClassifier.load(classifier.out)
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} <= {".json", ".safetensors", ".html"}
 
 
