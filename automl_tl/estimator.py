@@ -234,7 +234,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(
                 f"{folder} holds no saved TransferClassifier ({ESTIMATOR} is missing); automl_tl.predict uses the model of a run"
             ) from None
-        parameters = {name: () if value == [] else value for name, value in facts["parameters"].items()}  # as JSON has it
+        parameters: dict[str, Any] = {name: () if value == [] else value for name, value in facts["parameters"].items()}
         estimator = cls(**parameters)
         classes = np.array(facts["classes"], dtype=facts.get("dtype"))  # older files name no type: NumPy's choice
         estimator._use(model.load(folder), classes, tuple(facts.get("image_shape", ())))
