@@ -33,7 +33,7 @@ class Again:
 
 
 def next_cycle(state: Search, *, whatever: bool = False) -> Again | None:
-    """Of the trial that would win now, if it has ended and can go on; `whatever`: of its newest cycle, even if that led nowhere."""
+    """Of the trial that would win now, if it has ended and can go on; `whatever`: of its newest cycle, wherever that led."""
     first = leader(state)
     last = first if first is None or not whatever else _newest(state, first)
     if first is None or last is None or last.status != "finished" or not last.curve:
