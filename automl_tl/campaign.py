@@ -11,7 +11,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from .device import device
 from .errors import InputError, WorkerLost
 from .evaluation.robustness import CORRUPTIONS, SEVERITIES, corrupt
 from .history import History
-from .objectives import REQUIRED, adapt, brings, federate, harden, retain
+from .objectives import REQUIRED, adapt, brings, federate, harden, learn_to_learn, retain
 from .profiling import profile_task
 from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Profile, Task, Trial, trial_id
 from .space import Space, Value, check
@@ -63,6 +63,8 @@ class TaskPlan:
     source: str = ""
     """Location of labelled images of another domain (adaptation): of those at `location`, or of their copies, labels are used to
     judge alone. Where both are one location, they share no image."""
+    others: str = ""
+    """Location of labelled images of other classes (few-shot); where it is `location`, of all classes that the task leaves."""
     after: str = ""
     """Folder of a run or a model, beside the images, whose knowledge must not be forgotten (retention)."""
     keep: str = ""
@@ -258,6 +260,8 @@ def make_task(data: Path, plan: TaskPlan) -> Task:
     task = _copied(_drawn(data, plan.location, plan, first=first, splits=splits), plan.copy, plan.seed)
     if plan.source:
         task = replace(adapt(_drawn(data, plan.source, plan), task, labelled=False), name=plan.name)
+    if plan.others:
+        task = learn_to_learn(task, _others(data, plan, task.classes))
     if plan.after:
         earlier = model.model_folder(data / plan.after)
         kept = _drawn(data, plan.keep, plan) if plan.keep else None
@@ -271,9 +275,7 @@ def _drawn(
     data: Path, location: str, plan: TaskPlan, *, first: int = 0, splits: tuple[str, ...] = (TRAIN, VALIDATION, TEST)
 ) -> Task:
     """Some classes and images of those at `location`, and of their splits; of each class from the training image `first` on."""
-    task = load_task(
-        data / location if (data / location).exists() else location, name=plan.name, seed=plan.seed, validation=plan.validation
-    )
+    task = _whole(data, location, plan)
     rng = np.random.default_rng(plan.seed)
     labels = np.arange(len(task.classes))
     if plan.classes is not None and plan.classes < len(labels):
@@ -287,6 +289,19 @@ def _drawn(
         if split in splits:
             keep.append(part if most is None else _proportionally(part, task.labels[part], most))
     return subset(task, np.sort(np.concatenate(keep)), name=plan.name)
+
+
+def _others(data: Path, plan: TaskPlan, taken: Sequence[str]) -> Task:
+    """All images at `plan.others` of classes that are not `taken`."""
+    whole = _whole(data, plan.others, plan)
+    if plan.others != plan.location:
+        return whole
+    return subset(whole, np.flatnonzero(~np.isin(np.array(whole.classes)[whole.labels], taken)), name=whole.name)
+
+
+def _whole(data: Path, location: str, plan: TaskPlan) -> Task:
+    place = data / location if (data / location).exists() else location
+    return load_task(place, name=plan.name, seed=plan.seed, validation=plan.validation)
 
 
 def _copied(task: Task, how: str, seed: int) -> Task:

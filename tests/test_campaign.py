@@ -22,8 +22,8 @@ from automl_tl.campaign import Plan, TaskPlan, _gaps, build_history, make_task, 
 from automl_tl.errors import InputError
 from automl_tl.history import open_history
 from automl_tl.images import read_image
-from automl_tl.objectives import ADAPTATION, FEDERATION, RETENTION, ROBUSTNESS
-from automl_tl.records import TARGET, TEST, TRAIN
+from automl_tl.objectives import ACCURACY, ADAPTATION, FEDERATION, RETENTION, ROBUSTNESS
+from automl_tl.records import SOURCE, TARGET, TEST, TRAIN, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.testing import task_for
@@ -77,6 +77,20 @@ def test_labels_of_one_domain_and_images_of_another() -> None:
     found = {candidate.strategy for candidate in chosen}
     assert {"dan", "dann", "deep-coral", "mcc", "adabn", "fine-tuning"} <= found
     assert "pgd" not in found
+
+
+def test_a_few_images_of_some_classes_and_images_of_others() -> None:
+    """Four digits, three images of each, and all images of the other six."""
+    plan = replace(DIGITS, classes=4, per_class=3, others="digits")
+    task = make_task(Path("."), plan)
+    assert (task.name, task.objective, len(task.classes)) == ("few digits", ACCURACY, 4)
+    train, source, test = (task.part(split) for split in (TRAIN, SOURCE, TEST))
+    assert np.bincount(task.labels[train]).tolist() == [3] * 4
+    assert len(np.unique(task.labels[source])) == 6
+    assert len(source) > 500
+    assert not set(task.hashes[source]) & set(task.hashes[np.concatenate([train, task.part(VALIDATION), test])])
+    chosen = sample_candidates(Plan((plan,), trials=60, most_multiply_adds=1e15), task, catalogue())
+    assert {"prototypical", "nearest-mean", "fine-tuning"} <= {candidate.strategy for candidate in chosen}
 
 
 def test_images_of_clients_and_images_that_are_attacked() -> None:
