@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import heads, memory, model
-from .data import pixels_of
 from .errors import AutomlError, BudgetError, TrialWarning
 from .evaluation.calibration import choose_temperature
 from .evaluation.classification import lower_beyond_luck
 from .home import write_text
+from .pixels import pixels_of
 from .progress import Search, leader, record_trial
 from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Task, Trial
 from .trials import judge_on_test, probabilities_on

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
-from .data import Pixels
 from .device import autocast, channels_last, device, precision
 from .errors import PLUGIN_FAULTS, ZooError
 from .fetching import in_batches
 from .home import cache
 from .inference import laid_out
+from .pixels import Pixels
 from .records import CENTER, Backbone, Features, Task
 
 VERSION = 2

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checkpoint
-from .data import Pixels
 from .device import channels_last
 from .features import cached_at
 from .fetching import fetched, in_batches
 from .inference import laid_out
+from .pixels import Pixels
 from .records import Backbone, Norms, Task
 
 BATCH = 128

@@ -23,12 +23,13 @@ from torch.nn import functional as F
 
 from .augment import Augmentation, augment, normalise
 from .cards import write_network
-from .data import decode, load_task
+from .data import load_task
 from .device import channels_last
 from .device import device as this_device
 from .errors import InputError
 from .home import home
 from .loop import schedule
+from .pixels import decode
 from .pretexts import PRETEXTS, neighbour_accuracy, projector, recolour
 from .records import TEST, TRAIN
 

@@ -13,10 +13,11 @@ import numpy as np
 from . import features, registry
 from .backbones import build
 from .cards import folders
-from .data import picked, pixels_of
+from .data import picked
 from .errors import InputWarning, ZooError
 from .model import as_it_starts, start_of
 from .norms import norm_statistics
+from .pixels import pixels_of
 from .records import TARGET, TRAIN, Backbone, Features, Norms, Profile, Task
 from .scores import scores
 from .sources import read_sources

@@ -16,8 +16,8 @@ from .records import Backbone, Features, Point, Task
 from .space import Choice, Float, Int, Space, Value
 
 if TYPE_CHECKING:
-    from .data import Pixels
     from .importance import PathIntegral
+    from .pixels import Pixels
 
 # The hyperparameters that the training loop itself understands. A strategy lists in its `space` those that it lets vary;
 # the loop uses the default of the others. `epochs` are those of the first of the `cycles`, of which a search adds more by itself

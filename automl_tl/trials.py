@@ -17,7 +17,6 @@ from torch import nn
 
 from . import cost, guard, model, processes, registry
 from .backbones import build
-from .data import pixels_of
 from .device import chance_put_back, hardware, release_memory
 from .errors import PLUGIN_FAULTS, AutomlError
 from .evaluation.adversaries import judge_robust
@@ -28,6 +27,7 @@ from .importance import PathIntegral
 from .inference import predict
 from .model import as_it_starts, start_of
 from .objectives import ACCURACY, RETENTION, ROBUSTNESS, validate
+from .pixels import pixels_of
 from .records import (
     KEPT_TEST,
     KEPT_VALIDATION,

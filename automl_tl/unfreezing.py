@@ -14,13 +14,13 @@ from torch import nn
 
 from . import loop
 from .backbones import build
-from .data import pixels_of
 from .device import chance_put_back, channels_last, precision
 from .errors import InputError
 from .features import source_head
 from .inference import outputs
 from .layers import layer_groups, still_norms
 from .objectives import validate
+from .pixels import pixels_of
 from .records import VALIDATION, Backbone, Candidate, Task
 from .space import Value
 from .strategy import Classifier, Strategy

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from automl_tl import Backbone, Candidate, Classifier, Job, Point, Strategy, Task, load_task, loop
 from automl_tl.backbones import catalogue
-from automl_tl.data import pixels_of
 from automl_tl.device import autocast, channels_last, device, precision
 from automl_tl.features import extract
+from automl_tl.pixels import pixels_of
 from automl_tl.records import TRAIN, VALIDATION
 from automl_tl.trials import job_of
 

@@ -32,9 +32,9 @@ from automl_tl import Backbone, Candidate, Classifier, Point, Strategy, Task, lo
 from automl_tl.augment import augment, normalise
 from automl_tl.backbones import build, catalogue
 from automl_tl.batches import AUGMENTATIONS
-from automl_tl.data import pixels_of
 from automl_tl.device import autocast, channels_last, precision
 from automl_tl.home import cache
+from automl_tl.pixels import pixels_of
 from automl_tl.records import TRAIN, VALIDATION
 from automl_tl.trials import job_of
 

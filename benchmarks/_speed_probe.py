@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from automl_tl import Backbone, Candidate, Fitted, Task, load_task
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import pixels_of
 from automl_tl.device import autocast, channels_last, precision
 from automl_tl.home import cache
 from automl_tl.inference import predict, prepare
+from automl_tl.pixels import pixels_of
 from automl_tl.profiling import task_features
 from automl_tl.records import TEST, TRAIN, VALIDATION
 from automl_tl.registry import strategies

@@ -17,9 +17,10 @@ from _report import unpacked
 
 from automl_tl import Candidate, Fitted, Task, load_task, registry
 from automl_tl.backbones import catalogue
-from automl_tl.data import pixels_of, subset
+from automl_tl.data import subset
 from automl_tl.evaluation.domains import features_of, flattened, gap_of
 from automl_tl.objectives import adapt
+from automl_tl.pixels import pixels_of
 from automl_tl.records import TARGET, TRAIN, Backbone
 from automl_tl.space import defaults
 from automl_tl.trials import judge_on_test, run_trial

@@ -17,9 +17,10 @@ from torch import nn
 
 from automl_tl import Candidate, load_task
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import pixels_of, subset
+from automl_tl.data import subset
 from automl_tl.inference import prepare
 from automl_tl.objectives import few_shots, learn_to_learn
+from automl_tl.pixels import pixels_of
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.trials import run_trial

@@ -24,10 +24,11 @@ from _report import unpacked
 
 from automl_tl import Candidate, Classifier, Task, checkpoint, heads, load_task, memory, model
 from automl_tl.backbones import catalogue
-from automl_tl.data import pixels_of, subset
+from automl_tl.data import subset
 from automl_tl.evaluation.calibration import choose_temperature
 from automl_tl.evaluation.forgetting import backward_transfer, forgetting, told_accuracy
 from automl_tl.objectives import retain
+from automl_tl.pixels import pixels_of
 from automl_tl.records import TEST, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import Value, defaults

@@ -15,9 +15,9 @@ from _report import unpacked
 
 from automl_tl import Candidate, Task, load_task
 from automl_tl.backbones import catalogue
-from automl_tl.data import pixels_of
 from automl_tl.evaluation.adversaries import judge_robust
 from automl_tl.objectives import harden
+from automl_tl.pixels import pixels_of
 from automl_tl.records import TEST, TRAIN, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import defaults

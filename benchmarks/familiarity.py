@@ -25,9 +25,10 @@ from scipy.stats import spearmanr
 
 from automl_tl import Backbone, Features, Task, registry
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import load_task, pixels_of, read_listing
+from automl_tl.data import load_task, read_listing
 from automl_tl.features import source_statistics
 from automl_tl.norms import norm_statistics
+from automl_tl.pixels import pixels_of
 from automl_tl.profiling import task_features
 
 SETS = (

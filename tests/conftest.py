@@ -80,3 +80,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the folder ../shared (real images and networks), which is not here")
     return SHARED
+
+
+@pytest.fixture
+def signs(shared: Path, tmp_path: Path) -> Path:
+    """Ten classes of thirty real photographs."""
+    from pictures import lay, real_images
+
+    return lay(tmp_path / "signs", real_images(shared / "data" / "sign_digits.zip", "train", 10, 30))

@@ -14,7 +14,7 @@ from pictures import lay, real_images
 from small import QUICK, TINY, digits
 
 from automl_tl import Outcome, Point, Task, Trial, fit, load_task, predict
-from automl_tl.data import decode
+from automl_tl.pixels import decode
 from automl_tl.records import TEST
 
 

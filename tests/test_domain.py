@@ -20,12 +20,12 @@ from automl_tl import Candidate, Fitted, Task, Trial
 from automl_tl.backbones import build, catalogue
 from automl_tl.batches import batches
 from automl_tl.candidates import propose
-from automl_tl.data import pixels_of
 from automl_tl.evaluation.domains import gap_of
 from automl_tl.inference import prepare
 from automl_tl.model import Model
 from automl_tl.norms import norms_of
 from automl_tl.objectives import brings, harden
+from automl_tl.pixels import pixels_of
 from automl_tl.profiling import profile_task
 from automl_tl.records import TARGET, TEST, TRAIN
 from automl_tl.registry import strategies

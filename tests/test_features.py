@@ -20,12 +20,13 @@ from torch import nn
 from automl_tl import features
 from automl_tl.backbones import build, catalogue
 from automl_tl.cards import add_folder, write_network
-from automl_tl.data import decode, load_task
+from automl_tl.data import load_task
 from automl_tl.device import autocast, device, precision
 from automl_tl.errors import ZooError
 from automl_tl.features import extract, source_head, source_statistics
 from automl_tl.images import read_image
 from automl_tl.inference import prepare
+from automl_tl.pixels import decode
 from automl_tl.profiling import task_features
 from automl_tl.records import Backbone, Task
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from automl_tl import Batch, Classifier, Fitted, Job, Point, Strategy, Task, checkpoint, loop
 from automl_tl.augment import Augmentation, augment
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import decode
 from automl_tl.errors import TrialError
 from automl_tl.importance import PathIntegral
 from automl_tl.inference import predict
 from automl_tl.loop import AUGMENTATIONS, CHECKPOINT, batches, schedule
+from automl_tl.pixels import decode
 from automl_tl.profiling import task_features
 from automl_tl.space import defaults
 

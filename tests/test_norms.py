@@ -16,11 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from automl_tl import Candidate
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import decode, load_task
+from automl_tl.data import load_task
 from automl_tl.device import channels_last
 from automl_tl.fetching import fetched, in_batches
 from automl_tl.inference import laid_out, prepare
 from automl_tl.norms import norm_statistics, norms_of
+from automl_tl.pixels import decode
 from automl_tl.profiling import profile_task
 from automl_tl.records import TRAIN, Norms, Task, Trial
 from automl_tl.registry import strategies

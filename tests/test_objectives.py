@@ -14,7 +14,7 @@ from torch import nn
 
 from automl_tl import Candidate, Classifier, Task, load_task
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import pixels_of, subset
+from automl_tl.data import subset
 from automl_tl.errors import InputError
 from automl_tl.model import save
 from automl_tl.objectives import (
@@ -32,6 +32,7 @@ from automl_tl.objectives import (
     retain,
     validate,
 )
+from automl_tl.pixels import pixels_of
 from automl_tl.records import (
     KEPT,
     KEPT_TEST,

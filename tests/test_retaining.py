@@ -24,13 +24,14 @@ from automl_tl.adapters import Grown, strangeness
 from automl_tl.along import Along, read_task
 from automl_tl.api import recommend
 from automl_tl.backbones import build, catalogue
-from automl_tl.data import load_task, pixels_of, subset
+from automl_tl.data import load_task, subset
 from automl_tl.errors import InputError, TrialError
 from automl_tl.exports import export_run
 from automl_tl.heads import Neighbours, Tasks, cool, describe, rebuild
 from automl_tl.importance import DAMPING, PathIntegral, fisher_diagonal, parameters_of
 from automl_tl.inference import outputs, predict
 from automl_tl.objectives import brings, left_out, retain
+from automl_tl.pixels import pixels_of
 from automl_tl.profiling import task_features
 from automl_tl.records import EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, STATISTICS, TRAIN, VALIDATION
 from automl_tl.registry import strategies

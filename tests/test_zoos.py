@@ -126,8 +126,8 @@ def test_real_network_recognises_real_photographs(shared: Path, weights: Path) -
     from PIL import Image
     from timm.data import create_transform
 
-    from automl_tl.data import decode_images
     from automl_tl.inference import prepare
+    from automl_tl.pixels import decode_images
 
     add_folder(weights)
     backbone = catalogue()[BIG]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from automl_tl import data, model
+from automl_tl import model, pixels
 from automl_tl.records import Backbone, Colour
 
 BATCH = 64
@@ -32,7 +32,7 @@ class Predictor:
 
     def decode(self, images: Sequence[Any], where: Sequence[str]) -> np.ndarray:
         """The images as `probabilities` takes them."""
-        return data.decode_images(
+        return pixels.decode_images(
             images,
             where,
             self.input_size,

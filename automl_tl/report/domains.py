@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from automl_tl.backbones import build
-from automl_tl.data import pixels_of
 from automl_tl.evaluation.domains import features_of, flattened, gap
 from automl_tl.model import Model
+from automl_tl.pixels import pixels_of
 from automl_tl.profiling import look_features, look_sample, reference_encoders
 from automl_tl.records import TARGET, TRAIN, Features, Task
 

@@ -13,10 +13,10 @@ from automl_tl import Batch, Candidate, Strategy, Task, checkpoint, fit, load_ta
 from automl_tl.along import Along
 from automl_tl.backbones import build, catalogue
 from automl_tl.batches import batches
-from automl_tl.data import decode
 from automl_tl.device import device, hardware, precision
 from automl_tl.features import extract
 from automl_tl.fetching import ahead, in_batches
+from automl_tl.pixels import decode
 from automl_tl.records import TRAIN
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
