@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from . import api, data, memory, model
+from .advice import Advice
 from .along import Along
 from .errors import InputError, InputWarning
 from .exports.predictor import of_model
@@ -288,7 +289,7 @@ def _shape(X: Any) -> tuple[int, ...]:
     return tuple(getattr(X, "shape", ()))
 
 
-def _warn(task: Task, _advice: api.Advice) -> None:
+def _warn(task: Task, _advice: Advice) -> None:
     for warning in task.warnings:
         warnings.warn(warning, InputWarning, stacklevel=4)  # where `fit` of the estimator is called
 

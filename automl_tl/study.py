@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import data, registry
-from .api import Progress, recommend
+from .advice import Progress, recommend
 from .backbones import catalogue
 from .errors import InputError, TrialError
 from .evaluation.efficiency import Curve, Saving, data_saving, fit_curve

@@ -311,7 +311,7 @@ def test_names_that_are_not_utf_8(command: Command, tmp_path: Path) -> None:
 
 
 def test_predictions_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
-    from automl_tl.api import Predictions, write_predictions
+    from automl_tl.predictions import Predictions, write_predictions
 
     bad = Predictions(("a.png",), ("a", "\ud800"), np.array([[0.25, 0.75]]))
     with pytest.raises(UnicodeEncodeError):
@@ -320,7 +320,7 @@ def test_predictions_that_cannot_be_written_leave_nothing(tmp_path: Path) -> Non
 
 
 def test_predictions_go_through_links_and_into_pipes(tmp_path: Path) -> None:
-    from automl_tl.api import Predictions, write_predictions
+    from automl_tl.predictions import Predictions, write_predictions
 
     found = Predictions(("a.png",), ("a", "b"), np.array([[0.25, 0.75]]))
     wanted = "path,label,confidence,a,b\na.png,b,0.750000,0.250000,0.750000\n"
@@ -380,7 +380,7 @@ def test_a_narrow_table_loses_no_letter(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_each_column_of_predictions_has_its_own_name(tmp_path: Path) -> None:
-    from automl_tl.api import Predictions, write_predictions
+    from automl_tl.predictions import Predictions, write_predictions
 
     found = Predictions(("a.png",), ("class label", "label", "path", "z"), np.array([[0.1, 0.2, 0.3, 0.4]]))
     write_predictions(found, tmp_path / "p.csv")

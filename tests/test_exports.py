@@ -88,7 +88,7 @@ def test_images_in_blocks_are_predicted_as_at_once(run: Path, photos: Path, monk
     broken = photos.parent / "broken.png"
     broken.write_bytes(images[0].read_bytes()[:100])
     expected = automl_tl.predict(run, images)
-    monkeypatch.setattr("automl_tl.api.DECODED", 8)
+    monkeypatch.setattr("automl_tl.predictions.DECODED", 8)
     found = automl_tl.predict(run, images)
     assert (found.where, found.labels) == (expected.where, expected.labels)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)  # of smaller batches

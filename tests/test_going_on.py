@@ -11,7 +11,7 @@ import pytest
 from small import QUICK, TINY, digits
 
 from automl_tl import Candidate, Profile, Ranked, Ranking, Trial, fit
-from automl_tl.api import KEPT, Advice, _advice_of, _keep_advice
+from automl_tl.advice import KEPT, Advice, advice_of, keep_advice
 from automl_tl.backbones import catalogue
 
 pytestmark = pytest.mark.usefixtures("used_home")
@@ -59,9 +59,9 @@ def test_the_best_probe_of_each_network_is_kept_however_far_down_it_is(tmp_path:
     probes = [ranked("lda", name, number) for number, name in enumerate((TINY, TINY, QUICK))]
     profile = Profile("t", "f", {}, {}, {})
     advice = Advice(profile, Ranking((*trained, *probes), "a test", 2), {name: catalogue()[name] for name in (QUICK, TINY)})
-    kept = _keep_advice(tmp_path, {}, advice, 3)
+    kept = keep_advice(tmp_path, {}, advice, 3)
     assert list(kept.ranking.items) == [*trained, probes[0], probes[2]]
-    read, looks = _advice_of(tmp_path)
+    read, looks = advice_of(tmp_path)
     assert [item.candidate for item in read.ranking.items] == [item.candidate for item in kept.ranking.items]
     assert looks == 3
 
@@ -73,17 +73,17 @@ def test_a_new_advice_keeps_the_networks_of_the_trials(tmp_path: Path) -> None:
         item = Ranked(Candidate(ranked, "lda"), 0.9, 0.8, 1.0, 1.0, 1.0)
         return Advice(Profile("t", "f", {}, {}, {}), Ranking((item,), "a test", 2), {name: catalogue()[name] for name in at_hand})
 
-    _keep_advice(tmp_path, {}, advice(TINY, [TINY, QUICK]), 3)
+    keep_advice(tmp_path, {}, advice(TINY, [TINY, QUICK]), 3)
     trial = Trial("0123", "f", Candidate(TINY, "lda"), 0, "finished", validation={"accuracy": 0.9})
     (tmp_path / "trials" / trial.id).mkdir(parents=True)
     (tmp_path / "trials" / trial.id / "trial.json").write_text(json.dumps(asdict(trial)))
     for ranked, at_hand in ((QUICK, [QUICK]), (QUICK, [TINY, QUICK])):
-        kept = _keep_advice(tmp_path, {}, advice(ranked, at_hand), 6)
+        kept = keep_advice(tmp_path, {}, advice(ranked, at_hand), 6)
         assert kept.backbones[TINY] == catalogue()[TINY]
-        assert _advice_of(tmp_path)[0].backbones == {name: catalogue()[name] for name in (TINY, QUICK)}
+        assert advice_of(tmp_path)[0].backbones == {name: catalogue()[name] for name in (TINY, QUICK)}
     (tmp_path / "trials" / trial.id / "trial.json").unlink()
-    _keep_advice(tmp_path, {}, advice(QUICK, [TINY, QUICK]), 6)
-    assert set(_advice_of(tmp_path)[0].backbones) == {QUICK}
+    keep_advice(tmp_path, {}, advice(QUICK, [TINY, QUICK]), 6)
+    assert set(advice_of(tmp_path)[0].backbones) == {QUICK}
 
 
 @pytest.mark.parametrize("changed", [pytest.param("strategy", marks=pytest.mark.slow), "hyperparameters"])

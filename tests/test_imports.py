@@ -53,6 +53,7 @@ LAYERS = (
     {"steps", "crowning"},
     {"ranker", "halving", "campaign", "comparison", "unfreezing", "remote"},
     {"adviser", "report", "exports"},
+    {"advice", "judging", "predictions"},
     {"api", "testing", "scaffold"},
     {"estimator", "study", "service"},
     {"cli.console", "cli.options"},

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from automl_tl.api import Progress
+    from automl_tl.advice import Progress
 
 
 NUMBER = 9

@@ -18,7 +18,7 @@ def print_on_request() -> None:
     """Which zoos would be considered, too, if they were named; nothing is downloaded unasked."""
     from statistics import median
 
-    from automl_tl.api import LOOKED_AT
+    from automl_tl.advice import LOOKED_AT
     from automl_tl.backbones import on_request
 
     for name, more in on_request().items():

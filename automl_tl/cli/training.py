@@ -16,8 +16,8 @@ from .findings import print_on_request, print_outcome, print_profile, print_rank
 from .options import AsJson, Images, RayAddress, Seed, ZooName, location
 
 if TYPE_CHECKING:
+    from automl_tl.advice import Advice
     from automl_tl.along import Along
-    from automl_tl.api import Advice
     from automl_tl.records import Task
 
 Source = Annotated[

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from automl_tl import model
-from automl_tl.api import Predictions
 from automl_tl.errors import AutomlError, InputError
 from automl_tl.exports.predictor import of_model
 from automl_tl.home import read_json
+from automl_tl.predictions import Predictions
 
 from .faults import Refused
 from .jobs import Job, Jobs

@@ -26,7 +26,7 @@ from automl_tl.home import write_text
 from .events import append, plain
 
 if TYPE_CHECKING:
-    from automl_tl.api import Advice
+    from automl_tl.advice import Advice
     from automl_tl.records import Point, Profile, Ranking, Task, Trial
 
 SECONDS_APART = 0.2
