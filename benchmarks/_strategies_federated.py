@@ -7,7 +7,7 @@ judged on validation images of the server's own; figures are of test images at t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,21 @@ def _skews(folder: Path, quick: bool) -> tuple[list[tuple[str, ...]], dict[str, 
 
 
 def _private(folder: Path, quick: bool) -> tuple[list[tuple[str, ...]], dict[str, float]]:
-    """The mean over seeds, and the probe of all training images in one place, which is private to nobody."""
+    """The mean over seeds; and probes of all training images in one place, which is private to nobody, and of the public ones
+    alone, with which the server begins.
+    """
     seeds = 1 if quick else SEEDS
-    plain = _probe(folder, "linear-probe", {}, 0, quick=quick)["accuracy"]
-    rows, figures = [], {"fed_accuracy_not_private": plain, "fed_private_seeds": float(seeds)}
+    plain, public = (
+        _probe(folder, "linear-probe", {}, 0, splits, quick=quick)["accuracy"] for splits in ((TRAIN, PUBLIC), (PUBLIC,))
+    )
+    rows = []
+    figures = {"fed_accuracy_not_private": plain, "fed_accuracy_public_alone": public, "fed_private_seeds": float(seeds)}
     for epsilon in EPSILONS:
         values = {"epochs": 2 if quick else ROUNDS_PRIVATE, "epsilon": epsilon}
         runs = [_probe(folder, "dp-fedavg", values, seed, quick=quick) for seed in range(seeds)]
         accuracies = [run["accuracy"] for run in runs]
         figures[f"fed_accuracy_eps{epsilon:g}"] = float(np.mean(accuracies))
-        base = f"cifar10, linear probe on all images in one place: {plain:.3f}"
+        base = f"cifar10, linear probe on all images in one place: {plain:.3f}, on the public ones alone: {public:.3f}"
         shown = f"{np.mean(accuracies):.3f} ± {np.std(accuracies):.3f} ({runs[0]['note']})"
         rows.append((base, f"dp-fedavg, ε = {epsilon:g}", shown, strategies()["dp-fedavg"].paper))
     return rows, figures
@@ -97,15 +102,18 @@ def _learn(folder: Path, name: str, skew: str, values: Mapping[str, Any], *, qui
     return _trial(path, federate(task, CLIENTS, skew=SKEWS[skew]), NAMES[name], values, 0)
 
 
-def _probe(folder: Path, strategy: str, values: Mapping[str, Any], seed: int, *, quick: bool) -> dict[str, Any]:
-    path = folder / f"{'quick_' if quick else ''}{strategy}_{values.get('epsilon', '')}_{seed}.json"
+def _probe(
+    folder: Path, strategy: str, values: Mapping[str, Any], seed: int, splits: Sequence[str] = (), *, quick: bool
+) -> dict[str, Any]:
+    """Of federated images, or of those in `splits` as if they were in one place."""
+    path = folder / f"{'quick_' if quick else ''}{strategy}_{values.get('epsilon', '+'.join(splits))}_{seed}.json"
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
     whole = _some(load_task(unpacked("cifar10", folder)), 1000 if quick else TRAINED_PRIVATE)
     task = federate(whole, CLIENTS, skew=SKEWS["mild"])
-    if strategy == "linear-probe":
-        both = np.sort(np.concatenate([task.part(TRAIN), task.part(PUBLIC)]))
-        task = replace(whole, splits={**whole.splits, TRAIN: both})
+    if splits:
+        gathered = np.sort(np.concatenate([task.part(split) for split in splits]))
+        task = replace(whole, splits={**whole.splits, TRAIN: gathered})
     return _trial(path, task, strategy, values, seed)
 
 
