@@ -102,11 +102,12 @@ class PathIntegral:
         self.gained = {name: value.clone() for name, value in self.marked.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
-        return {**prefixed(self.gained, "gained"), **prefixed(self.marked, "marked")}
+        """For a checkpoint. A head that is fitted anew where training goes on is not where it came from."""
+        return {**prefixed(self.origin, "origin"), **prefixed(self.gained, "gained"), **prefixed(self.marked, "marked")}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, origin in self.origin.items():
+            self.origin[name] = state[f"origin.{name}"].to(origin.device)
             self.gained[name] = state[f"gained.{name}"].to(origin.device)
             self.marked[name] = state[f"marked.{name}"].to(origin.device)
 

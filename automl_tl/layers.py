@@ -24,7 +24,11 @@ def layer_groups(backbone: nn.Module) -> list[list[nn.Parameter]]:
 def _timm_groups(backbone: nn.Module) -> list[list[str]]:
     from timm.models import group_parameters
 
-    matched = group_parameters(backbone, backbone.group_matcher(coarse=True))  # type: ignore[operator]
+    try:
+        matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
+    except AssertionError:  # RDNet has only fine ones, of which `layer_groups` makes few
+        matcher = backbone.group_matcher(coarse=False)  # type: ignore[operator]
+    matched = group_parameters(backbone, matcher)
     return [matched[key] for key in sorted(matched)]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import memory, model
 from .backbones import build, catalogue
 from .data import load_task
-from .device import device
+from .device import chance_put_back, device
 from .errors import PLUGIN_FAULTS, ZooError
 from .home import cache
 from .hookspecs import Metric
@@ -118,7 +118,7 @@ def check_strategy(
       its defaults and with `draws` random settings;
     - learns: its curve holds finite scores at growing times, and it beats chance;
     - respects the budget: after the deadline it starts no epoch; where it is told to stop, it stops;
-    - seeds: the same seed gives the same predictions, and test labels change nothing;
+    - seeds: the same seed gives the same predictions, whatever torch drew before, and test labels change nothing;
     - checkpoints and resumes: stopped twice and taken up again, it predicts what it would have without the stops;
     - cleans up: the source network, torch's settings, threads and the working folder are as they were; a saved model predicts
       the same;
@@ -262,9 +262,11 @@ def _train(
     return fitted
 
 
+@chance_put_back()
 def _check_repeats(whole: Fitted, task: Task, strategy: type[Strategy], backbone: Backbone, values: Mapping[str, Value]) -> None:
     """One more training answers for seed, test labels and stops at once; only where it differs is the reason looked for."""
     shuffled = _with_shuffled_test_labels(task)
+    torch.rand(1)  # what is drawn without the seed is from now on something else
     if _difference(whole, _train(shuffled, strategy, backbone, values, stops=True)) == 0:
         return
     _same(whole, _train(task, strategy, backbone, values), "trained twice with one seed, it predicts differently")

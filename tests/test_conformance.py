@@ -109,6 +109,19 @@ class Forgets(Plain):
         return super().loss(model, batch) * self.seen
 
 
+class Draws(Plain):
+    """Draws before the loop has set the seed."""
+
+    name = "draws"
+
+    def run(self, job: Job) -> Fitted:
+        self.drawn = 1 + float(torch.rand(()))
+        return super().run(job)
+
+    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+        return super().loss(model, batch) * self.drawn
+
+
 class Guesses(Plain):
     """Never learns."""
 
@@ -208,6 +221,7 @@ class Raw(Plain):
         (int, "its name is None"),
         (Raises, "out of cheese"),
         (Looks, "other test labels"),
+        (Draws, "trained twice with one seed, it predicts differently"),
         (Guesses, "hardly above chance"),
         pytest.param(Hurries, "deadline was over", marks=pytest.mark.slow),
         (Deaf, "said stop, but it went on"),

@@ -187,7 +187,7 @@ def test_a_step_that_is_left_out_adds_nothing_to_the_path_integral() -> None:
 
 
 @pytest.mark.slow
-def test_importance_survives_a_stop_and_is_not_invented(task: Task, tmp_path: Path) -> None:
+def test_importance_survives_a_stop(task: Task, tmp_path: Path) -> None:
     backbone = smallest_backbone()
     candidate = Candidate(backbone.name, "lwf", {**defaults(strategies()["lwf"].space), "epochs": 3})
     _, whole = run_trial(task, candidate, backbone, seed=0, folder=tmp_path / "a", trace=True)
@@ -204,7 +204,25 @@ def test_importance_survives_a_stop_and_is_not_invented(task: Task, tmp_path: Pa
         assert torch.equal(value, resumed.importance[name]), name
         assert float(value.min()) >= 0
     assert any(float(value.max()) > 0 for value in whole.importance.values())
-    own = replace(task, objective="accuracy", earlier="")
+
+
+def test_importance_knows_where_a_head_came_from_that_is_fitted_anew_after_a_stop(task: Task, tmp_path: Path) -> None:
+    """Moving norms adopt the task's statistics before the first epoch only; a head that is fitted later is another one."""
+    own, backbone = replace(task, objective="accuracy", earlier=""), smallest_backbone()
+    values = {**defaults(strategies()["fine-tuning"].space), "norms": "moving", "epochs": 3}
+    candidate, found = Candidate(backbone.name, "fine-tuning", values), []
+    for name, stops in (("a", [float("inf")]), ("b", [1.0, float("inf")])):
+        for stop in stops:
+            limits = Limits(stop_after=stop)
+            _, fitted = run_trial(own, candidate, backbone, seed=0, folder=tmp_path / name, trace=True, limits=limits)
+        assert fitted is not None
+        assert fitted.importance is not None
+        found.append(fitted.importance)
+    assert {name for name in found[0] if not torch.equal(found[0][name], found[1][name])} == set()
+
+
+def test_importance_is_not_invented(task: Task, tmp_path: Path) -> None:
+    own, backbone = replace(task, objective="accuracy", earlier=""), smallest_backbone()
     _, probed = run_trial(own, Candidate(backbone.name, "linear-probe"), backbone, seed=0, folder=tmp_path / "c", trace=True)
     assert probed is not None
     assert probed.importance is None

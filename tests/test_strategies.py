@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from automl_tl_plugins.strategies._probe import PATH, fit_probe
 from sklearn.linear_model import LogisticRegression
@@ -219,6 +220,8 @@ def test_layer_groups_go_from_the_stem_to_the_top() -> None:
     names = {parameter: name for name, parameter in net.named_parameters()}
     assert "conv1" in names[groups[0][0]]
     assert "layer4" in names[groups[-1][-1]]
+    only_fine = timm.create_model("rdnet_tiny", num_classes=0)
+    assert sum(len(group) for group in layer_groups(only_fine)) == len(list(only_fine.parameters()))
 
 
 # Parts of the network

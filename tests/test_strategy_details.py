@@ -117,6 +117,16 @@ def test_kernels_that_are_standardised_get_no_low_rank_ones() -> None:
         targets(nn.Sequential(StdConv2d(3, 8, 3)))
 
 
+def test_low_rank_kernels_are_of_the_named_layers_alone() -> None:
+    """In SK-ResNet `conv1` is a kernel, and `layer1.0.conv1` is a module of many."""
+    network, lora = timm.create_model("skresnet18", num_classes=0), strategies()["lora"]
+    names = targets(network)
+    strategy = lora(defaults(lora.space), catalogue()[QUICK])
+    strategy.probed = nn.Linear(network.num_features, 2)  # type: ignore[attr-defined]
+    adapted = strategy.build(network, 2).backbone.get_submodule("base_model.model")
+    assert [name for name, layer in adapted.named_modules() if hasattr(layer, "lora_A")] == names
+
+
 def test_a_scalar_has_no_rows() -> None:
     assert float(_rows(torch.tensor(2.0), torch.tensor(1.0))) == 2.0
     assert _rows(torch.ones(5, 2), torch.ones(3, 2)).shape == (3, 2)

@@ -100,6 +100,7 @@ def _grown(job: Job, rank: int, norms: str) -> Job:
     earlier, width = job.build_backbone(), job.backbone.num_features
     grown = earlier if isinstance(earlier, Grown) else _first(job, earlier)
     grown.to(device())
+    torch.manual_seed(job.seed)  # of the adapters, which are random before the loop begins
     newest = nn.ModuleList(grown.grow(rank))
     channels_last(grown)
     layers, splits = norms_of(newest), (TRAIN, VALIDATION, KEPT_VALIDATION)

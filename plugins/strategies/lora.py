@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -60,7 +61,8 @@ class LowRank(Strategy):
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(r=self.hp.rank, lora_alpha=self.hp.scale, target_modules=targets(backbone))
+        whole = "|".join(map(re.escape, targets(backbone)))  # a list would also match longer names that end in one of these
+        config = LoraConfig(r=self.hp.rank, lora_alpha=self.hp.scale, target_modules=whole)
         with warnings.catch_warnings():  # it asks for a configuration that only language models have
             warnings.simplefilter("ignore")
             adapted: nn.Module = get_peft_model(backbone, config)
@@ -79,7 +81,7 @@ class LowRank(Strategy):
 
 
 def targets(backbone: nn.Module) -> list[str]:
-    """Names of the layers to adapt, in full: a pattern would also match what holds them.
+    """Names of the layers to adapt, in full.
 
     Layers that do more than multiply by W are left out: what is added into W at the end would be another function there.
     Dilated kernels are left out, too: PEFT gives its low-rank pair their stride and padding, but not their dilation.
