@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -21,8 +20,8 @@ from .backbones import catalogue
 from .budget import Budget, parse_budget
 from .comparison import Compared
 from .comparison import compare as compare_trials
+from .data import check_outside, shown
 from .data import load_task as load_task
-from .data import shown
 from .device import chance_put_back
 from .errors import PLUGIN_FAULTS, InputError, PluginError
 from .evaluation.combined import WEIGHTS
@@ -106,7 +105,10 @@ def fit(
     if exemplars != memory.MOST_EXEMPLARS and EXEMPLARS not in kinds:
         raise InputError("--exemplars says how many images are kept; ask for them with --remember exemplars")
     task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
-    _check_outside(out, location, along or Along(), task)
+    along = along or Along()
+    clients = along.clients if isinstance(along.clients, tuple) else ()
+    beside = [("--source", along.source), ("--keep", along.keep), *(("--clients", client) for client in clients)]
+    check_outside(out, task, ("", location), *beside)
     if ray is not None and not processes.alone():
         raise InputError("--ray and `accelerate launch` both spread the work; use one of them")
     if not processes.leads():
@@ -168,20 +170,6 @@ def fit(
         report_outcome(task, outcome, advice.backbones)
     processes.tell(outcome)
     return outcome
-
-
-def _check_outside(out: Path, location: Any, along: Along, task: Task) -> None:
-    """Raises InputError: `out` lies in a folder of images of the task, where the next start would take it for a class."""
-    clients = along.clients if isinstance(along.clients, tuple) else ()
-    places = [("", location), (" of --source", along.source), (" of --keep", along.keep)]
-    for option, place in (*places, *((" of --clients", client) for client in clients)):
-        if not isinstance(place, (str, Path)) or not out.resolve().is_relative_to(Path(place).resolve()):
-            continue
-        if any(isinstance(image, (str, Path)) and Path(image).is_relative_to(place) for image in task.images):
-            folder = Path(place).resolve()  # "digits" may be a folder, too, and a run: neither is where the images are
-            beside = os.path.relpath(folder.parent / "runs" / folder.name)
-            text = f"{out}: lies in the folder of the images{option}; choose another --out, such as {beside}"
-            raise InputError(shown(text))
 
 
 def _advised_for_long(outcome: Outcome, advised: float, counted: float) -> Outcome:
@@ -258,7 +246,7 @@ def study_unfreezing(
     if backbone is not None:
         registry.lookup("backbone", backbone, at_hand)
     task = location if isinstance(location, Task) else read_task(location, seed=seed, progress=progress)
-    known = None if source is None else read_task(source, seed=seed, progress=progress)
+    known = source if source is None or isinstance(source, Task) else read_task(source, seed=seed, progress=progress)
     if backbone is None:
         backbone = recommend(task, zoo=zoo, seed=seed, progress=progress).ranking.items[0].candidate.backbone
     return unfreezing.study_unfreezing(task, at_hand[backbone], source=known, epochs=epochs, seed=seed, progress=progress)

@@ -23,6 +23,7 @@ from . import model, registry
 from .along import fraction
 from .backbones import catalogue
 from .candidates import PER_PAIR, propose
+from .cost import multiply_adds
 from .data import altered, load_task, subset
 from .device import device
 from .errors import InputError, WorkerLost
@@ -361,7 +362,7 @@ def sample_candidates(plan: Plan, task: Task, backbones: Mapping[str, Backbone])
     pairs: dict[tuple[str, str], list[Candidate]] = {}
     for candidate in proposed:
         backbone = backbones[candidate.backbone]
-        work = known[candidate.strategy].cost(backbone, len(task.part(TRAIN)), candidate.hyperparameters)
+        work = multiply_adds(known[candidate.strategy], backbone, len(task.part(TRAIN)), candidate.hyperparameters)
         # a share of nothing would be asked for ever where nothing else is left
         if work <= plan.most_multiply_adds and plan.shares.get(candidate.strategy, 1.0) > 0:
             pairs.setdefault((candidate.backbone, candidate.strategy), []).append(candidate)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import PLUGIN_FAULTS
+from .errors import PLUGIN_FAULTS, PluginError
 from .experience import Experience, distinct
 from .facts import is_number
 from .home import home, write_text
@@ -161,22 +161,30 @@ def _multiply_adds(
             if key not in complete:
                 complete[key] = {**plain[name], **values}
             try:
-                work[row] = _asked(strategies[name], backbone, count, complete[key])
+                work[row] = multiply_adds(strategies[name], backbone, count, complete[key])
                 continue
-            except PLUGIN_FAULTS as error:  # it is named, and the usual formula stands in for these values alone
+            except PluginError as error:  # it is named, and the usual formula stands in for these values alone
                 failed.add(key)
                 if name not in named:
-                    warnings.warn(f"cost of strategy {name!r} failed: {type(error).__name__}: {error}", stacklevel=2)
+                    warnings.warn(str(error), stacklevel=2)
                 named.add(name)
         work[row] = _usual_cost(backbone, count, values)
     return np.maximum(np.nan_to_num(work), 1.0)
 
 
-def _asked(strategy: type[Strategy], backbone: Backbone, images: int, values: Mapping[str, Value]) -> float:
-    """Raises ValueError where `Strategy.cost` says no amount of work: such a candidate would pass for free, or for endless."""
-    found = float(strategy.cost(backbone, images, values))
-    if not (0 < found < np.inf or found == 0 == images * backbone.macs):
-        raise ValueError(f"expected multiply-adds above 0, but got {found}")
+def multiply_adds(strategy: type[Strategy], backbone: Backbone, images: int, values: Mapping[str, Value]) -> float:
+    """What `Strategy.cost` says.
+
+    Raises:
+        PluginError: it fails, or says no amount of work: such a candidate would pass for free, or for endless.
+    """
+    try:
+        found = float(strategy.cost(backbone, images, values))
+        if not (0 < found < np.inf or found == 0 == images * backbone.macs):
+            raise ValueError(f"it gave {found}")
+    except PLUGIN_FAULTS as error:
+        words = f"{type(error).__name__}: {error}; expected multiply-adds above 0"
+        raise PluginError(f"cost of strategy {strategy.name!r} failed: {words}") from error
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 import unicodedata
@@ -161,6 +162,23 @@ def load_task(
         modified=modified[positions],
         warnings=tuple(warnings + found),
     )
+
+
+def check_outside(out: Path, task: Task, *places: tuple[str, Any]) -> None:
+    """Of `places`, each an option ("": the argument) and where it says that images are. Worth asking before the work.
+
+    Raises:
+        InputError: `out` lies in a folder of images of the task, where the next start would take it for a class.
+    """
+    for option, place in places:
+        if not isinstance(place, (str, Path)) or not out.resolve().is_relative_to(Path(place).resolve()):
+            continue
+        if any(isinstance(image, (str, Path)) and Path(image).is_relative_to(place) for image in task.images):
+            folder = Path(place).resolve()  # "digits" may be a folder, too, and a run: neither is where the images are
+            beside = os.path.relpath(folder.parent / "runs" / folder.name)
+            whose = f" of {option}" if option else ""
+            text = f"{out}: lies in the folder of the images{whose}; choose another --out, such as {beside}"
+            raise InputError(shown(text))
 
 
 def subset(task: Task, keep: np.ndarray, *, name: str) -> Task:

@@ -51,6 +51,8 @@ class Neighbours(nn.Module):
         return ((votes + 1 / self.classes) / (self.k + 1)).log() / self.temperature
 
     def _placed(self, features: Tensor) -> Tensor:
+        if features.device.type == "mps":  # Apple's GPUs have no float64
+            features = features.cpu()
         return F.normalize(features.double()) if self.cosine else features.double()
 
     def _votes(self, features: Tensor, stored: Tensor) -> Tensor:

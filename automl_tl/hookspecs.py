@@ -21,8 +21,8 @@ hookimpl = pluggy.HookimplMarker("automl_tl")
 class Zoo(Protocol):
     """A place that pretrained networks come from.
 
-    A zoo may also have `reference` (the name of one of its backbones) and `sources()` (source dataset → Features: statistics
-    of the source's images under that backbone); then tasks are measured against those sources.
+    A zoo may also have `reference` (the name of a backbone) and `sources()` (source dataset → Features: statistics of the
+    source's images under that backbone); then tasks are measured against those sources, if that backbone is the embedded zoo's.
     A zoo with `on_request = True` is only listed when it is asked for by name, apart from the backbones that its `cached()`, if
     it has that, says are on this machine already.
     A zoo with a `prefix` adds single networks whose name starts with it: `add(name) -> Backbone` (facts only) and `remove(name)`;

@@ -11,9 +11,11 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +61,8 @@ class _Progress:
 
     epoch: int = 0
     seconds: float = 0.0
+    last: float = 0.0
+    """Of the seconds, those of the last epoch."""
     best_score: float = -1.0
     best_loss: float = math.inf
     best_epoch: int = -1
@@ -104,15 +108,15 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     parts = assemble(strategy, job)
     if job.path is not None:
         job.path.begin(parts.model)
-    progress, best = _Progress(), _weights(parts.judged)
+    progress, best = _Progress(seconds=job.spent), _weights(parts.judged)
     path = job.folder / CHECKPOINT
     if path.exists():
         progress, best = _restore(path, parts, job)
     kept = _Kept(progress.epoch)
     cycles = int(option(strategy, "cycles"))
-    last, complete = last_epoch(progress.curve), progress.cycle > cycles
+    complete = progress.cycle > cycles
     while progress.cycle <= cycles:
-        if progress.epoch >= job.stop_after or time_is_up(job, last):
+        if progress.epoch >= job.stop_after or time_is_up(job, progress.last):
             kept.save(path, parts, best, progress, job, now=True)
             break
         epochs = epochs_in(progress.cycle, int(option(strategy, "epochs")))
@@ -123,9 +127,9 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         memory = memory_mb()
         validated = validate(parts.judged, job.pixels.array, job.task, job.backbone, dtype=parts.dtype)
         score, validation_loss = agreed(validated.score, validated.loss)
-        last = time.perf_counter() - start
+        progress.last = time.perf_counter() - start
         progress.epoch += 1
-        progress.seconds += last
+        progress.seconds += progress.last
         if (score, -validation_loss) > (progress.best_score, -progress.best_loss):
             progress.best_score, progress.best_loss, progress.best_epoch = score, validation_loss, progress.epoch
             best = _weights(parts.judged)
@@ -278,7 +282,7 @@ def _optimiser(strategy: Strategy, model: Classifier) -> torch.optim.Optimizer:
     """AdamW or SGD with Nesterov momentum; norms and biases are neither decayed nor shrunk."""
     rate, decay, l1 = (float(option(strategy, name)) for name in ("rate", "weight_decay", "l1"))
     groups = []
-    for factor, parameters in strategy.param_groups(model):
+    for factor, parameters in _param_groups(strategy, model):
         for ndims, group_decay in ((True, decay), (False, 0.0)):
             group = [p for p in parameters if (p.ndim > 1) == ndims]
             if group:
@@ -290,6 +294,19 @@ def _optimiser(strategy: Strategy, model: Classifier) -> torch.optim.Optimizer:
     if option(strategy, "optimiser") == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=fused)
     return torch.optim.AdamW(groups, lr=rate, fused=fused)
+
+
+def _param_groups(strategy: Strategy, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    """In words that lead to the strategy's `param_groups`, where it gives something else. Raises TypeError."""
+    given: Any = strategy.param_groups(model)
+    for group in given if isinstance(given, Iterable) else [given]:
+        factor, parameters = group if isinstance(group, (tuple, list)) and len(group) == 2 else (None, None)
+        parameters = list(parameters) if isinstance(parameters, Iterable) else [None]  # a generator would give them only once
+        if not isinstance(factor, Real) or not all(isinstance(parameter, nn.Parameter) for parameter in parameters):
+            kinds = ", ".join(type(part).__name__ for part in group) if isinstance(group, (tuple, list)) else ""
+            found = f"({kinds})" if kinds else f"a {type(group).__name__}"
+            raise TypeError(f"`param_groups` gave {found}; expected pairs of a factor on the rate and a list of parameters")
+        yield float(factor), parameters
 
 
 @torch.no_grad()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
+import time
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 
+from . import guard
 from .device import accelerator, device
 
 
@@ -40,6 +44,26 @@ def agreed(*values: float) -> list[float]:
         return list(values)
     shared: list[float] = broadcast(torch.tensor(values, dtype=torch.float64, device=device())).tolist()
     return shared
+
+
+def all_failed(trial: str) -> bool:
+    """Whether a trial fails in the other processes, too, as it does in this one; they have `guard.LEAST_SILENCE` seconds for it.
+
+    One that did not fail waits for numbers of this one, and would for half an hour. It cannot be asked; but those that failed can
+    count themselves where all have met.
+    """
+    if alone():
+        return True
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in every build of torch
+
+    where, everyone = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), accelerator().num_processes
+    store, until = TCPStore(*where, is_master=False), time.monotonic() + guard.LEAST_SILENCE
+    failed = store.add(trial, 1)
+    expected = math.ceil(failed / everyone) * everyone  # it may have failed before
+    while failed < expected and time.monotonic() < until:
+        time.sleep(0.1)
+        failed = store.add(trial, 0)
+    return bool(failed >= expected)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,8 @@ LOOK = 1000
 """Training images that backbones are looked at through."""
 IMBALANCED = 5
 """Largest class over smallest, from which on a person should know."""
+REFERENCE = "embedded"
+"""The zoo whose reference encoder counts: the shipped history was measured with it."""
 WHOLE = 4000
 """Up to so many images, all are decoded and all features computed at once: training asks for the others soon."""
 
@@ -45,9 +47,9 @@ def profile_task(
 ) -> Profile:
     """Profile `task`; of the backbones named in `look` with what `look_through` measures.
 
-    Distances are taken between the task's training images and every source whose statistics a zoo holds, on the features of
-    that zoo's reference encoder. Test images are never looked at. Where the images that count are of another domain than the
-    labelled ones, appearance and distances are theirs, and the meta-features `gap_…` are the distances of the two domains.
+    Distances are taken between the task's training images and every source whose statistics are at hand, on the features of the
+    reference encoder. Test images are never looked at. Where the images that count are of another domain than the labelled ones,
+    appearance and distances are theirs, and the meta-features `gap_…` are the distances of the two domains.
     """
     start = time.perf_counter()
     sample = look_sample(task, seed)
@@ -55,7 +57,8 @@ def profile_task(
     notes = imbalance(task)
     meta = count_features(task)
     distances: dict[str, dict[str, float]] = {}
-    for encoder, sources in reference_encoders():
+    if (reference := reference_encoder()) is not None:
+        encoder, sources = reference
         labelled = look_features(task, encoder, sample, progress)
         meta |= appearance(task, encoder, seen) | separability(labelled)
         target = labelled
@@ -225,23 +228,25 @@ def separability(target: Features) -> dict[str, float]:
     return {"between_share": between / max(total, 1e-30), "effective_dimension": dimension}
 
 
-def reference_encoders() -> list[tuple[Backbone, Mapping[str, Features]]]:
-    """Each zoo's reference encoder with the sources whose statistics were taken with it, by the zoo or in an added folder.
+def reference_encoder() -> tuple[Backbone, dict[str, Features]] | None:
+    """The one encoder that distances are taken with, as those of two cannot be compared: that of the zoo `REFERENCE`, or else of
+    any. With the sources whose statistics were taken with it, by a zoo or in an added folder; None where no zoo has one.
 
-    Warns (`InputWarning`) of statistics in a folder that cannot be used.
+    Warns (`InputWarning`) of statistics that cannot be used.
     """
-    found: list[tuple[Backbone, Mapping[str, Features]]] = []
-    added = _added_sources()
-    for zoo in registry.zoos().values():
-        reference = getattr(zoo, "reference", None)
-        if reference is not None:
-            encoder = next(backbone for backbone in zoo.list() if backbone.name == reference)
-            found.append((encoder, {**added.pop(reference, {}), **zoo.sources()}))  # type: ignore[attr-defined]
-    known = " or ".join(encoder.name for encoder, _ in found)
-    for other, sources in added.items():
-        text = f"statistics taken with {other}: {', '.join(sources)} left out; only {known} can be compared: see `zoo describe`"
-        warnings.warn(text, InputWarning, stacklevel=2)
-    return found
+    taken = _added_sources()
+    zoos: list[Any] = [zoo for zoo in registry.zoos().values() if getattr(zoo, "reference", None) is not None]
+    zoos.sort(key=lambda zoo: zoo.name == REFERENCE)  # the last one's word on a source counts
+    for zoo in zoos:
+        taken[zoo.reference] = {**taken.get(zoo.reference, {}), **zoo.sources()}
+    if not zoos:
+        return None
+    encoder = registry.lookup("backbone", zoos[-1].reference, {backbone.name: backbone for backbone in zoos[-1].list()})
+    found = taken.pop(encoder.name)
+    for other, sources in taken.items():
+        left_out = f"statistics taken with {other}: {', '.join(sources)} left out"
+        warnings.warn(f"{left_out}; only {encoder.name} can be compared: see `zoo describe`", InputWarning, stacklevel=2)
+    return encoder, found
 
 
 def _added_sources() -> dict[str, dict[str, Features]]:

@@ -20,7 +20,7 @@ import torch
 
 from . import checkpoint, federation, model, registry
 from .backbones import adopt, catalogue
-from .data import load_task
+from .data import check_outside, load_task
 from .errors import InputError, TrialError
 from .evaluation.classification import judge
 from .federation import Answer, Client, Told
@@ -82,6 +82,7 @@ def serve(
     from . import flower
 
     task = offer_public(load_task(location, seed=seed))
+    check_outside(out, task, ("", location))
     chosen = _federated(strategy)
     adopt([backbone])
     facts = registry.lookup("backbone", backbone, catalogue())
@@ -135,9 +136,13 @@ def join(
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(f"{address!r} is no address of a server; write HOST:PORT")
+    own, known = load_task(location), None if public is None else load_task(public)
+    check_outside(out, own, ("", location))
+    if known is not None:
+        check_outside(out, known, ("--public", public))
     out.mkdir(parents=True, exist_ok=True)
     record = out / LEFT
-    client = _Joined(load_task(location), strategy, epsilon, None if public is None else load_task(public), out)
+    client = _Joined(own, strategy, epsilon, known, out)
     say(f"waiting for a server at {address} (up to {flower.WAIT_SECONDS / 60:.0f} min)")
     flower.join(
         address,

@@ -98,6 +98,8 @@ class Job:
     deadline: float = float("inf")
     """`time.monotonic()` after which no further epoch starts."""
     room: Room = field(default_factory=Room)
+    spent: float = 0.0
+    """Seconds that the strategy took for what the loop is to begin with: they count with the first epoch's."""
     path: PathIntegral | None = None
     """Adds up what each weight does for the loss, where that is to be remembered."""
 
@@ -141,6 +143,11 @@ class Classifier(nn.Module):
         return logits
 
 
+class _Hyperparameters(SimpleNamespace):
+    def __getattr__(self, name: str) -> Value:
+        raise AttributeError(f"`self.hp` has no {name!r}; the strategy's `space` has {', '.join(vars(self)) or 'nothing'}")
+
+
 class Strategy:
     """A training method. Every seam has a working default: all weights train at one rate on cross-entropy.
 
@@ -160,7 +167,7 @@ class Strategy:
     """False: starts from random weights, so it is what transfer is measured against."""
 
     def __init__(self, hyperparameters: Mapping[str, Value], backbone: Backbone) -> None:
-        self.hp: Any = SimpleNamespace(**hyperparameters)
+        self.hp: Any = _Hyperparameters(**hyperparameters)
         self.facts = backbone
 
     def build(self, backbone: nn.Module, num_classes: int) -> Classifier:

@@ -88,6 +88,7 @@ def study_data(
             raise InputError(f"{out} holds something else ({other}); choose another --out")
     told = None if progress is None else lambda done, total: progress("reading images", done, total)
     task = data.load_task(location, seed=seed, test=HELD_OUT, progress=told)
+    data.check_outside(out, task, ("", location))
     _check_shares(task, shares)
     with alone_in(out):
         candidates, facts = _plan(task, out, ways, strategy, backbone, epochs, seed, progress)

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from . import memory, model
 from .backbones import build, catalogue
+from .cost import multiply_adds
 from .data import load_task
 from .device import chance_put_back, device
-from .errors import PLUGIN_FAULTS, ZooError
+from .errors import PLUGIN_FAULTS, PluginError, ZooError
 from .home import cache
 from .hookspecs import Metric
 from .importance import PathIntegral
 from .layers import still_norms
 from .objectives import adapt, brings, federate, harden, learn_to_learn, retain
-from .profiling import reference_encoders
+from .profiling import reference_encoder
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
 from .registry import METRICS, forget, strategies, wrong_with
 from .space import Value, check, defaults, draw
@@ -105,8 +106,10 @@ def smallest_backbone() -> Backbone:
     """The embedded network with the fewest multiply-adds, of those with the reference encoder's source: their features tell
     something of most images, which a strategy needs that is to learn in a second."""
     embedded = {name: backbone for name, backbone in catalogue().items() if backbone.zoo == "embedded"}
-    encoders = {encoder.source_dataset for encoder, _ in reference_encoders() if encoder.name in embedded}
-    return min((b for b in embedded.values() if b.source_dataset in encoders), key=lambda backbone: backbone.macs)
+    reference = reference_encoder()
+    assert reference is not None, "it comes with the embedded networks"
+    source = reference[0].source_dataset
+    return min((b for b in embedded.values() if b.source_dataset == source), key=lambda backbone: backbone.macs)
 
 
 def check_strategy(
@@ -114,8 +117,8 @@ def check_strategy(
 ) -> None:
     """Train `strategy`, which need not be installed, on a small real task, and see that it keeps the contract.
 
-    - runs: its name, space, defaults and draws are valid, its cost is positive and grows with the images, and it trains with
-      its defaults and with `draws` random settings;
+    - runs: its name, space, defaults and draws are valid, it says what it does and whose paper it is, its cost is positive and
+      grows with the images, and it trains with its defaults and with `draws` random settings;
     - learns: its curve holds finite scores at growing times, and it beats chance;
     - respects the budget: after the deadline it starts no epoch; where it is told to stop, it stops;
     - seeds: the same seed gives the same predictions, whatever torch drew before, and test labels change nothing;
@@ -214,11 +217,15 @@ class _registered:
 
 def _check_facts(strategy: type[Strategy], backbone: Backbone) -> None:
     assert strategy.__doc__, f"{strategy.name} has no docstring; say what it does"
+    assert strategy.paper, f"{strategy.name} has no paper; say who described it: author (year), title"
     values = check(strategy.space, defaults(strategy.space))
     for number in range(20):
         check(strategy.space, draw(strategy.space, str(number)))
-    few, many = (strategy.cost(backbone, images, values) for images in (100, 1000))
-    assert 0 < few < many < math.inf, f"cost must be positive and grow with the images, but 100 cost {few} and 1,000 {many}"
+    try:
+        few, many = (multiply_adds(strategy, backbone, images, values) for images in (100, 1000))
+    except PluginError as error:
+        raise AssertionError(str(error)) from error
+    assert few < many, f"cost must grow with the images, but 100 cost {few} and 1,000 {many}"
 
 
 def _fewest(strategy: type[Strategy]) -> dict[str, Value]:

@@ -18,7 +18,7 @@ from torch import nn
 from . import cost, guard, model, processes, registry
 from .backbones import build
 from .device import chance_put_back, hardware, release_memory
-from .errors import PLUGIN_FAULTS, AutomlError
+from .errors import PLUGIN_FAULTS, AutomlError, TrialError
 from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
 from .evaluation.forgetting import told_accuracy
@@ -75,6 +75,9 @@ def run_trial(
 
     `folder` keeps the checkpoints; it is the caller's to delete once the trial is recorded. With `trace`, what each weight does
     for the loss is added up on the way (`Fitted.importance`).
+
+    Raises:
+        TrialError: it failed in this process and not in those that train along.
     """
     limits = limits or Limits()
     start = time.perf_counter()
@@ -97,8 +100,11 @@ def run_trial(
             validated = validate(fitted.model, pixels_of(task, backbone).array, task, backbone)
             validation |= {"score": validated.score, **validated.parts}
     except PLUGIN_FAULTS as error:  # whatever a strategy raises is this trial's end, not the search's
-        words = str(error) if isinstance(error, AutomlError) else guard.in_words(error)
-        return replace(trial, error=f"{candidate.strategy}: {words}", seconds=time.perf_counter() - start), None
+        words = f"{candidate.strategy}: {error if isinstance(error, AutomlError) else guard.in_words(error)}"
+        if not processes.all_failed(trial.id):
+            alone = "only in one of several processes, which cannot go on without each other: start them again"
+            raise TrialError(f"{words}; {alone}") from error
+        return replace(trial, error=words, seconds=time.perf_counter() - start), None
     if job.room.pieces > 1:
         trial = replace(trial, provenance={**trial.provenance, "pieces": job.room.pieces})
     curve = tuple(fitted.curve)

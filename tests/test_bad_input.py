@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from pictures import drawn, lay, lay_drawn, png
+from small import QUICK
 
 from automl_tl.cli import main
 from automl_tl.errors import InputError
@@ -425,6 +426,53 @@ def out_among_the_images_of_a_client(place: Place) -> list[str]:
     pytest.importorskip("flwr")
     clients = [str(lay_drawn(place.root / name, {"a": 6, "b": 6}, start=start)) for name, start in (("one", 50), ("two", 70))]
     return fit(good(place), "--clients", clients[0], "--clients", clients[1], "--out", f"{clients[1]}/run")
+
+
+@bad(r"photos/study: lies in the folder of the images; choose another --out, such as .*runs/photos$")
+def study_among_the_images(place: Place) -> list[str]:
+    folder = good(place)
+    return ["study", "data", str(folder), "--out", str(folder / "study")]
+
+
+@bad(r"photos/depths: lies in the folder of the images; choose another --out, such as .*runs/photos$")
+def unfreezing_among_the_images(place: Place) -> list[str]:
+    folder = good(place)
+    return ["unfreeze-study", str(folder), "--out", str(folder / "depths")]
+
+
+@bad(r"known/depths: lies in the folder of the images of --source; choose another --out, such as .*runs/known$")
+def unfreezing_among_the_images_of_its_source(place: Place) -> list[str]:
+    known = lay_drawn(place.root / "known", {"c": 6, "d": 6}, start=50)
+    return ["unfreeze-study", str(good(place)), "--source", str(known), "--out", str(known / "depths")]
+
+
+@bad(r"photos: lies in the folder of the images; choose another --out, such as .*runs/photos$")
+def statistics_among_the_images(place: Place) -> list[str]:
+    folder = good(place)
+    return ["zoo", "describe", str(folder), "--name", "mine", "--encoder", QUICK, "--out", str(folder)]
+
+
+@bad(r"photos/served: lies in the folder of the images; choose another --out, such as .*runs/photos$")
+def server_among_the_images(place: Place) -> list[str]:
+    pytest.importorskip("flwr")
+    folder = good(place)
+    chosen = ["--strategy", "fedavg", "--backbone", QUICK, "--clients", "2", "--address", "127.0.0.1:1"]
+    return ["federate", "serve", str(folder), *chosen, "--out", str(folder / "served")]
+
+
+@bad(r"photos/joined: lies in the folder of the images; choose another --out, such as .*runs/photos$")
+def client_among_its_images(place: Place) -> list[str]:
+    pytest.importorskip("flwr")
+    folder = good(place)
+    return ["federate", "join", "127.0.0.1:1", str(folder), "--strategy", "fedavg", "--out", str(folder / "joined")]
+
+
+@bad(r"known/joined: lies in the folder of the images of --public; choose another --out, such as .*runs/known$")
+def client_among_public_images(place: Place) -> list[str]:
+    pytest.importorskip("flwr")
+    known = lay_drawn(place.root / "known", {"a": 6, "b": 6}, start=50)
+    more = ["--public", str(known), "--out", str(known / "joined")]
+    return ["federate", "join", "127.0.0.1:1", str(good(place)), "--strategy", "fedavg", *more]
 
 
 @bad(r"other holds another run \(with other images, zoo\); choose another --out or delete it")

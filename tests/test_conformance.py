@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
 from types import FunctionType
@@ -67,6 +67,7 @@ class Plain(Strategy):
     """All weights at one rate: the defaults of the five seams."""
 
     name = "plain"
+    paper = "nobody's"
     space = {"rate": Float(1e-4, 1e-2, 1e-3, log=True), "epochs": Int(2, 20, 5)}
 
 
@@ -186,6 +187,59 @@ class Free(Plain):
         return 0.0
 
 
+class Wordy(Plain):
+    """Says in words what it costs."""
+
+    name = "wordy"
+
+    @classmethod
+    def cost(cls, backbone: object, images: int, hyperparameters: object) -> float:
+        return "a lot"  # type: ignore[return-value]
+
+
+class Unnamed(Plain):
+    """Nobody knows where it comes from."""
+
+    name = "unnamed"
+    paper = ""
+
+
+class Keyed(Plain):
+    """Has groups as torch's optimisers take them."""
+
+    name = "keyed"
+
+    def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+        yield {"params": list(model.parameters()), "lr": 1e-3}  # type: ignore[misc]
+
+
+class Swapped(Plain):
+    """Has the factor last."""
+
+    name = "swapped"
+
+    def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+        yield list(model.parameters()), 1.0  # type: ignore[misc]
+
+
+class Groupless(Plain):
+    """Forgot to return its groups."""
+
+    name = "groupless"
+
+    def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+        return None  # type: ignore[return-value]
+
+
+class Misspelt(Plain):
+    """Asks for a hyperparameter that it has not."""
+
+    name = "misspelt"
+
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        assert self.hp.epoch > epoch
+
+
 class Each(Plain):
     """Has a loss for each image."""
 
@@ -227,7 +281,13 @@ class Raw(Plain):
         (Deaf, "said stop, but it went on"),
         pytest.param(Swallows, "an error below it became RuntimeError: something went wrong", marks=pytest.mark.slow),
         (Forgets, "taken up again, it predicts differently"),
-        (Free, "cost must be positive"),
+        (Free, "cost of strategy 'free' failed: ValueError: it gave 0.0; expected multiply-adds above 0"),
+        (Wordy, "cost of strategy 'wordy' failed: ValueError: could not convert .* 'a lot'; expected multiply-adds above 0"),
+        (Unnamed, "unnamed has no paper; say who described it"),
+        (Keyed, "keyed: TypeError: `param_groups` gave a dict; expected pairs of a factor on the rate and a list of parameters"),
+        (Swapped, r"swapped: TypeError: `param_groups` gave \(list, float\); expected pairs of a factor on the rate"),
+        (Groupless, "groupless: TypeError: `param_groups` gave a NoneType; expected pairs of a factor on the rate"),
+        (Misspelt, "misspelt: AttributeError: `self.hp` has no 'epoch'; the strategy's `space` has rate, epochs"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -1,20 +1,18 @@
-"""Forgetting and transfer among tasks, by hand."""
+"""Forgetting, by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from automl_tl.evaluation.forgetting import average_score, backward_transfer, forgetting, forward_transfer, told_accuracy
+from automl_tl.evaluation.forgetting import backward_transfer, forgetting, told_accuracy
 
 SCORES = np.array([[0.9, 0.3, 0.2], [0.7, 0.8, 0.4], [0.6, 0.9, 0.7]])
 
 
 def test_by_hand() -> None:
-    assert average_score(SCORES) == pytest.approx((0.6 + 0.9 + 0.7) / 3)
     assert backward_transfer(SCORES) == pytest.approx(((0.6 - 0.9) + (0.9 - 0.8)) / 2)
     assert forgetting(SCORES) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.9)) / 2)
-    assert forward_transfer(SCORES, np.array([0.5, 0.25, 0.25])) == pytest.approx(((0.3 - 0.25) + (0.4 - 0.25)) / 2)
 
 
 def test_what_was_gained_in_between_counts_as_forgotten_but_not_as_backward_transfer() -> None:
@@ -25,13 +23,13 @@ def test_what_was_gained_in_between_counts_as_forgotten_but_not_as_backward_tran
 
 def test_a_single_task_forgets_nothing() -> None:
     one = np.array([[0.8]])
-    assert (average_score(one), backward_transfer(one), forgetting(one), forward_transfer(one, np.zeros(1))) == (0.8, 0, 0, 0)
+    assert (backward_transfer(one), forgetting(one)) == (0, 0)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3,), (0, 0)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="tasks × tasks"):
-        average_score(np.zeros(shape))
+        forgetting(np.zeros(shape))
 
 
 def test_who_is_told_the_task_only_chooses_among_its_classes() -> None:

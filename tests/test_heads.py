@@ -52,6 +52,26 @@ def test_votes_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert head(asked[:0]).shape == (0, 7)
 
 
+class Apple(torch.Tensor):
+    """As on Apple's GPUs, which have no float64."""
+
+    device = torch.device("mps")  # type: ignore[misc]
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_votes_are_the_same_on_a_device_without_float64(cosine: bool) -> None:
+    head, asked = neighbours(cosine=cosine), torch.tensor([[0.2, 0.2], [5.0, 5.4]])
+    expected = head(asked)
+    head.features = head.features.as_subclass(Apple)
+    assert torch.equal(head(asked.as_subclass(Apple)).as_subclass(torch.Tensor), expected)
+
+
 @pytest.mark.parametrize("form", [torch_program, onnx_file])
 def test_votes_are_exported_with_their_temperature(tmp_path: Path, form: ModuleType) -> None:
     if form is onnx_file:

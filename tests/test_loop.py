@@ -240,7 +240,8 @@ def test_taken_up_again_it_begins_no_epoch_that_would_end_too_late(tmp_path: Pat
     """The last epoch, of an earlier call, took an hour; a minute is left."""
     train(tmp_path, changed={"stop_after": 2})
     tensors, facts = checkpoint.load(tmp_path / CHECKPOINT)
-    facts["curve"][1]["seconds"] = facts["curve"][0]["seconds"] + 3600
+    assert facts["last"] == pytest.approx(facts["curve"][1]["seconds"] - facts["curve"][0]["seconds"])
+    facts["last"] = 3600.0
     checkpoint.save(tmp_path / CHECKPOINT, tensors, facts)
     late = train(tmp_path, changed={"deadline": time.monotonic() + 60})
     assert (len(late.curve), late.complete) == (2, False)
@@ -300,6 +301,17 @@ def test_norms_and_biases_do_not_decay() -> None:
     optimiser = loop._optimiser(strategy, strategy.build(build(backbone), 10))
     for group in optimiser.param_groups:
         assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.3}
+
+
+def test_parameters_that_are_given_only_once_all_train() -> None:
+    class Passing(Plain):
+        def param_groups(self, model: Classifier) -> Iterator[tuple[float, list[nn.Parameter]]]:
+            yield 1.0, model.parameters()  # type: ignore[misc]
+
+    strategy = Passing({}, catalogue()[QUICK])
+    model = strategy.build(build(catalogue()[QUICK]), 10)
+    trained = {id(parameter) for group in loop._optimiser(strategy, model).param_groups for parameter in group["params"]}
+    assert trained == set(map(id, model.parameters()))
 
 
 def test_batches_cover_the_training_images_once_in_an_order_of_each_epoch(tmp_path: Path) -> None:

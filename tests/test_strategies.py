@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,18 @@ import numpy as np
 import pytest
 import timm
 import torch
-from automl_tl_plugins.strategies._probe import PATH, fit_probe
+from automl_tl_plugins.strategies._probe import PATH, begin, fit_probe
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from small import QUICK, digits
 
-from automl_tl import Batch, Candidate, Classifier, Fitted, Task, Trial
+from automl_tl import Batch, Candidate, Classifier, Features, Fitted, Job, Strategy, Task, Trial, loop
 from automl_tl.backbones import build, catalogue
 from automl_tl.layers import layer_groups, still_norms
 from automl_tl.profiling import task_features
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
-from automl_tl.trials import Limits, run_trial
+from automl_tl.trials import Limits, job_of, run_trial
 
 
 def trained(task: Task, strategy: str, folder: Path, **values: Any) -> tuple[Trial, Fitted]:
@@ -41,6 +42,45 @@ def pretrained() -> dict[str, torch.Tensor]:
 
 
 # All
+
+
+@pytest.mark.parametrize("norms", ["still", "moving"])
+def test_what_training_begins_with_counts_as_its_own_and_features_do_not(
+    norms: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, kept = 0.0, list[Features]()
+
+    def ticks() -> float:
+        nonlocal clock
+        clock += 1
+        return clock
+
+    def features() -> Features:
+        nonlocal clock
+        if not kept:
+            clock += 1000
+            kept.append(task_features(digits(), catalogue()[QUICK]))
+        return kept[0]
+
+    job = job_of(digits(), Candidate(QUICK, "fine-tuning", {}), catalogue()[QUICK], seed=0, folder=tmp_path)
+    monkeypatch.setattr(time, "perf_counter", ticks)
+    begun, _ = begin(replace(job, features=features), norms=norms)
+    assert 0 < begun.spent < 1000
+
+
+def test_what_training_begins_with_is_in_the_seconds_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: Strategy, job: Job) -> Fitted:
+        self.probed = begin(job, norms="still")[1]  # type: ignore[attr-defined]
+        return loop.fit(self, replace(job, spent=1000.0))
+
+    monkeypatch.setattr(strategies()["fine-tuning"], "run", slow)
+    candidate, backbone = Candidate(QUICK, "fine-tuning", {"epochs": 3}), catalogue()[QUICK]
+    stopped, _ = run_trial(digits(), candidate, backbone, seed=0, folder=tmp_path, limits=Limits(stop_after=1))
+    limits = Limits(deadline=time.monotonic() + 500)
+    whole, _ = run_trial(digits(), candidate, backbone, seed=0, folder=tmp_path, limits=limits)
+    assert stopped.curve == whole.curve[:1]
+    assert [point.seconds > 1000 for point in whole.curve] == [True] * 3, "no epoch is expected to take that long"
+    assert whole.seconds < 2000, "once, however often it is paused"
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from automl_tl_plugins.zoos._tags import domain_of_words, source_dataset, source
 from automl_tl_plugins.zoos.embedded import Embedded
 from pictures import lay_drawn
 
-from automl_tl import Backbone, Features
+from automl_tl import Backbone, Features, Task, registry
 from automl_tl.backbones import Wanted, build, catalogue, narrowed, parse_count
 from automl_tl.cards import add_folder, folders, read_card, remove_folder, write_network
 from automl_tl.data import load_task
 from automl_tl.errors import InputError, InputWarning, PluginError, ZooError
 from automl_tl.networks import count, family
-from automl_tl.profiling import describe_source, profile_task, reference_encoders
+from automl_tl.profiling import describe_source, profile_task, reference_encoder
 from automl_tl.records import CROP_MODES
 from automl_tl.sources import read_sources, write_source
 
@@ -370,8 +370,9 @@ def test_source_statistics_come_back(tmp_path: Path) -> None:
 
 def test_a_task_is_measured_against_the_sources_of_an_added_folder(network: Path, tmp_path: Path) -> None:
     encoders = [name for name in catalogue() if name.startswith("resnet10t")]
-    (reference, sources), *_ = reference_encoders()
-    known = dict(sources)
+    measured = reference_encoder()
+    assert measured is not None
+    reference, known = measured
     add_folder(network.parent)
     task = load_task(lay_drawn(tmp_path / "wards", {"a": 12, "b": 12}), validation=0.0)
     write_source(network.parent, "wards", reference.name, describe_source(task, reference))
@@ -387,6 +388,50 @@ def test_a_task_is_measured_against_the_sources_of_an_added_folder(network: Path
         assert profile_task(task, {}).distances.keys() == known.keys()
     remove_folder(network.parent)
     assert profile_task(task, {}).distances.keys() == known.keys()
+
+
+class Wards:
+    """A plugin's zoo of one network, with the statistics of two sources; one of them the embedded zoo has, too."""
+
+    name = "a-wards"
+
+    def __init__(self, task: Task, network: Backbone, reference: str) -> None:
+        self.network, self.reference = replace(network, name="wards_net", zoo=self.name), reference
+        statistics = describe_source(task, network)
+        self.statistics = {"wards": statistics, "omniglot_a": statistics}
+
+    def list(self) -> list[Backbone]:
+        return [self.network]
+
+    def build(self, backbone: Backbone, *, head: bool = False) -> Any:
+        return build(replace(backbone, zoo="embedded"), head=head)
+
+    def sources(self) -> dict[str, Features]:
+        return self.statistics
+
+
+def test_distances_of_two_encoders_are_never_side_by_side(tmp_path: Path) -> None:
+    """A plugin's zoo may have statistics; those of an encoder of its own are no distances beside the shipped ones."""
+    reference = reference_encoder()
+    assert reference is not None
+    encoder = reference[0]
+    other = catalogue()["mobilenetv4_small_050.tiny_imagenet_64"]
+    assert other.name != encoder.name
+    task = load_task(lay_drawn(tmp_path / "wards", {"a": 12, "b": 12}), validation=0.0)
+    before = profile_task(task, {})
+    try:
+        registry.zoos()[Wards.name] = Wards(task, other, "wards_net")
+        with pytest.warns(InputWarning, match=f"taken with wards_net: wards, omniglot_a left out; only {encoder.name} can be"):
+            after = profile_task(task, {})
+        assert (after.meta, after.distances) == (before.meta, before.distances)
+        registry.zoos()[Wards.name] = Wards(task, encoder, encoder.name)
+        found = profile_task(task, {})
+    finally:
+        registry.forget()
+    assert found.meta == before.meta
+    assert found.distances.keys() == {"wards", *before.distances}
+    assert min(found.distances, key=lambda source: found.distances[source]["frechet"]) == "wards"
+    assert found.distances["omniglot_a"] == before.distances["omniglot_a"], "the shipped ones stay what the history knows"
 
 
 def test_multiply_adds_by_hand() -> None:

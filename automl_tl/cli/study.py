@@ -65,14 +65,18 @@ def unfreeze_study(
 ) -> None:
     """How many layers to unfreeze: plots accuracy, forgetting and cost of every depth."""
     from automl_tl import api
+    from automl_tl.data import check_outside
     from automl_tl.report.unfreezing import check_free, conclusion, report_study
 
     api.check_writable(out)
     with progress_bars(json) as progress:
-        where = None if source is None else location(source)
         task = api.read_task(location(images), seed=seed, progress=progress)
+        shown = None if source is None else api.read_task(location(source), seed=seed, progress=progress)
+        check_outside(out, task, ("", images))
+        if shown is not None:
+            check_outside(out, shown, ("--source", source))
         check_free(out, task)
-        study = api.study_unfreezing(task, backbone=backbone, zoo=zoo, source=where, epochs=epochs, seed=seed, progress=progress)
+        study = api.study_unfreezing(task, backbone=backbone, zoo=zoo, source=shown, epochs=epochs, seed=seed, progress=progress)
     page = report_study(study, out)
     if json:
         print_json({**asdict(study), "enough": study.enough, "page": str(page)})

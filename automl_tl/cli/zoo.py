@@ -158,6 +158,7 @@ def zoo_describe(
     """Keep statistics of a source's images, so that tasks can be measured against it without the images."""
     from automl_tl.api import check_writable, load_task
     from automl_tl.backbones import catalogue
+    from automl_tl.data import check_outside
     from automl_tl.errors import InputError
     from automl_tl.profiling import describe_source
     from automl_tl.registry import lookup
@@ -168,6 +169,7 @@ def zoo_describe(
     check_writable(out)
     network = lookup("backbone", encoder, catalogue())
     task = load_task(location(images), name=name, validation=0.0)
+    check_outside(out, task, ("", images))
     out.mkdir(parents=True, exist_ok=True)
     print(write_source(out, name, encoder, describe_source(task, network)))
 

@@ -1,17 +1,12 @@
-"""What learning one task after another costs and gains. Formulas only: scores or probabilities in, numbers out.
+"""What learning one task after another costs. Formulas only: scores or probabilities in, numbers out.
 
 `scores` is a T×T array: `scores[i, j]` is the score on task j after training on the tasks 0…i in turn. Scores above the
-diagonal (of tasks not yet trained on) matter for forward transfer alone.
+diagonal (of tasks not yet trained on) do not matter.
 """
 
 from __future__ import annotations
 
 import numpy as np
-
-
-def average_score(scores: np.ndarray) -> float:
-    """Mean over all tasks of the score in the end (Lopez-Paz and Ranzato, 2017)."""
-    return float(_square(scores)[-1].mean())
 
 
 def backward_transfer(scores: np.ndarray) -> float:
@@ -32,16 +27,6 @@ def forgetting(scores: np.ndarray) -> float:
     matrix = _square(scores)
     lost = [matrix[task:-1, task].max() - matrix[-1, task] for task in range(len(matrix) - 1)]
     return float(np.mean(lost)) if lost else 0.0
-
-
-def forward_transfer(scores: np.ndarray, untrained: np.ndarray) -> float:
-    """Mean over the later tasks of score just before learning it − `untrained` score (T numbers); 0 for a single task.
-
-    FWT of Lopez-Paz and Ranzato (2017).
-    """
-    matrix = _square(scores)
-    gained = [matrix[task - 1, task] - untrained[task] for task in range(1, len(matrix))]
-    return float(np.mean(gained)) if gained else 0.0
 
 
 def told_accuracy(probabilities: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> float:

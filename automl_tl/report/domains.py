@@ -11,7 +11,7 @@ from automl_tl.backbones import build
 from automl_tl.evaluation.domains import features_of, flattened, gap
 from automl_tl.model import Model
 from automl_tl.pixels import pixels_of
-from automl_tl.profiling import look_features, look_sample, reference_encoders
+from automl_tl.profiling import look_features, look_sample, reference_encoder
 from automl_tl.records import TARGET, TRAIN, Features, Task
 
 OWN, THEIRS, SOURCES = 150, 60, 5
@@ -29,19 +29,18 @@ class DomainMap:
     """"this task" or source → n×2, within 0–1."""
 
 
-def domain_maps(task: Task, distances: Mapping[str, Mapping[str, float]], *, seed: int = 0) -> list[DomainMap]:
-    """One map for each reference encoder: training images of the task among kept features of the nearest sources."""
-    found = []
-    for encoder, sources in reference_encoders():
-        sample = look_sample(task, seed)
-        own = look_features(task, encoder, sample).values
-        rng = np.random.default_rng(seed)
-        own = own[np.sort(rng.permutation(len(own))[:OWN])]
-        near = nearest({name: distances[name] for name in sources if name in distances})[:SOURCES]
-        groups = {"this task": own, **{name: sources[name].values[:THEIRS] for name in near}}
-        if near and sum(map(len, groups.values())) >= FEWEST:
-            found.append(DomainMap(encoder.name, flattened(groups, seed=seed)))
-    return found
+def domain_map(task: Task, distances: Mapping[str, Mapping[str, float]], *, seed: int = 0) -> DomainMap | None:
+    """Training images of the task among kept features of the nearest sources; None where there are too few."""
+    if (reference := reference_encoder()) is None:
+        return None
+    encoder, sources = reference
+    own = look_features(task, encoder, look_sample(task, seed)).values
+    own = own[np.sort(np.random.default_rng(seed).permutation(len(own))[:OWN])]
+    near = nearest({name: distances[name] for name in sources if name in distances})[:SOURCES]
+    groups = {"this task": own, **{name: sources[name].values[:THEIRS] for name in near}}
+    if not near or sum(map(len, groups.values())) < FEWEST:
+        return None
+    return DomainMap(encoder.name, flattened(groups, seed=seed))
 
 
 @dataclass(frozen=True, eq=False)

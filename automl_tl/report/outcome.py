@@ -25,7 +25,7 @@ from automl_tl.objectives import ADAPTATION, RETENTION, ROBUSTNESS
 from automl_tl.progress import once_each
 from automl_tl.records import TEST, TRAIN, VALIDATION, Backbone, Outcome, Task
 
-from .domains import domain_maps, gap_maps
+from .domains import domain_map, gap_maps
 from .draw import Dot, Line, floor_of, learning_curves, reliability_diagram, scatter, trade_off
 from .measure import Judged, doubts, judge_winner, mistakes
 
@@ -106,7 +106,8 @@ def report_outcome(task: Task, outcome: Outcome, backbones: Mapping[str, Backbon
             meta=[(words, outcome.profile.meta[name]) for name, words in META.items() if name in outcome.profile.meta],
             doubted=doubts(task, trained.backbone, seed=seed),
             distances=_by_metric(outcome.profile.distances, reverse=False),
-            maps=[(one.encoder, scatter(one.groups)) for one in domain_maps(task, outcome.profile.distances, seed=seed)],
+            domains=domain_map(task, outcome.profile.distances, seed=seed),
+            scatter=scatter,
             gaps=[(one, scatter(one.groups, "t-SNE of both domains")) for one in gap_maps(task, trained, seed=seed)],
             transferability=_by_metric(outcome.profile.transferability, reverse=True),
             ranked=outcome.ranking.items[:RANKED],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -62,9 +63,14 @@ def begin(
     that will move adopt the statistics of the training images first, and the head is fitted on what the backbone gives then:
     the job that is returned has that backbone and its features. What goes on from a checkpoint has all of this in it.
     """
+    start = time.perf_counter()
     if norms == "moving" and not (job.folder / CHECKPOINT).exists():
         job = adopting(job, trained)
-    return job, probe_job(job).head()
+    adopted = time.perf_counter() - start
+    job.features()  # kept from now on: what they take is not this strategy's
+    start = time.perf_counter()
+    head = probe_job(job).head()
+    return replace(job, spent=adopted + time.perf_counter() - start), head
 
 
 def adopting(job: Job, trained: Callable[[nn.Module], Iterable[nn.Parameter]]) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -49,9 +50,10 @@ class Expansion(Strategy):
     own: Tensor
 
     def run(self, job: Job) -> Fitted:
+        start = time.perf_counter()
         job = _grown(job, self.hp.rank, self.hp.norms)
         self.head, self.own = _grown_head(job), torch.from_numpy(_retaining.own_classes(job))
-        fitted = loop.fit(self, job)
+        fitted = loop.fit(self, replace(job, spent=time.perf_counter() - start))
         net = fitted.model
         assert isinstance(net, Classifier)
         assert isinstance(net.head, Tasks)
