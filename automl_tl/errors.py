@@ -4,6 +4,7 @@ AutomlError
 ├── InputError        the images, a manifest, an option: exit code 2
 ├── ZooError          a card, weights, a download
 ├── HistoryError      the database or a facts file
+│   └── HistoryUnusable  the database itself, whatever is asked of it
 ├── PluginError       a plugin: import, name clash, broken promise
 ├── BudgetError       nothing could be trained in the time given
 └── TrialError        one trial failed; the search goes on
@@ -25,6 +26,10 @@ class ZooError(AutomlError):
 
 class HistoryError(AutomlError):
     """The task-history database or a facts file cannot be used."""
+
+
+class HistoryUnusable(HistoryError):
+    """The database is damaged, too new, in use or out of room: what was asked of it is not to blame."""
 
 
 class PluginError(AutomlError):

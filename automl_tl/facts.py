@@ -113,6 +113,8 @@ def trial_of(facts: Mapping[str, Any]) -> Trial:
             raise HistoryError(f"hyperparameters: {name!r} is {value!r}; expected a finite number, a text or a truth value")
     for name in ("validation", "test"):
         _numbers(facts, name)
+        if not 0 <= (accuracy := facts.get(name, {}).get("accuracy", 0.0)) <= 1:
+            raise HistoryError(f"{name}: expected an accuracy of 0 to 1, but got {accuracy!r}")
     if facts["status"] == "finished" and "accuracy" not in facts.get("validation", {}):
         raise HistoryError("validation: a finished trial has an accuracy")
     if facts["status"] == "failed" and facts.get("validation"):
@@ -136,7 +138,7 @@ def _point_of(facts: Mapping[str, Any]) -> Point:
     if not is_number(facts["score"]):
         raise HistoryError(f"score: expected a finite number, but got {facts['score']!r}")
     _texts({"note": "", **facts}, "note")
-    return Point(**facts)
+    return Point(**{**facts, "epoch": float(facts["epoch"])})  # or its text would not be that of the table
 
 
 @cache

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 from sqlite_utils import Database
 
-from .errors import HistoryError
+from .errors import HistoryError, HistoryUnusable
 from .exchange import (
     BACKBONES,
     FILES,
@@ -357,7 +357,7 @@ class History:
         except sqlite3.IntegrityError as error:
             raise HistoryError(f"the history refuses this: {error}; record its task and its backbone first") from None
         except sqlite3.OperationalError as error:
-            raise HistoryError(f"cannot write to the history: {error}; nothing was changed") from None
+            raise HistoryUnusable(f"cannot write to the history: {error}; nothing was changed") from None
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
@@ -393,7 +393,7 @@ def open_database(path: Path) -> History:
     try:
         return _readable(_open(path), path)
     except (sqlite3.DatabaseError, OSError) as error:
-        raise HistoryError(f"{path}: {_why_not(error)}") from None
+        raise HistoryUnusable(f"{path}: {_why_not(error)}") from None
 
 
 def _open(path: Path) -> History:
@@ -412,7 +412,7 @@ def _readable(history: History, place: Path) -> History:
     if changes := newer(history.db):
         history.db.conn.close()
         advice = "update automl_tl, or set AUTOML_TL_HOME elsewhere"
-        raise HistoryError(f"{place}: was written by a newer version of automl_tl ({changes[0]}); {advice}")
+        raise HistoryUnusable(f"{place}: was written by a newer version of automl_tl ({changes[0]}); {advice}")
     return history
 
 

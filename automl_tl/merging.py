@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
-from .errors import HistoryError
+from .errors import HistoryError, HistoryUnusable
 from .exchange import Facts, to_json
 from .facts import TaskFacts, backbone_facts, profile_of, trial_of
 from .records import Backbone, Candidate, Profile, Trial, trial_id
@@ -104,7 +104,7 @@ def _lay_out(db: Database, facts: Facts, tasks: Collection[str], backbones: Coll
             raise HistoryError(stranger)
         db.conn.execute("CREATE INDEX temp.incoming_points_of ON incoming_points (trial)")
     except sqlite3.Error as error:
-        raise HistoryError(f"no room for a temporary copy of the facts: {error}; nothing was changed") from None
+        raise HistoryUnusable(f"no room for a temporary copy of the facts: {error}; nothing was changed") from None
     finally:
         if db.conn.in_transaction:
             db.conn.execute("COMMIT")

@@ -221,8 +221,9 @@ class _Joined:
             )
         if asked is not None and (self.epsilon is None or float(asked) > self.epsilon):
             raise InputError(f"the server would spend ε = {asked}; agree to it with --epsilon {asked}")
-        adopt([plan["backbone"]])
-        facts = registry.lookup("backbone", plan["backbone"], catalogue())
+        facts = catalogue().get(plan["backbone"])
+        if facts is None:  # nothing is fetched because a server says so
+            raise InputError(f"the server trains {plan['backbone']!r}, which no zoo here has; `automl-tl zoo add` adds it")
         task = take_part(self.own, plan["classes"], self.public, [int(value, 16) for value in plan["public"]])
         candidate = Candidate(facts.name, self.strategy, values)
         job = job_of(task, candidate, facts, seed=secrets.randbits(31), folder=self.folder)  # of orders and crops: no secret

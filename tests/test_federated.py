@@ -737,8 +737,14 @@ def plan(strategy: str, **values: Any) -> dict[str, Any]:
             lambda name: plan(name) | {"classes": ["digit 0", "digit 1"]},
             "classes that the server has not: digit 2",
         ),
+        (
+            "fedavg",
+            None,
+            lambda name: plan(name) | {"backbone": "hf-hub:somebody/net"},
+            "the server trains 'hf-hub:somebody/net', which no zoo here has",
+        ),
     ],
-    ids=["strategy", "no epsilon", "epsilon", "no privacy", "classes"],
+    ids=["strategy", "no epsilon", "epsilon", "no privacy", "classes", "network"],
 )
 def test_what_a_client_refuses(tmp_path: Path, agreed: str, epsilon: float | None, asked: Any, words: str) -> None:
     name = "fedavg" if agreed == "federated-distillation" else agreed

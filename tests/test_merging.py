@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_history import BACKBONE, profile, task, trial
 
-from automl_tl import Candidate, Trial
+from automl_tl import Candidate, Point, Trial
 from automl_tl.errors import HistoryError
 from automl_tl.exchange import FILES, checked
 from automl_tl.experience import Experience
@@ -81,6 +81,13 @@ def test_another_result_is_kept_with_its_provenance(make: Make, tmp_path: Path) 
     assert sorted(here.table().speed) == [1e9, 1e12]
     assert here.digest() != make(HERE).digest()
     assert here.integrity() == []
+
+
+def test_another_result_has_the_same_text_here_and_where_it_was_merged(make: Make, tmp_path: Path) -> None:
+    whole = replace(ELSEWHERE, curve=(Point(1, 0.5, None, 0.5),))  # as a strategy of one epoch says it
+    here, there = make(HERE, whole), make()
+    there.merge(path_of(here))
+    assert text_of(there, tmp_path / "there") == text_of(here, tmp_path / "here")
 
 
 def test_merging_twice_changes_nothing(make: Make, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -28,6 +30,7 @@ import httpx
 import numpy as np
 import pytest
 import test_page
+from fastapi import FastAPI
 from filelock import FileLock
 from serving import FIT, TOKEN, Running, digits_zip, free_port, picture
 from small import QUICK, TINY
@@ -38,7 +41,7 @@ from starlette.routing import Route
 
 from automl_tl.errors import InputError
 from automl_tl.service import archives, events, gate, job_routes, model_routes
-from automl_tl.service.app import _say_where, serve
+from automl_tl.service.app import _say_where, build_app, serve
 from automl_tl.service.archives import unpack
 from automl_tl.service.datasets import Datasets
 from automl_tl.service.faults import Refused
@@ -383,6 +386,59 @@ def test_head_is_get_without_the_body(server: Running) -> None:
     assert server.client.head("/api/jobs", headers={"Authorization": "Bearer no"}).status_code == 401
 
 
+def test_head_does_not_wait_for_the_events_of_a_job(server: Running, dataset: str) -> None:
+    ids = [server.submit(kind="profile", images={"dataset": dataset}) for _ in range(2)]
+    headers, one = {"Authorization": f"Bearer {TOKEN}"}, httpx.Limits(max_connections=1)
+    with httpx.Client(base_url=server.url, headers=headers, timeout=120, limits=one) as client:
+        assert client.head(f"/api/jobs/{ids[1]}/events").headers["content-type"].startswith("text/event-stream")
+        assert client.get(f"/api/jobs/{ids[1]}").json()["state"] == "queued", "the connection is free before the job has ended"
+    for id in ids:
+        server.client.post(f"/api/jobs/{id}/cancel")
+
+
+def asked(app: FastAPI, method: str, path: str, **body: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here", headers=headers) as client:
+            return await client.request(method, path, **body)
+
+    return run(ask())  # type: ignore[no-any-return]
+
+
+def test_a_history_that_cannot_be_used_is_the_servers_affair(
+    tmp_path: Path, used_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = build_app(Settings(tmp_path, TOKEN).checked())
+    monkeypatch.setattr("automl_tl.history.BUSY_SECONDS", 0.1)
+    with contextlib.closing(sqlite3.connect(used_home / "history.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert "is locked" in fault(asked(app, "POST", "/api/history", json={"tasks": [TASK]}), 503)
+    (used_home / "history.db").write_bytes(b"no database" * 1000)
+    message = fault(asked(app, "GET", "/api/history/trials"), 503)
+    assert message.startswith(f"{used_home.name}/history.db: cannot be used as a history")
+    assert f"{used_home}/history.db" in caplog.text, "the log says where"
+
+
+def test_a_full_disk_is_the_servers_affair_and_nothing_is_left(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings = Settings(tmp_path, TOKEN, root).checked()
+    app = build_app(settings)
+    app.state.server = Server.of(settings)
+    job = {"kind": "profile", "images": {"path": "our-digits"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "disk is full" in fault(asked(app, "POST", "/api/jobs", json=job), 503)
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile.SpooledTemporaryFile, "rollover", full)
+        assert "disk is full" in fault(asked(app, "POST", "/api/datasets", files={"archive": bytes(2**21)}), 503)
+    assert Server.of(settings).jobs.all() == []
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
 @pytest.mark.parametrize("path", ["..", "../..", "/etc", "escape", "our-digits/../..", "nowhere", "a\0b", "x" * 4000])
 def test_no_path_leads_out_of_the_root(server: Running, path: str) -> None:
     body = json.dumps({"kind": "profile", "images": {"path": path}})
@@ -599,6 +655,15 @@ def test_what_a_killed_server_left_goes_on(tmp_path: Path) -> None:
     assert "started anew" in event.facts["note"]
 
 
+def test_a_clock_that_is_put_back_changes_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(tmp_path)
+    ids = [jobs.submit("profile", {}, tmp_path).id]
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    ids += [jobs.submit("profile", {}, tmp_path).id for _ in range(3)]
+    assert [jobs.place(jobs.get(id)) for id in ids] == [0, 1, 2, 3]
+
+
 def test_a_job_that_cannot_be_written_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("automl_tl.service.jobs.PAUSE_SECONDS", 0.1)
     jobs = Jobs(tmp_path)
@@ -749,9 +814,10 @@ def test_the_error_of_a_job_names_no_place_of_the_server(tmp_path: Path) -> None
     for name, text in texts.items():
         assert jobs.get(left[name].id).error.startswith(text)
     job, photos = tmp_path / "state" / "jobs" / "0a1b", tmp_path / "photos"
-    said = f"{job}/run, {tmp_path}/state/x, {photos}/cat/1.png, {tmp_path}/list.csv"
-    assert _without_places(said, job, photos) == f"0a1b/run, state/x, photos/cat/1.png, {tmp_path.name}/list.csv"
-    assert _without_places("a/b", job, Path("/")) == "a/b"
+    said = f"{job}/run, {tmp_path}/state/x, {photos}/cat/1.png, {tmp_path}/list.csv, /home/ann/history.db"
+    shown = f"0a1b/run, state/x, photos/cat/1.png, {tmp_path.name}/list.csv, ann/history.db"
+    assert _without_places(said, job, photos, Path("/home/ann")) == shown
+    assert _without_places("a/b", job, Path("/"), Path("/")) == "a/b"
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[1]", "\0" * 100])
@@ -1004,6 +1070,8 @@ def test_facts_are_added_all_or_none(server: Running) -> None:
         {"provenance": {"speed": "fast"}},
         {"error": "\ud800"},
         {"validation": {"accuracy": 10**400}},
+        {"validation": {"accuracy": 93.0}},
+        {"test": {"accuracy": -0.1}},
         {"artefact": None},
     ],
 )
@@ -1027,7 +1095,9 @@ def test_every_operation_is_described_with_its_faults_and_an_example(server: Run
         assert operation["description"], path
         if path != "/api/health":
             assert operation["security"] == [{"token": []}]
-            assert {"401", "422", "429"} <= operation["responses"].keys(), (method, path)
+            assert {"401", "422", "429", "503"} <= operation["responses"].keys(), (method, path)
+        for status, told in operation["responses"].items():
+            assert status < "400" or list(told["content"]) == ["application/json"], (method, path, status)
         content = operation.get("requestBody", {}).get("content", {}).get("application/json")
         if content:
             assert re.search('"examples?"', json.dumps(content)), f"{method} {path} has no example"

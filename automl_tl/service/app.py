@@ -153,11 +153,14 @@ def _part(path: str) -> Any:
 
 
 def _description(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI, with the token where one is wanted."""
+    """OpenAPI, with the token where one is wanted, and faults as JSON also where the rest is not."""
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
         schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in schema["paths"].items():
             for operation in operations.values():
                 operation["security"] = [] if path in OPEN else [{"token": []}]
+                for status, told in operation["responses"].items():
+                    if status >= "400":
+                        told["content"] = {"application/json": next(iter(told["content"].values()))}
     return app.openapi_schema or {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,9 +16,12 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from automl_tl.errors import AutomlError
+from automl_tl.errors import AutomlError, HistoryUnusable
+from automl_tl.home import home
 
 log = logging.getLogger("automl_tl.service")
+ALWAYS = (400, 401, 413, 422, 429, 503)
+"""What any operation may answer with."""
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 MOST_NAMED = 5
 """Of the wrong fields of a request."""
@@ -53,11 +57,12 @@ def answer(status: int, message: str, headers: Mapping[str, str] | None = None) 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the description of an operation: the faults it may answer with, besides those that any may."""
-    return {status: {"model": Fault, "description": HTTPStatus(status).phrase} for status in (400, 401, 413, 422, 429, *statuses)}
+    return {status: {"model": Fault, "description": HTTPStatus(status).phrase} for status in (*ALWAYS, *statuses)}
 
 
 def handle_faults(app: FastAPI) -> None:
     """Every error that can leave a route becomes a `Fault`."""
+    kept = home()
 
     @app.exception_handler(Refused)
     def refused(_: Request, error: Refused) -> JSONResponse:
@@ -65,7 +70,18 @@ def handle_faults(app: FastAPI) -> None:
 
     @app.exception_handler(AutomlError)
     def unusable(_: Request, error: AutomlError) -> JSONResponse:
-        return answer(422, str(error))
+        message = str(error).replace(str(kept), kept.name)  # where it lies on the server is nobody's business
+        if not isinstance(error, HistoryUnusable):
+            return answer(422, message)
+        log.error("%s", error)
+        return answer(503, message)
+
+    @app.exception_handler(OSError)
+    def full(_: Request, error: OSError) -> JSONResponse:
+        if not _is_full(error):
+            raise error  # to `ours`
+        log.error("%s", error)
+        return answer(503, "the server's disk is full; somebody has to make room there")
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -75,6 +91,8 @@ def handle_faults(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
+        if _is_full(error.__cause__):  # of a body that was not taken in
+            return full(request, error.__cause__)
         words = {404: f"there is nothing at {request.url.path}", 405: f"{request.url.path} has no {request.method}"}
         headers = {"Allow": ", ".join(_allowed(request))} if error.status_code == 405 else error.headers
         return answer(error.status_code, words.get(error.status_code, str(error.detail)), headers)
@@ -83,6 +101,10 @@ def handle_faults(app: FastAPI) -> None:
     def ours(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return answer(500, f"internal error: {type(error).__name__}; the server's log says more. Please report it")
+
+
+def _is_full(error: BaseException | None) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _allowed(request: Request) -> list[str]:

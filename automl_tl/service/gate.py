@@ -55,7 +55,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # whose headers it asks for; uvicorn knows to send no body
+            scope = {**scope, "method": "GET", "head": True}  # whose headers it asks for; uvicorn knows to send no body
         headers = Headers(scope=scope)
         most = self.settings.upload_bytes if scope["path"] in UPLOADS else BODY_BYTES
         try:

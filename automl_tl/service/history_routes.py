@@ -87,7 +87,7 @@ def add_facts(facts: Annotated[NewFacts, Body(openapi_examples={"a task": {"valu
         try:
             return history.import_facts(folder)
         except HistoryError as error:
-            raise HistoryError(str(error).replace(f"{folder}{os.sep}", "")) from None
+            raise type(error)(str(error).replace(f"{folder}{os.sep}", "")) from None
 
 
 def _checked(kind: str, rows: Sequence[Mapping[str, Any]], parse: Callable[[Mapping[str, Any]], T]) -> list[T]:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Query
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -130,6 +130,7 @@ def _watched(id: Id, here: Here) -> Job:
 async def watch_job(
     job: Annotated[Job, Depends(_watched)],
     here: Here,
+    request: Request,
     last_event_id: Annotated[int, Header(ge=0, lt=2**62, description="Go on after this event.")] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
     """Everything that happened to a job and that happens, as server-sent events: state, progress, advice, trial, epoch.
@@ -142,7 +143,7 @@ async def watch_job(
         for event in events.read(folder, place):
             place = event.end
             yield ServerSentEvent(event=event.kind, data=event.facts, id=str(place))
-        if ended:
+        if ended or "head" in request.scope:
             return
         await asyncio.sleep(POLL_SECONDS)
 

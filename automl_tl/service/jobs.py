@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from automl_tl.errors import InputError
-from automl_tl.home import read_json, write_text
+from automl_tl.home import home, read_json, write_text
 
 from .events import append
 from .faults import Refused
@@ -68,8 +68,11 @@ class Jobs:
     """All jobs of a server, and the thread that runs them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._home = folder, home()
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("[0-9a-f]" * 12):  # of a job that was being deleted, or could not be written down
+            if not (left / "job.json").exists():
+                shutil.rmtree(left, ignore_errors=True)
         self._changed = threading.Condition(threading.RLock())
         found = [_read(path) for path in sorted(folder.glob("*/job.json"))]
         self._jobs = {job.id: job for job in found if job is not None}
@@ -139,9 +142,8 @@ class Jobs:
         Raises:
             Refused: 429 where too many wait.
         """
-        now = time.time()
-        job = Job(secrets.token_hex(6), kind, "queued", dict(request), str(location), now, now)
         with self._changed:
+            job = Job(secrets.token_hex(6), kind, "queued", dict(request), str(location), time.time(), self._turn())
             if sum(other.state == "queued" for other in self._jobs.values()) >= MOST_WAITING:
                 raise Refused(429, f"{MOST_WAITING} jobs are waiting; try again when some are done", {"Retry-After": "60"})
             (self.folder / job.id).mkdir()
@@ -183,7 +185,7 @@ class Jobs:
                 raise Refused(409, f"the job is {job.state}; it goes on anyway")
             if job.state == "finished" and not changes:
                 raise Refused(409, "the job is finished; give a larger budget for it to go on")
-            anew: dict[str, Any] = {"request": {**job.request, **changes}, "earlier": job.request, "queued": time.time()}
+            anew: dict[str, Any] = {"request": {**job.request, **changes}, "earlier": job.request, "queued": self._turn()}
             job = self._put(replace(job, state="queued", started=None, ended=None, error="", **anew))
             self._changed.notify_all()
             return job
@@ -202,6 +204,10 @@ class Jobs:
             del self._jobs[id]
         shutil.rmtree(self.folder / id, ignore_errors=True)
 
+    def _turn(self) -> float:
+        """After all that are not done, even if the clock has been put back since."""
+        return max([time.time(), *(job.queued + 1e-3 for job in self._jobs.values() if job.state in ACTIVE)])
+
     # Running
 
     def _run(self) -> None:
@@ -212,7 +218,7 @@ class Jobs:
                 log.error("job %s could not be run", job.id, exc_info=error)
                 with self._changed:
                     self._worker = None
-                    text = _without_places(f"could not be run: {error}", self.folder / job.id, Path(job.location))
+                    text = _without_places(f"could not be run: {error}", self.folder / job.id, Path(job.location), self._home)
                     self._keep(replace(self.get(job.id), state="failed", ended=time.time(), error=text))
                     self._changed.wait_for(lambda: self._stopping, PAUSE_SECONDS)
 
@@ -249,7 +255,7 @@ class Jobs:
             if self._stopping:
                 return  # it stays "running" on disk, and goes on at the next start
             state, error = _verdict(self.folder / job.id, code, self.get(job.id).state == "cancelling")
-            error = _without_places(error, self.folder / job.id, Path(job.location))
+            error = _without_places(error, self.folder / job.id, Path(job.location), self._home)
             self._keep(replace(self.get(job.id), state=state, ended=time.time(), error=error))
 
     def _end_after_grace(self, worker: subprocess.Popen[bytes]) -> None:
@@ -290,9 +296,10 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
         worker.kill()
 
 
-def _without_places(text: str, folder: Path, location: Path) -> str:
-    """What is said of a job in this folder, with names in place of the server's own paths: they are nobody's business."""
-    places = (location, location.parent, folder, folder.parents[1])  # a manifest's images lie beside it
+def _without_places(text: str, folder: Path, location: Path, kept: Path) -> str:
+    """What is said of a job in this folder, with names in place of the server's own paths (`kept`: home): they are nobody's
+    business."""
+    places = (location, location.parent, folder, folder.parents[1], kept)  # a manifest's images lie beside it
     for place in sorted(places, key=lambda place: -len(place.parts)):
         text = text.replace(str(place), place.name) if place.name else text
     return text
