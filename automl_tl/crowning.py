@@ -20,7 +20,8 @@ from .trials import judge_on_test, probabilities_on
 
 RULE = (
     "best validation score (accuracy, unless the task asks for more); ties go to the lower validation log-loss, "
-    "then to the fewer seconds; kept as it was at its best epoch; the test images were used once, for this winner alone"
+    "then to the fewer epochs, then to the earlier trial; kept as it was at its best epoch; "
+    "the test images were used once, for this winner alone"
 )
 
 

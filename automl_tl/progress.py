@@ -189,12 +189,15 @@ def epochs_of(trial: Trial | None) -> float:
 
 
 def standing(trial: Trial) -> tuple[float, float, float]:
-    """By which the winner is chosen, and before that which models are worth keeping: the larger, the better."""
-    return trial.score or 0.0, -trial.validation.get("log_loss", math.inf), -trial.seconds
+    """By which the winner is chosen, and before that which models are worth keeping: the larger, the better.
+
+    Nothing of it hangs on the clock: two trials that came to one model, as those that rolled back to its start, would take turns.
+    """
+    return trial.score or 0.0, -trial.validation.get("log_loss", math.inf), -epochs_of(trial)
 
 
 def leader(state: Search) -> Trial | None:
-    """Who would win now."""
+    """Who would win now; of two that stand alike, who was begun first."""
     return max((trial for trial in state.trials.values() if trial.validation and trial.artefact), key=standing, default=None)
 
 

@@ -38,7 +38,7 @@ def task(name: str = "photos", fingerprint: str = "f" * 16) -> Task:
 
 def trial(number: int = 0, *, fingerprint: str = "f" * 16, status: str = "finished", **changed: object) -> Trial:
     candidate = Candidate("net", "fine-tuning", {"rate": 0.001 * (number + 1), "augmentation": "light", "flip": False})
-    scores = {"accuracy": 0.5 + number / 100, "log_loss": 0.7} if status != "failed" else {}
+    scores = {"accuracy": min(0.5 + number / 100, 1.0), "log_loss": 0.7} if status != "failed" else {}
     curve = (Point(1, 1.5, 0.9, 0.4, 300.0), Point(2, 3.0, None, 0.5, 310.0, "two")) if status != "failed" else ()
     made = Trial(trial_id(fingerprint, candidate, 0), fingerprint, candidate, 0, status, curve, scores, {}, 3.0, 310.0)
     return replace(made, **{"provenance": {"command": "test", "speed": 1e9}, **changed})  # type: ignore[arg-type]

@@ -814,7 +814,7 @@ def test_the_error_of_a_job_names_no_place_of_the_server(tmp_path: Path) -> None
     for name, text in texts.items():
         assert jobs.get(left[name].id).error.startswith(text)
     job, photos = tmp_path / "state" / "jobs" / "0a1b", tmp_path / "photos"
-    said = f"{job}/run, {tmp_path}/state/x, {photos}/cat/1.png, {tmp_path}/list.csv, /home/ann/history.db"
+    said = f"{job}/run, {tmp_path}/state/x, {photos}/cat/1.png, {tmp_path}/list.csv, /srv/ann/history.db"
     shown = f"0a1b/run, state/x, photos/cat/1.png, {tmp_path.name}/list.csv, ann/history.db"
     assert _without_places(said, job, photos, Path("/home/ann")) == shown
     assert _without_places("a/b", job, Path("/"), Path("/")) == "a/b"
