@@ -816,7 +816,7 @@ def test_the_error_of_a_job_names_no_place_of_the_server(tmp_path: Path) -> None
     job, photos = tmp_path / "state" / "jobs" / "0a1b", tmp_path / "photos"
     said = f"{job}/run, {tmp_path}/state/x, {photos}/cat/1.png, {tmp_path}/list.csv, /srv/ann/history.db"
     shown = f"0a1b/run, state/x, photos/cat/1.png, {tmp_path.name}/list.csv, ann/history.db"
-    assert _without_places(said, job, photos, Path("/home/ann")) == shown
+    assert _without_places(said, job, photos, Path("/srv/ann")) == shown
     assert _without_places("a/b", job, Path("/"), Path("/")) == "a/b"
 
 
@@ -873,6 +873,18 @@ def test_a_model_that_is_not_whole_is_not_told_of(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="is damaged on the server; resume the job") as refused:
             ask(damaged.parents[1].name)
         assert str(tmp_path) not in refused.value.detail
+
+
+def test_a_model_that_is_deleted_while_a_prediction_waits_is_not_there(tmp_path: Path) -> None:
+    id = with_model(tmp_path / "jobs", 1).parents[1].name
+    server = Server.of(Settings(tmp_path, TOKEN).checked())
+    with ThreadPoolExecutor(1) as pool:
+        with server.models._lock:
+            waiting = pool.submit(server.models.predict, id, [b""], ["1.png"])
+            time.sleep(0.5)
+            server.jobs.remove(id)
+        with pytest.raises(Refused, match="there is no job"):
+            waiting.result(30)
 
 
 def test_a_model_that_cannot_be_packed_leaves_nothing(tmp_path: Path) -> None:

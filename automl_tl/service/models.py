@@ -68,8 +68,8 @@ class Models:
             InputError: one cannot be read; it is named.
             Refused: 404 where there is no model, 409 where it is damaged.
         """
-        folder = self.folder(id)
         with self._lock:
+            folder = self.folder(id)  # not before it is this one's turn: until then it may be deleted
             try:
                 trained = self._load(id, folder)
             except AutomlError as error:
