@@ -1,4 +1,4 @@
-"""A real server on loopback, in a process of its own, and a zip of real handwriting to send it."""
+"""A real server on loopback, in a process of its own, a zip of real handwriting to send it, and what its tests share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from PIL import Image
 from small import QUICK, arrays
+
+from automl_tl.service.jobs import Job
 
 TOKEN = "a-token-for-tests-only"
 FIT = {"kind": "fit", "budget": "2 trials", "strategies": ["linear-probe"], "backbones": [QUICK]}
@@ -116,3 +120,80 @@ class Running:
         for _ in self.events(id):
             pass
         return dict(self.client.get(f"/api/jobs/{id}").json())
+
+
+@pytest.fixture(scope="module")
+def home(make_home: Callable[[], Path]) -> Path:
+    return make_home()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server-side folder with images, and with a link that leads out of it."""
+    root = tmp_path_factory.mktemp("root")
+    with zipfile.ZipFile(io.BytesIO(digits_zip())) as archive:
+        archive.extractall(root)
+    outside = tmp_path_factory.mktemp("outside")
+    (root / "escape").symlink_to(outside)
+    (root / "notes.txt").write_text("no images")
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, home: Path, root: Path) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("service") / "state", home, "--root", root)
+    yield running
+    running.end()
+    assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def dataset(server: Running) -> str:
+    answer = server.client.post("/api/datasets", files={"archive": ("my digits.zip", digits_zip())})
+    assert answer.status_code == 201, answer.text
+    facts = answer.json()
+    assert (facts["name"], facts["images"], facts["classes"]["digit 0"]) == ("my-digits", 64, 16)
+    return str(facts["id"])
+
+
+@pytest.fixture(scope="module")
+def fitted(server: Running, dataset: str) -> tuple[str, list[tuple[int, str, dict[str, Any]]]]:
+    """A finished fit of two trials, with all that was heard of it."""
+    id = server.submit(images={"dataset": dataset}, **FIT)
+    heard = list(server.events(id))
+    assert heard[-1][1:] == ("state", heard[-1][2]), heard[-1]
+    assert heard[-1][2]["state"] == "finished", heard[-1]
+    return id, heard
+
+
+def fault(answer: httpx.Response, status: int) -> str:
+    """The message of a fault, which has the form that the description promises."""
+    assert answer.status_code == status, answer.text
+    facts = answer.json()
+    assert facts["status"] == status
+    assert set(facts) == {"status", "error", "message"}
+    assert "Traceback" not in answer.text
+    return str(facts["message"])
+
+
+def zipped(*entries: tuple[str | zipfile.ZipInfo, bytes]) -> io.BytesIO:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return file
+
+
+def left_by(state: str, folder: Path, number: int) -> Job:
+    """A job as a killed server leaves it."""
+    job = Job(f"{number:012x}", "profile", state, {"seed": 0, "zoo": None}, "nowhere", 1.0 * number, 1.0 * number)
+    (folder / job.id).mkdir(parents=True)
+    (folder / job.id / "job.json").write_text(json.dumps(asdict(job)))
+    return job
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
