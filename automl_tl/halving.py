@@ -38,7 +38,7 @@ from .hookspecs import Tracker
 from .planning import plan_within
 from .progress import Search, cycles_of, epochs_asked, leader, note_spent, recall_spent, recall_trials
 from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, Ranked, Ranking, Task, Trial
-from .restarts import next_cycle
+from .restarts import SHORTEST, next_cycle
 from .steps import advance, carry_out, settle_next
 from .surrogate import Observed, Surrogate
 from .trials import features_at_hand
@@ -293,7 +293,7 @@ def _more_of_the_leader(state: Search, paused: Iterable[int]) -> Ranked | None:
     items = (state.ranking.items[place] for place in paused)
     goes_on = next((item for item in items if first is not None and state.id_of(item.candidate) == first.id), None)
     again = next_cycle(state, whatever=True) if goes_on is None else None
-    return again.item if again is not None and again.seconds <= state.time_left() else goes_on
+    return again.item if again is not None and again.seconds * SHORTEST <= state.time_left() else goes_on
 
 
 def _best(worth: Mapping[int, float]) -> list[int]:

@@ -70,8 +70,12 @@ class _Progress:
     scaler: dict[str, float] = field(default_factory=dict)
     """Of fp16 gradients, where they are used."""
     cycle: int = 1
+    left: int = 0
+    """Epochs that this cycle has yet to train."""
     began: int = 0
-    """Epochs before this cycle."""
+    """Epochs before this schedule."""
+    done: float = 0.0
+    """Share of the schedule that lies behind, 0–1."""
     pieces: int = 1
     """Of a batch, since memory did not suffice for it whole."""
 
@@ -98,6 +102,10 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     With `cycles`, the schedule begins anew after its last epoch, each time from the best weights so far and for twice as long:
     warm restarts (Loshchilov and Hutter, 2017), which find what a longer training would, in steps that can be stopped after.
 
+    Where the budget ends before the last epoch, what is left of the schedule runs faster, so that the rate has come down by then:
+    a model that is cut off at a high rate lies well below what it has learnt (Li et al., 2020, Budgeted training). If there is
+    more after all, in a later call, the epochs that were left out follow with a schedule of their own.
+
     Goes on from the checkpoint in `job.folder` if there is one, and leaves one: another cycle can go on from its end.
 
     Raises:
@@ -108,7 +116,8 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
     parts = assemble(strategy, job)
     if job.path is not None:
         job.path.begin(parts.model)
-    progress, best = _Progress(seconds=job.spent), _weights(parts.judged)
+    first = int(option(strategy, "epochs"))
+    progress, best = _Progress(seconds=job.spent, left=first), _weights(parts.judged)
     path = job.folder / CHECKPOINT
     if path.exists():
         progress, best = _restore(path, parts, job)
@@ -119,16 +128,18 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         if progress.epoch >= job.stop_after or time_is_up(job, progress.last):
             kept.save(path, parts, best, progress, job, now=True)
             break
-        epochs = epochs_in(progress.cycle, int(option(strategy, "epochs")))
+        epochs = epochs_in(progress.cycle, first)
         patience, half_rate = max(4, math.ceil(PATIENCE * epochs)), round((1 + WARM_UP) / 2 * epochs)
         start = time.perf_counter()
-        loss = train_epoch(strategy, parts, job, progress.epoch, epochs, began=progress.began)
+        pace = _pace(job, progress)
+        until = progress.done + (1 - progress.done) / pace
+        loss = train_epoch(strategy, parts, job, progress.epoch, (progress.done, until))
         progress.scaler, progress.pieces = parts.scaler.state_dict(), job.room.pieces
         memory = memory_mb()
         validated = validate(parts.judged, job.pixels.array, job.task, job.backbone, dtype=parts.dtype)
         score, validation_loss = agreed(validated.score, validated.loss)
         progress.last = time.perf_counter() - start
-        progress.epoch += 1
+        progress.epoch, progress.left, progress.done = progress.epoch + 1, progress.left - 1, until
         progress.seconds += progress.last
         if (score, -validation_loss) > (progress.best_score, -progress.best_loss):
             progress.best_score, progress.best_loss, progress.best_epoch = score, validation_loss, progress.epoch
@@ -138,9 +149,10 @@ def fit(strategy: Strategy, job: Job) -> Fitted:
         point = Point(progress.epoch, progress.seconds, loss, score, memory)
         progress.curve.append(point)
         stop = job.report(point)
-        over = progress.epoch - progress.began == epochs
-        if over or progress.epoch - max(progress.best_epoch, progress.began + half_rate) >= patience:
-            _restart(parts, best, progress, job)
+        if progress.epoch - max(progress.best_epoch, progress.began + half_rate) >= patience:
+            progress.left = 0
+        if pace == 1 or not progress.left:
+            _restart(parts, best, progress, job, first)
         complete = progress.cycle > cycles
         kept.save(path, parts, best, progress, job, now=stop or complete)
         if stop:
@@ -169,17 +181,17 @@ def _held_by(dtype: torch.dtype, model: Classifier, job: Job) -> torch.dtype:
     return dtype if found.isfinite().all() else torch.float32
 
 
-def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, epochs: int, *, began: int = 0) -> float:
-    """One pass over the training images; the mean loss. The schedule is `epochs` long, from the epoch where it `began`."""
+def train_epoch(strategy: Strategy, parts: Parts, job: Job, epoch: int, span: tuple[float, float]) -> float:
+    """One pass over the training images, from where to where in the schedule (0–1) `span` says; the mean loss."""
     model, optimiser, scaler = parts.model, parts.optimiser, parts.scaler
     torch.manual_seed(job.seed * 1_000_003 + epoch)
     model.train()
     strategy.start_epoch(model, epoch)
     trained = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     total = torch.zeros((), device=device())
-    steps = steps_of(strategy, job)
+    steps, (done, until) = steps_of(strategy, job), span
     for step, batch in enumerate(ahead(batches(strategy, job, epoch), Batch.tensors)):
-        factor = schedule((epoch - began + step / steps) / epochs)
+        factor = schedule(done + (until - done) * step / steps)
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * factor
         loss = _backward(strategy, parts, job, batch)
@@ -267,9 +279,25 @@ def epochs_in(cycle: int, first: int) -> int:
     return int(first * 2 ** (cycle - 1))
 
 
-def _restart(parts: Parts, best: dict[str, Tensor], progress: _Progress, job: Job) -> None:
-    """The next cycle, from the best weights; the optimiser forgets the steps that led elsewhere."""
-    progress.cycle, progress.began = progress.cycle + 1, progress.epoch
+def _pace(job: Job, progress: _Progress) -> int:
+    """Epochs in which the schedule is to end: those that are left of its cycle, or as many as the budget lasts for."""
+    room, until = float(progress.left), job.stop_after - progress.epoch
+    if progress.last and math.isfinite(job.deadline):
+        room = min(room, (job.deadline - time.monotonic()) / progress.last)
+    if job.final:
+        room = min(room, until)
+    elif room >= until:  # there it only pauses: how much more there will be is not known yet
+        room = progress.left
+    (room,) = agreed(room)
+    return max(int(room), 1)
+
+
+def _restart(parts: Parts, best: dict[str, Tensor], progress: _Progress, job: Job, first: int) -> None:
+    """The next cycle, or what a hurry left out of this one, from the best weights; the optimiser forgets the steps that led
+    elsewhere. `first`: epochs of the first cycle."""
+    if progress.left <= 0:
+        progress.cycle, progress.left = progress.cycle + 1, epochs_in(progress.cycle + 1, first)
+    progress.began, progress.done = progress.epoch, 0.0
     parts.model.load_state_dict(best)
     if parts.average is not None:
         parts.average.load_state_dict(best)

@@ -22,16 +22,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .augment import Augmentation, augment, normalise
-from .cards import write_network
+from .cards import check_card, write_network
 from .data import load_task
 from .device import channels_last
 from .device import device as this_device
-from .errors import InputError
+from .errors import AutomlError, InputError
 from .home import home
 from .loop import schedule
+from .networks import count, create
 from .pixels import decode
 from .pretexts import PRETEXTS, neighbour_accuracy, projector, recolour
-from .records import TEST, TRAIN
+from .records import LARGEST_SIDE, TEST, TRAIN
+from .space import Choice, Float, Int, Space, check
 
 SUPERVISED = "supervised"
 MEAN = (0.485, 0.456, 0.406)
@@ -65,14 +67,38 @@ class Recipe:
     """Where the source's images are, if a reader makes them itself; empty: in a folder that has to be named."""
 
 
+RANGES: Space = {
+    "input_size": Int(1, LARGEST_SIDE, 64),
+    "epochs": Int(1, 100_000, 10),
+    "batch_size": Int(2, 1_000_000, 64),
+    "rate": Float(1e-9, 10.0, 1e-3),
+    "weight_decay": Float(0.0, 1.0, 0.05),
+    "label_smoothing": Float(0.0, 0.99, 0.1),
+    "scale": Float(0.01, 1.0, 0.5),
+    "flip": Choice((False, True), False),
+    "rotate": Float(0.0, 180.0, 0.0),
+    "jitter": Float(0.0, 1.0, 0.0),
+    "start_size": Int(1, LARGEST_SIDE, 64),
+    "precision": Choice(("fp32", "bf16"), "fp32"),
+    "seed": Int(0, 2**31 - 1, 0),
+    "method": Choice((SUPERVISED, *PRETEXTS), SUPERVISED),
+}
+"""What the numbers and words of a recipe may be; the rest of it must do for a card."""
+
+
 def read_recipe(path: Path) -> Recipe:
-    """Raises InputError if `path` is not a recipe."""
+    """Raises InputError if `path` is not a recipe, or none that a network can be trained by: training may take hours."""
     try:
         recipe = Recipe(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from None
-    if recipe.method not in (methods := (SUPERVISED, *PRETEXTS)):
-        raise InputError(f"cannot read the recipe {path}: method: {recipe.method!r} is none of {', '.join(methods)}")
+        check(RANGES, {name: getattr(recipe, name) for name in RANGES})
+        nothing = {"num_classes": 0, "accuracy": 0.0, "images": 0, "seconds": 0}
+        check_card({"name": recipe.name, **card(recipe, nothing)}, path)
+        if Path(recipe.name).name != recipe.name:
+            raise InputError(f"name: {recipe.name!r} cannot be the name of a file")
+        for size in {recipe.start_size, recipe.input_size}:
+            count(recipe.build["timm"], recipe.build.get("kwargs", {}), num_classes=0, input_size=size)
+    except (OSError, ValueError, TypeError, RecursionError, AutomlError) as error:
+        raise InputError(f"cannot read the recipe {path}: {str(error).removeprefix(f'{path}: ')}") from None
     return recipe
 
 
@@ -150,13 +176,11 @@ def pretrain(
 
     `checkpoint` is written after every epoch and read at the start.
     """
-    import timm
-
     torch.manual_seed(recipe.seed)
     device = this_device()
     supervised = recipe.method == SUPERVISED
     classes = int(train[1].max()) + 1 if supervised else 0
-    made = timm.create_model(recipe.build["timm"], num_classes=classes, **recipe.build["kwargs"])
+    made = create(recipe.build["timm"], recipe.build.get("kwargs", {}), num_classes=classes)
     width = cast(int, made.num_features)
     head = (nn.Identity() if supervised else projector(width)).to(device)
     net = channels_last(made)

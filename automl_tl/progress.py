@@ -43,6 +43,8 @@ class Step:
     """Of the trial."""
     epochs: float
     """In all, not only now."""
+    final: bool
+    """The budget has no epoch more."""
     deadline: float
     """`time.time()`: machines agree on that one."""
     silence: float

@@ -52,12 +52,13 @@ def advance(state: Search, item: Ranked, epochs: float) -> bool:
         return recalled
     candidate = item.candidate
     reached = max(reached, shared_epochs(state, candidate))
-    limit = min(epochs, reached + state.epochs_left())
+    most = reached + state.epochs_left()
+    limit, final = min(epochs, most), most <= epochs
     backbone, folder = state.backbones[candidate.backbone], state.folder / "trials" / id_
     left, bar = state.time_left(), _best_other(state, id_)
     take_over(state, candidate)
     silence, trace = guard.silence(state.expected_seconds(item), left), IMPORTANCE in state.remember
-    step = Step(candidate, backbone, state.seed, folder, limit, time.time() + left, silence, bar, state.command, trace)
+    step = Step(candidate, backbone, state.seed, folder, limit, final, time.time() + left, silence, bar, state.command, trace)
     if state.workers is None:
         began = time.monotonic()
         trial = _train(state, item, step)
@@ -124,7 +125,7 @@ def carry_out(task: Task, step: Step, *, report: Callable[[Point], bool] = lambd
         raise InputError(
             f"{step.folder.parent} is not there on {platform.node()}: --out must lie in a folder that all machines share"
         )
-    limits = Limits(step.epochs, time.monotonic() + (step.deadline - time.time()), step.silence)
+    limits = Limits(step.epochs, time.monotonic() + (step.deadline - time.time()), step.silence, step.final)
     checkpoints = step.folder / "checkpoints"
     processes.tell((step.candidate, step.backbone, checkpoints, limits))
     trial, fitted = run_trial(

@@ -97,6 +97,8 @@ class Job:
     """Stop after this epoch, with a checkpoint to go on from: a rung of successive halving."""
     deadline: float = float("inf")
     """`time.monotonic()` after which no further epoch starts."""
+    final: bool = False
+    """What `stop_after` ends will not go on, as the epochs of the budget are used up then: it is like a deadline."""
     room: Room = field(default_factory=Room)
     spent: float = 0.0
     """Seconds that the strategy took for what the loop is to begin with: they count with the first epoch's."""

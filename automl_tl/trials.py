@@ -56,6 +56,8 @@ class Limits:
     """`time.monotonic()`."""
     silence: float = float("inf")
     """Seconds without an epoch that ended, from which on the trial is taken to hang; see `guard`."""
+    final: bool = False
+    """What `stop_after` ends will not go on; see `Job`."""
 
 
 @chance_put_back()
@@ -199,6 +201,7 @@ def job_of(
         report=report,
         stop_after=limits.stop_after,
         deadline=limits.deadline,
+        final=limits.final,
     )
 
 

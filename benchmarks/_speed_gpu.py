@@ -123,7 +123,7 @@ def _epochs(task: Task, backbone: Backbone, net: nn.Module, name: str, what: str
         parts = loop.assemble(strategy, job)
 
         def epoch() -> None:
-            loop.train_epoch(strategy, parts, job, 0, EPOCHS)
+            loop.train_epoch(strategy, parts, job, 0, (0.0, 1 / EPOCHS))
             torch.cuda.synchronize()
 
         seconds, _ = in_turns({"ours": epoch, "bare": lambda: steps(images)}, EPOCHS)

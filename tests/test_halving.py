@@ -165,6 +165,22 @@ def test_the_best_goes_through_more_cycles_while_there_is_time(tmp_path: Path, m
     assert load(tmp_path / "model").candidate == outcome.winner.candidate
 
 
+def test_the_last_epochs_of_a_budget_bring_the_rate_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 epochs there are 8: 4 are a third, after which it pauses, and 4 the rest."""
+    schedule, places = loop.schedule, list[float]()
+
+    def noted(done: float) -> float:
+        places.append(done)
+        return schedule(done)
+
+    monkeypatch.setattr(loop, "schedule", noted)
+    outcome = run([ranked("fine-tuning", QUICK, 0.9, epochs=12)], tmp_path, "8 epochs")
+    half = len(places) // 2
+    assert (outcome.winner.status, outcome.winner.curve[-1].epoch) == ("stopped", 8)
+    assert places[half - 1] < 1 / 3 == pytest.approx(places[half])
+    assert schedule(places[-1]) < 0.02
+
+
 @pytest.mark.parametrize(
     "budget", [*(pytest.param(b, marks=pytest.mark.slow) for b in ("5 epochs", "1 trials")), "4 epochs + 2 trials"]
 )
@@ -449,8 +465,10 @@ def test_a_cycle_that_led_nowhere_is_followed_by_another_where_nothing_else_prom
     third = _more_of_the_leader(state, [])  # type: ignore[arg-type]
     assert third is not None
     assert (third.candidate.hyperparameters["cycles"], third.seconds) == (3, 21.0)
-    state.time_left = lambda: 11.0
-    assert _more_of_the_leader(state, []) is None, "it takes twelve seconds"  # type: ignore[arg-type]
+    state.time_left = lambda: 3.0
+    assert _more_of_the_leader(state, []) is not None, "a quarter of its twelve seconds"  # type: ignore[arg-type]
+    state.time_left = lambda: 2.9
+    assert _more_of_the_leader(state, []) is None  # type: ignore[arg-type]
 
 
 def test_what_cycles_share_counts_once() -> None:

@@ -150,7 +150,7 @@ def test_another_cycle_goes_on_from_the_best_weights(tmp_path: Path, monkeypatch
     assert [point.epoch for point in whole.curve] == list(range(1, 10))
     assert [point.score for point in whole.curve[:3]] == [point.score for point in once.curve]
     first, second = places[: len(places) // 3], places[len(places) // 3 :]
-    assert first == second[::2]
+    assert first == pytest.approx(second[::2])
     assert second == sorted(second)
     for name, value in once.model.state_dict().items():
         assert torch.equal(begun[3][name], value), name
@@ -160,6 +160,66 @@ def test_another_cycle_goes_on_from_the_best_weights(tmp_path: Path, monkeypatch
     resumed = train(tmp_path / "a", epochs=3, cycles=2)
     np.testing.assert_array_equal(resumed.probabilities, whole.probabilities)
     assert [point.score for point in resumed.curve] == [point.score for point in whole.curve]
+
+
+class Clock:
+    """Stands for the module `time`: an epoch takes a second, all else nothing."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+class Timed(Plain):
+    """Its epochs pass on the clock of the loop."""
+
+    def start_epoch(self, model: Classifier, epoch: int) -> None:
+        assert isinstance(loop.time, Clock)
+        loop.time.now += 1
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Where in the schedule each step was, by a `Clock`."""
+    found: list[float] = []
+
+    def noted(done: float) -> float:
+        found.append(done)
+        return schedule(done)
+
+    monkeypatch.setattr(loop, "time", Clock())
+    monkeypatch.setattr(loop, "schedule", noted)
+    return found
+
+
+def test_the_schedule_ends_with_the_time(tmp_path: Path, places: list[float]) -> None:
+    """Of 12 epochs there is time for 5: the rate comes down by then. The others follow in a later call, with another."""
+    hurried = train(tmp_path, Timed, epochs=12, changed={"deadline": 5.0})
+    assert (len(hurried.curve), hurried.complete) == (5, False)
+    steps = len(places) // 5
+    starts = places[::steps]
+    assert starts == pytest.approx([0, 1 / 12, *(1 / 12 + 11 / 12 * share for share in (0.25, 0.5, 0.75))])
+    assert places == sorted(places)
+    assert schedule(places[-1]) < 0.02
+    places.clear()
+    whole = train(tmp_path, Timed, epochs=12)
+    assert (len(whole.curve), whole.complete) == (12, True)
+    assert places[::steps] == pytest.approx([share / 7 for share in range(7)])
+
+
+def test_a_pause_is_no_end(tmp_path: Path, places: list[float]) -> None:
+    """A call that has the time to reach its pause leaves the schedule as it was; one that time ends before does not."""
+    train(tmp_path / "paused", Timed, epochs=12, changed={"deadline": 5.0, "stop_after": 4})
+    assert places[-1] < 4 / 12
+    places.clear()
+    late = loop.time.monotonic() + 5.0
+    for name, changed in (("late", {"deadline": late, "stop_after": 6}), ("final", {"stop_after": 5, "final": True})):
+        train(tmp_path / name, Timed, epochs=12, changed=changed)
+        assert schedule(places[-1]) < 0.02
 
 
 def test_a_cycle_that_led_nowhere_moved_no_weight_that_mattered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

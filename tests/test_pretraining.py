@@ -166,8 +166,26 @@ def test_a_recipe_that_is_none_and_a_source_without_test_images(data: Path, tmp_
         pretrain_recipe(recipe, data / "train", tmp_path / "out", say=lambda text: None)
     with pytest.raises(InputError, match="is trained on the images of digits; say where they are with --data"):
         pretrain_recipe(recipe, None, tmp_path / "out", say=lambda text: None)
-    recipe.write_text(json.dumps(asdict(replace(SMALL, method="telepathy"))))
-    with pytest.raises(InputError, match="'telepathy' is none of supervised, barlow-twins, vicreg"):
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "telepathy"}, r"'method': expected one of \['supervised', 'barlow-twins', 'vicreg'\], but got 'telepathy'"),
+        ({"epochs": "ten"}, "'epochs': expected a whole number from 1 to 100000, but got 'ten'"),
+        ({"batch_size": 0}, "'batch_size': expected a whole number from 2 to"),
+        ({"rate": float("nan")}, "'rate': expected a number from 1e-09 to 10.0, but got nan"),
+        ({"name": "../elsewhere"}, "name: '../elsewhere' cannot be the name of a file"),
+        ({"name": 7}, "name: expected text, but got 7"),
+        ({"build": {"timm": "resnet999"}}, "timm .* has no network 'resnet999'"),
+        ({"build": {"timm": "resnet10t", "kwargs": {"pretrained": True}}}, "'pretrained' is not for a card to say"),
+        ({"build": {"timm": "vit_tiny_patch16_224"}}, "vit_tiny_patch16_224 does not take images of"),
+    ],
+)
+def test_a_recipe_is_checked_before_hours_of_training(wrong: dict[str, object], message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({**asdict(SMALL), **wrong}))
+    with pytest.raises(InputError, match=f"cannot read the recipe .*{message}"):
         read_recipe(recipe)
 
 

@@ -96,7 +96,9 @@ def train_locally(strategy: Strategy, parts: loop.Parts, job: Job, number: int) 
     if len(train) == 1:  # batch norms cannot take a single image: it is seen twice
         job = replace(job, task=replace(job.task, splits={**job.task.splits, TRAIN: np.repeat(train, 2)}))
     each, rounds = int(strategy.hp.local_epochs), int(strategy.hp.epochs)
-    losses = [loop.train_epoch(strategy, parts, job, number * each + epoch, rounds * each) for epoch in range(each)]
+    of = rounds * each
+    epochs = range(number * each, (number + 1) * each)
+    losses = [loop.train_epoch(strategy, parts, job, epoch, (epoch / of, (epoch + 1) / of)) for epoch in epochs]
     return float(np.mean(losses))
 
 

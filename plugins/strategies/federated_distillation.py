@@ -83,7 +83,9 @@ class FederatedDistillation(Strategy):
         self.known = torch.from_numpy(job.task.labels[public]).to(device()) if labelled else None
         try:
             for epoch in epochs:
-                loop.train_epoch(self, parts, replace(job, task=task, seed=job.seed + 500_000), epoch, of)
+                loop.train_epoch(
+                    self, parts, replace(job, task=task, seed=job.seed + 500_000), epoch, (epoch / of, (epoch + 1) / of)
+                )
         finally:
             self.said = self.known = None
 
