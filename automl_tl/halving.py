@@ -38,7 +38,7 @@ from .hookspecs import Tracker
 from .planning import plan_within
 from .progress import Search, cycles_of, epochs_asked, leader, note_spent, recall_spent, recall_trials
 from .records import VALIDATION, Backbone, Candidate, Grown, Outcome, Profile, Ranked, Ranking, Task, Trial
-from .restarts import SHORTEST, next_cycle
+from .restarts import next_cycle
 from .steps import advance, carry_out, settle_next
 from .surrogate import Observed, Surrogate
 from .trials import features_at_hand
@@ -54,6 +54,8 @@ MOST_FAILURES = 2
 """Of a strategy, none of whose trials went well: from then on it is not tried."""
 LEAST_PRICE = 0.03
 """Of the time: what is added to a candidate's seconds, lest a search only ever tries what is cheap."""
+SHORTEST = 0.25
+"""Of a training: with time for less of it, it would hardly have begun when its rate has to come down (see `loop`)."""
 PLANNED, DRAWN = 40, 512
 """Candidates that plans are made of, and futures in which these are weighed."""
 
@@ -191,7 +193,7 @@ def _look(state: Search) -> None:
 
 
 def _entrants(state: Search) -> list[Ranked]:
-    """As many promising candidates as a bracket can afford, each of which could be trained to its end.
+    """As many promising candidates as a bracket can afford, none of which would be cut off too early.
 
     Each is chosen as if those before had come out as expected: what is much like them promises less then, as the top of a
     ranking is often one idea many times (the kriging believer of Ginsbourger et al., 2010).
@@ -208,7 +210,7 @@ def _entrants(state: Search) -> list[Ranked]:
             for promise, item in _in_order(state, believed)
             if item not in chosen
             and _price(state, item) <= most
-            and (state.expected_seconds(item) <= left or state.id_of(item.candidate) in state.earlier)
+            and (_least(item.candidate) * state.expected_seconds(item) <= left or state.id_of(item.candidate) in state.earlier)
             and _on_average(epochs_asked(item.candidate)) <= epochs
             and epochs_asked(item.candidate) <= state.budget.epochs
         )
@@ -227,6 +229,11 @@ def _entrants(state: Search) -> list[Ranked]:
 def _price(state: Search, item: Ranked) -> float:
     """Seconds that an entrant costs on average; nothing where an earlier start paid them."""
     return 0.0 if state.id_of(item.candidate) in state.earlier else _on_average(state.expected_seconds(item))
+
+
+def _least(candidate: Candidate) -> float:
+    """Share of its seconds that must be left for it to begin; strategies without epochs cannot be cut off."""
+    return SHORTEST if math.isfinite(_rung(candidate)) else 1.0
 
 
 def _on_average(whole: float) -> float:
@@ -249,7 +256,7 @@ def _go_on(state: Search) -> None:
 def _next(state: Search) -> Ranked | None:
     """A paused candidate to be taken further, or a new one to be begun; what an earlier start did comes first.
 
-    A paused one whose end is out of reach may still go as far as the time does, as it has a model already; it promises the less
+    One whose end is out of reach may still go as far as the time does, a new one if that is far enough; it promises the less
     then, the less of its way it can go. The best so far may go through another cycle if there is time for all of it.
     """
     observed = _observed(state)
@@ -258,7 +265,7 @@ def _next(state: Search) -> Ranked | None:
     prices = {place: _seconds_to_end(state, items[place]) if timed else 0.0 for place in _options(state)}
     done = [place for place in prices if state.id_of(items[place].candidate) in state.earlier]
     begun = {place for place in prices if state.id_of(items[place].candidate) in state.trials}
-    fitting = [place for place in prices if place in begun or prices[place] < left]
+    fitting = [place for place in prices if place in begun or _least(items[place].candidate) * prices[place] < left]
     if done or not timed:
         best = max(done or fitting, key=lambda place: float(promise[place]), default=None)
         return None if best is None else items[best]

@@ -16,8 +16,6 @@ from .progress import Search, another_cycle, cycles_of, epochs_of, leader
 from .records import Candidate, Ranked, Trial
 from .strategy import TRAINING
 
-SHORTEST = 0.25
-"""Of a cycle: with less time than for so much of it, it would hardly have begun when its rate has to come down."""
 SPREAD = 0.5
 """Logits of the validation score that a second cycle gains or loses, a third half of that. What loses is not kept."""
 

@@ -165,6 +165,21 @@ def test_the_best_goes_through_more_cycles_while_there_is_time(tmp_path: Path, m
     assert load(tmp_path / "model").candidate == outcome.winner.candidate
 
 
+@pytest.mark.parametrize(
+    ("item", "begins"),
+    [
+        (ranked("fine-tuning", QUICK, 0.9, seconds=170.0, epochs=3), True),
+        (ranked("fine-tuning", QUICK, 0.9, seconds=340.0, epochs=3), False),
+        (ranked("lda", QUICK, 0.9, seconds=170.0), False),
+    ],
+    ids=["a third", "a sixth", "a probe, which cannot be cut off"],
+)
+def test_what_cannot_end_begins_where_there_is_time_for_a_quarter(tmp_path: Path, item: Ranked, begins: bool) -> None:
+    looked = ranked("linear-probe", TINY, 0.5, seconds=0.1)
+    outcome = run([looked, item], tmp_path, "60s")
+    assert (item.candidate in {trial.candidate for trial in outcome.trials}) == begins
+
+
 def test_the_last_epochs_of_a_budget_bring_the_rate_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 12 epochs there are 8: 4 are a third, after which it pauses, and 4 the rest."""
     schedule, places = loop.schedule, list[float]()
