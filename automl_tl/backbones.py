@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import registry
-from .errors import PLUGIN_FAULTS, AutomlError, InputError, ZooError
+from .errors import PLUGIN_FAULTS, AutomlError, HistoryError, InputError, ZooError
+from .facts import backbone_facts, backbone_of
 from .records import Backbone, Offer
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _told(zoo: Zoo, ask: Callable[[], Iterable[Backbone]]) -> list[Backbone]:
                 raise TypeError(f"{backbone!r} is no automl_tl.Backbone")
             if backbone.zoo != zoo.name:
                 raise ValueError(f"the zoo of {backbone.name!r} is given as {backbone.zoo!r}; expected {zoo.name!r}")
+            _check_facts(backbone)
         return found
     except AutomlError:  # in words, with what to do
         raise
@@ -71,6 +73,14 @@ def _told(zoo: Zoo, ask: Callable[[], Iterable[Backbone]]) -> list[Backbone]:
         text = f"zoo {zoo.name!r} is left out, as its networks cannot be listed: {type(error).__name__}: {error}"
         warnings.warn(text, registry.PluginWarning, stacklevel=1)
         return []
+
+
+def _check_facts(backbone: Backbone) -> None:
+    """Raises ValueError: a fact is none that the history could read again, which would then give no advice at all."""
+    try:
+        backbone_of(backbone_facts(backbone))
+    except (HistoryError, TypeError) as error:
+        raise ValueError(f"{backbone.name!r}: {error}") from None
 
 
 def on_request() -> dict[str, list[Backbone]]:

@@ -12,10 +12,10 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from .candidates import PER_PAIR, propose
 from .cost import multiply_adds
 from .data import altered, load_task, subset
 from .device import device
-from .errors import InputError, WorkerLost
+from .errors import AutomlError, InputError, WorkerLost
 from .evaluation.robustness import CORRUPTIONS, SEVERITIES, corrupt
 from .history import History
 from .objectives import REQUIRED, adapt, brings, federate, harden, learn_to_learn, retain
@@ -40,6 +40,15 @@ MOST_SILENCE = 3600.0
 """Seconds that a trial, which is small, may take without an epoch that ended; a longer one hangs."""
 COPY_SIDE = 128
 """Pixels of the longer side of an image that is copied with a change."""
+_KINDS: dict[str, tuple[str, Any]] = {
+    "str": ("a text", str),
+    "int": ("a whole number", int),
+    "int | None": ("a whole number", (int, type(None))),
+    "float": ("a number", (int, float)),
+    "bool": ("true or false", bool),
+}
+"""Of the fields of a plan, by what they are declared as."""
+Part = TypeVar("Part", bound="Plan | TaskPlan")
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Plan:
     settings: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Values that these hyperparameters take in all combinations, the others at their defaults. Empty: draws."""
     shares: Mapping[str, float] = field(default_factory=dict)
-    """Relative number of trials of a strategy, 1 where nothing is said."""
+    """Relative number of trials of a strategy: 1, the most, where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +128,23 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        tasks = tuple(TaskPlan(**task) for task in facts.pop("tasks"))
+        tasks = tuple(_checked(TaskPlan(**task)) for task in facts.pop("tasks"))
         for name in ("strategies", "backbones"):
-            facts[name] = tuple(facts.get(name, ()))
+            facts[name] = tuple(registry.several(facts.get(name, ())) or ())
         facts["settings"] = {name: tuple(values) for name, values in facts.get("settings", {}).items()}
-        return Plan(tasks=tasks, **facts)
+        facts["shares"] = {name: float(share) for name, share in facts.get("shares", {}).items()}
+        return _checked(Plan(tasks=tasks, **facts))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the plan {path}: {error}; see metadb/plan.json for an example") from None
+
+
+def _checked(part: Part) -> Part:
+    """Raises TypeError: a field is of another kind than it says."""
+    for one in fields(part):
+        words, kind = _KINDS.get(str(one.type), ("", object))
+        if not isinstance(value := getattr(part, one.name), kind):
+            raise TypeError(f"{one.name} is {value!r}; expected {words}")
+    return part
 
 
 def build_history(
@@ -168,9 +187,14 @@ def _gaps(plan: Plan, data: Path, history: History) -> list[Unit]:
 
     Tasks of two plans are one where their images are the same, such as grey images and their grey copies.
     """
-    backbones = catalogue()
+    backbones, strategies = catalogue(), registry.strategies()
     for name in plan.backbones:
         registry.lookup("backbone", name, backbones)
+    for name in (*plan.strategies, *plan.shares):
+        registry.lookup("strategy", name, strategies)
+    for name in plan.settings:
+        if not any(name in strategies[one].space for one in plan.strategies or strategies):
+            raise InputError(f"settings: no strategy of the plan has a hyperparameter {name!r}")
     done = {id_ for id_, status in history.known().items() if status != "stopped"}
     seen = {fingerprint: set(profile.transferability) for fingerprint, profile in history.profiles().items()}
     units: list[Unit] = []
@@ -232,9 +256,11 @@ def run_unit(unit: Unit, *, command: str = "", alone: bool = True) -> Trial | Pr
         trial = _own_seconds(trial, (time.process_time() - worked) / max(time.perf_counter() - wall, 1e-9))
     elif not alone:  # how long it took tells nothing of what it costs; without a speed nobody learns from it
         trial = replace(trial, provenance={name: fact for name, fact in trial.provenance.items() if name != "speed"})
-    if fitted is not None:
-        trial = replace(trial, test=judge_on_test(task, backbone, fitted.model))
-    return trial
+    try:
+        return trial if fitted is None else replace(trial, test=judge_on_test(task, backbone, fitted.model))
+    except AutomlError as error:  # as in `crowning`: a network may fail on other images than those it was chosen by
+        words = f"{unit.candidate.strategy}: its model is no good: {error}"
+        return replace(trial, status="failed", curve=(), validation={}, error=words)
 
 
 def _own_seconds(trial: Trial, share: float) -> Trial:
@@ -256,6 +282,8 @@ def _task(data: str, plan: TaskPlan) -> Task:
 
 def make_task(data: Path, plan: TaskPlan) -> Task:
     """The task that `plan` describes: fewer classes, fewer images, the same seeded choice everywhere."""
+    if plan.source == plan.location and not plan.per_class:
+        raise InputError(f"{plan.name}: source and location are one; say with per_class how many images of a class each takes")
     first = plan.per_class or 0 if plan.source == plan.location else 0
     splits = (TRAIN, TEST) if plan.source else (TRAIN, VALIDATION, TEST)
     task = _copied(_drawn(data, plan.location, plan, first=first, splits=splits), plan.copy, plan.seed)

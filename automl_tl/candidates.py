@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from .errors import PLUGIN_FAULTS, PluginError
 from .home import cache, write_text
 from .records import Backbone, Candidate
 from .space import Space, Value, defaults, draw
@@ -52,17 +54,28 @@ def propose(
         if required <= strategy.needs <= met and (only_strategies is None or name in only_strategies)
     }
     names = [name for name in backbones if only_backbones is None or name in only_backbones]
-    pools = {name: _pool(strategy, f"{seed}/{name}", met, KEPT if near else 0.0) for name, strategy in chosen.items()}  # type: ignore[arg-type]
-    besides = {
-        name: [values for values in (proven or {}).get(name, ()) if strategy.requires(values) <= met]
-        for name, strategy in chosen.items()
-    }
+    pools, besides = dict[str, list[dict[str, Value]]](), dict[str, list[Mapping[str, Value]]]()
+    for name, strategy in chosen.items():
+        try:
+            besides[name] = [values for values in (proven or {}).get(name, ()) if _suits(strategy, values, met)]
+            pools[name] = _pool(strategy, f"{seed}/{name}", met, KEPT if near else 0.0)  # type: ignore[arg-type]
+        except PluginError as error:  # it is named, and the others are ranked
+            warnings.warn(str(error), stacklevel=2)
     return [
         Candidate(backbone, strategy, values)
         for backbone in names
         for strategy, pool in pools.items()
         for values in (*_settings(pool, per_pair, offset=zlib.crc32(f"{seed}/{backbone}".encode())), *besides[strategy])
     ]
+
+
+def _suits(strategy: type[Strategy], values: Mapping[str, Value], met: frozenset[str]) -> bool:
+    """Raises PluginError: the strategy cannot say what it needs."""
+    try:
+        return strategy.requires(values) <= met
+    except PLUGIN_FAULTS as error:
+        words = f"{type(error).__name__}: {error}"
+        raise PluginError(f"strategy {strategy.name!r} is left out, as its `requires` failed: {words}") from error
 
 
 @lru_cache(256)
@@ -73,7 +86,7 @@ def _pool(strategy: type[Strategy], seed: str, met: frozenset[str], kept: float)
     """
     space = strategy.space
     draws = _draws(space, seed, kept) if space else []
-    fit = [values for values in (defaults(space), *draws) if strategy.requires(values) <= met]
+    fit = [values for values in (defaults(space), *draws) if _suits(strategy, values, met)]
     return list({tuple(values.items()): values for values in fit}.values())
 
 

@@ -44,8 +44,8 @@ class Facts:
     profiles: Iterator[Profile]
     trials: Iterator[Trial]
     """A trial with several results comes several times."""
-    place: str
-    """Of a trial, before its number, for messages."""
+    places: Mapping[str, str]
+    """Of a profile and of a trial, by file, before its number, for messages."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def read_facts(folder: Path) -> Facts:
         _read_lines(folder / BACKBONES, backbone_of),
         _read_lines(folder / PROFILES, profile_of),
         _read_lines(folder / TRIALS, trial_of),
-        f"{folder / TRIALS} line",
+        {name: f"{folder / name} line" for name in (PROFILES, TRIALS)},
     )
 
 
@@ -108,7 +108,7 @@ def checked(rows: Mapping[str, Iterable[Mapping[str, Any]]], source: Path) -> Fa
         _check(rows[BACKBONES], backbone_of, f"{source} backbone"),
         _check(rows[PROFILES], profile_of, f"{source} profile"),
         _check(rows[TRIALS], trial_of, f"{source} trial"),
-        f"{source} trial",
+        {PROFILES: f"{source} profile", TRIALS: f"{source} trial"},
     )
 
 

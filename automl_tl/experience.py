@@ -71,11 +71,13 @@ class Experience:
         Those of the task `without` (a fingerprint) are left out: advice on a task never rests on what was tried on that very
         task, so that the same question has the same answer when it is asked again.
         """
-        trials, profiles, backbones = history.table(objective=objective), history.profiles(), history.backbones()
+        with history.snapshot():  # or the digest would name what others write meanwhile, too
+            trials, profiles, backbones = history.table(objective=objective), history.profiles(), history.backbones()
+            digest = history.digest(without=without, objective=objective)
         trials = replace(trials, hyperparameters=completed(list(trials.strategy), trials.hyperparameters))
         known = [task in profiles and name in backbones for task, name in zip(trials.task, trials.backbone, strict=True)]
         usable = np.flatnonzero(np.array(known, dtype=bool) & np.isfinite(trials.score) & (trials.task != without))
-        return cls(trials.take(usable), profiles, backbones, history.digest(without=without, objective=objective))
+        return cls(trials.take(usable), profiles, backbones, digest)
 
     def take(self, rows: np.ndarray) -> Experience:
         """The same with some of the trials; its digest is not the whole's."""

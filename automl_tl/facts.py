@@ -115,9 +115,10 @@ def trial_of(facts: Mapping[str, Any]) -> Trial:
         _numbers(facts, name)
         if not 0 <= (accuracy := facts.get(name, {}).get("accuracy", 0.0)) <= 1:
             raise HistoryError(f"{name}: expected an accuracy of 0 to 1, but got {accuracy!r}")
-    if facts["status"] == "finished" and "accuracy" not in facts.get("validation", {}):
-        raise HistoryError("validation: a finished trial has an accuracy")
-    if facts["status"] == "failed" and facts.get("validation"):
+    scores = facts.get("validation", {})
+    if "accuracy" not in scores and (scores or facts["status"] == "finished"):
+        raise HistoryError("validation: a finished trial has an accuracy, and so has one with other scores")
+    if facts["status"] == "failed" and scores:
         raise HistoryError("validation: a failed trial has no score")
     _amounts(facts, "seconds", "memory_mb")
     _texts({"artefact": "", "error": "", **facts}, "artefact", "error")

@@ -114,7 +114,7 @@ def search(
     )
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     recall_trials(state)
-    known = dict(state.earlier)
+    known = state.trials | state.earlier
     for tracker in trackers:
         try:
             tracker.opened(task, budget.seconds - state.spent_before, folder)

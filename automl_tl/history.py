@@ -52,8 +52,8 @@ CACHE_KB = 65_536
 
 ALL_RESULTS = "SELECT (SELECT count(*) FROM trials) + (SELECT count(*) FROM other_results)"
 
-ONE_CYCLE = """instr(t.hyperparameters, '"cycles"') = 0"""
-"""Of trials as they are begun (see `restarts`)."""
+ONE_CYCLE = """instr(t.hyperparameters, '"cycles":') = 0"""
+"""Of trials as they are begun (see `restarts`). With the colon it is the name: a value may be that text, too."""
 
 
 MEASURED = (
@@ -65,7 +65,7 @@ order of a sum of them does not matter, and each times another part of the hash,
 
 
 class History:
-    """An open history. Use it in a `with` block."""
+    """An open history. Use it in a `with` block, which ends with HistoryUnusable where the database proves to be damaged."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.db = Database(connection)
@@ -74,7 +74,12 @@ class History:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.db.conn.close()
+        try:
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.ProgrammingError):
+                path = self.db.conn.execute("PRAGMA database_list").fetchone()[2]
+                raise HistoryUnusable(f"{path}: {_why_not(error)}") from None
+        finally:
+            self.db.conn.close()
 
     # Recording: each call is one transaction
 
@@ -277,7 +282,7 @@ class History:
         """
         with self._writing():
             self.db.execute("INSERT OR IGNORE INTO state VALUES ('salt', ?)", [secrets.token_hex(16)])
-        with self._snapshot():
+        with self.snapshot():
             counts = write_facts(folder, self.rows(names=names))
             (backbones,), (trials,) = self._rows(f"SELECT count(*) FROM backbones UNION ALL {ALL_RESULTS}", [])
         left = {"backbones": backbones - counts["backbones"], "trials": trials - counts["trials"]}
@@ -301,8 +306,10 @@ class History:
             return self.import_facts(source)
         if not source.is_file():
             raise HistoryError(f"{source}: is neither a folder that `history export` wrote nor a history.db")
-        with tempfile.TemporaryDirectory() as folder, _opened_copy(source, Path(folder)) as other:
-            return merge(self.db, checked(other.rows(names=True), source), self._writing)
+        with tempfile.TemporaryDirectory() as folder:
+            other = _opened_copy(source, Path(folder))
+            with closing(other.db.conn):
+                return merge(self.db, checked(other.rows(names=True), source), self._writing)
 
     def rows(self, *, names: bool) -> dict[str, Iterator[Mapping[str, Any]]]:
         """All facts as they are written, by file, read as they are drawn; names of what is public may be told anyway."""
@@ -360,7 +367,7 @@ class History:
             raise HistoryUnusable(f"cannot write to the history: {error}; nothing was changed") from None
 
     @contextmanager
-    def _snapshot(self) -> Iterator[None]:
+    def snapshot(self) -> Iterator[None]:
         """One state of the database for several questions, whatever others write meanwhile."""
         self.db.execute("BEGIN")
         try:

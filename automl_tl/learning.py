@@ -43,7 +43,6 @@ _LEARNING = {
     "max_bin": 63,
     "feature_fraction": 0.5,
     "bagging_fraction": 0.8,
-    "bagging_freq": 1,
     "lambda_l2": 2.0,
     "cat_smooth": 5.0,
     "min_data_per_group": 10,
@@ -224,6 +223,7 @@ def _fit(table: np.ndarray, lessons: _Lessons, encoder: Encoder, columns: tuple[
     leaf = int(np.clip(len(data) / 60, 3, 40))
     learning = {
         **_LEARNING,
+        "bagging_freq": int(len(data) > 1),  # four fifths of one trial are none
         "min_data_in_leaf": leaf,
         "num_threads": 1 if len(data) < MANY else 2,  # fixed, not the machine's: other sums, other trees
         "seed": seed,

@@ -15,12 +15,12 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlite_utils import Database
 
 from .errors import HistoryError, HistoryUnusable
-from .exchange import Facts, to_json
+from .exchange import PROFILES, TRIALS, Facts, to_json
 from .facts import TaskFacts, backbone_facts, profile_of, trial_of
 from .records import Backbone, Candidate, Profile, Trial, trial_id
 from .rows import (
@@ -36,7 +36,6 @@ from .rows import (
 )
 
 BATCH = 2000
-_Told = TypeVar("_Told")
 DIGEST, MARKS = "shipped", "shipped facts"
 """Names in the table `state`: which facts of the package are in, and what they were."""
 
@@ -56,10 +55,10 @@ def merge(
     tasks, backbones, profiles = list(facts.tasks), list(facts.backbones), list(facts.profiles)
     known_tasks = {row[0] for row in db.conn.execute("SELECT fingerprint FROM tasks")} | {task.fingerprint for task in tasks}
     known_backbones = {row[0] for row in db.conn.execute("SELECT name FROM backbones")} | {b.name for b in backbones}
-    for profile in profiles:
+    for number, profile in enumerate(profiles, 1):
         strange = set(profile.transferability) - known_backbones
         if profile.fingerprint not in known_tasks or strange:
-            raise HistoryError(f"profile of {profile.fingerprint}: its task or a backbone is nowhere; add its line first")
+            raise HistoryError(f"{facts.places[PROFILES]} {number}: its task or a backbone is nowhere; add its line first")
     _make_temporary_tables(db)
     try:
         _lay_out(db, facts, known_tasks, known_backbones)
@@ -93,9 +92,9 @@ def _lay_out(db: Database, facts: Facts, tasks: Collection[str], backbones: Coll
             for number, trial in batch:
                 candidate: Candidate = trial.candidate
                 if not stranger and (trial.task not in tasks or candidate.backbone not in backbones):
-                    stranger = f"{facts.place} {number}: its task or backbone is nowhere; add its line first"
+                    stranger = f"{facts.places[TRIALS]} {number}: its task or backbone is nowhere; add its line first"
                 if not stranger and trial.id != trial_id(trial.task, candidate, trial.seed):
-                    stranger = f"{facts.place} {number}: {trial.id!r} is not the id of this task, candidate and seed"
+                    stranger = f"{facts.places[TRIALS]} {number}: {trial.id!r} is not the id of this task, candidate and seed"
             slots = ", ?" * TRIAL_COLUMNS
             db.conn.executemany(f"INSERT INTO incoming VALUES (?{slots})", [(n, *trial_values(t)) for n, t in batch])
             points = (values for number, trial in batch for values in point_values(trial, number))
@@ -207,8 +206,8 @@ def _take_back_profile(db: Database, task: str, shipped: Profile, *, withdrawn: 
     own = replace(
         known,
         meta=_apart(known.meta, shipped.meta),
-        distances=_apart(known.distances, shipped.distances),
-        transferability=_apart(known.transferability, shipped.transferability),
+        distances=_each_apart(known.distances, shipped.distances),
+        transferability=_each_apart(known.transferability, shipped.transferability),
     )
     for table in ("meta_features", "distances", "scores", "profiles"):
         db.conn.execute(f"DELETE FROM {table} WHERE task = ?", [task])
@@ -216,9 +215,16 @@ def _take_back_profile(db: Database, task: str, shipped: Profile, *, withdrawn: 
         put_profile(db, own, newest_counts=True)
 
 
-def _apart(known: Mapping[str, _Told], shipped: Mapping[str, _Told]) -> dict[str, _Told]:
+def _each_apart(
+    known: Mapping[str, Mapping[str, float]], shipped: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    found = {name: _apart(numbers, shipped.get(name, {})) for name, numbers in known.items()}
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def _apart(known: Mapping[str, float], shipped: Mapping[str, float]) -> dict[str, float]:
     """What is known without what was shipped just so."""
-    return {name: told for name, told in known.items() if name not in shipped or shipped[name] != told}
+    return {name: number for name, number in known.items() if shipped.get(name) != number}
 
 
 def _incoming_marks(db: Database) -> dict[str, set[str]]:

@@ -114,7 +114,7 @@ def adapt(source: Task, target: Task, *, labelled: bool = True) -> Task:
     `target` may be a task without labels (`data.load_unlabelled`).
 
     Raises:
-        InputError: the target has classes that the source has not, or no image to adapt to.
+        InputError: the target has classes that the source has not, or no image to adapt to; or there is none to validate on.
     """
     strange = _strangers(target, source.classes)
     if strange:
@@ -135,6 +135,8 @@ def adapt(source: Task, target: Task, *, labelled: bool = True) -> Task:
     splits[TEST] = target.part(TEST)
     brought = replace(target, splits={name: part for name, part in splits.items() if len(part)})
     both = _joined(_only(source, {TRAIN: TRAIN, VALIDATION: VALIDATION}), brought, labels)
+    if not len(both.part(VALIDATION)):  # of a model that remembers one image a class
+        raise InputError(f"{source.name} has no labelled image to validate on; give at least two of each class")
     return _sealed(replace(both, name=f"{source.name} to {target.name}", objective=ADAPTATION))
 
 
@@ -299,7 +301,7 @@ def _joined(first: Task, second: Task, labels: np.ndarray) -> Task:
         None if one is None or other is None else np.concatenate([one, other])
         for one, other in ((first.sizes, second.sizes), (first.modified, second.modified))
     )
-    return replace(
+    both = replace(
         first,
         images=[*first.images, *second.images],
         labels=np.concatenate([first.labels, labels]),
@@ -310,6 +312,33 @@ def _joined(first: Task, second: Task, labels: np.ndarray) -> Task:
         modified=modified,
         warnings=tuple(dict.fromkeys((*first.warnings, *second.warnings))),
     )
+    return _apart(both)
+
+
+def _apart(task: Task) -> Task:
+    """Without images to learn from that are held out, too: when they were read, each set was compared only with itself.
+
+    Raises:
+        InputError: none of a class is left to train on.
+    """
+    splits, warnings = dict(task.splits), list(task.warnings)
+    learnt = (TRAIN, SOURCE, KEPT)
+    for held, others in (
+        ((TEST, KEPT_TEST), (*learnt, TARGET, VALIDATION, KEPT_VALIDATION)),
+        ((VALIDATION, KEPT_VALIDATION), learnt),
+    ):
+        judged = task.hashes[np.concatenate([task.part(split) for split in held])]
+        for split in others:
+            part = splits.get(split, np.empty(0, dtype=np.int64))
+            twins = np.isin(task.hashes[part], judged)
+            if twins.any():
+                splits[split] = part[~twins]
+                warnings.append(f"{twins.sum()} {split} images are {held[0]} images, too; they were left out")
+    left = replace(task, splits={name: part for name, part in splits.items() if len(part)}, warnings=tuple(warnings))
+    lost = np.setdiff1d(task.labels[task.part(TRAIN)], task.labels[left.part(TRAIN)])
+    if len(lost):
+        raise InputError(f"{task.name}: all training images of {task.classes[lost[0]]!r} are held out, too; give others")
+    return left
 
 
 def _sealed(task: Task) -> Task:

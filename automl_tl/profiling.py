@@ -14,7 +14,7 @@ from . import features, registry
 from .backbones import build
 from .cards import folders
 from .data import picked
-from .errors import InputWarning, ZooError
+from .errors import PLUGIN_FAULTS, AutomlError, InputWarning, ZooError
 from .model import as_it_starts, start_of
 from .norms import norm_statistics
 from .pixels import pixels_of
@@ -238,15 +238,29 @@ def reference_encoder() -> tuple[Backbone, dict[str, Features]] | None:
     zoos: list[Any] = [zoo for zoo in registry.zoos().values() if getattr(zoo, "reference", None) is not None]
     zoos.sort(key=lambda zoo: zoo.name == REFERENCE)  # the last one's word on a source counts
     for zoo in zoos:
-        taken[zoo.reference] = {**taken.get(zoo.reference, {}), **zoo.sources()}
+        taken[zoo.reference] = {**taken.get(zoo.reference, {}), **_sources_of(zoo)}
     if not zoos:
         return None
     encoder = registry.lookup("backbone", zoos[-1].reference, {backbone.name: backbone for backbone in zoos[-1].list()})
     found = taken.pop(encoder.name)
     for other, sources in taken.items():
+        if not sources:
+            continue
         left_out = f"statistics taken with {other}: {', '.join(sources)} left out"
         warnings.warn(f"{left_out}; only {encoder.name} can be compared: see `zoo describe`", InputWarning, stacklevel=2)
     return encoder, found
+
+
+def _sources_of(zoo: Any) -> Mapping[str, Features]:
+    """What a zoo says of its sources; of one that fails nothing."""
+    try:
+        return dict(zoo.sources())
+    except AutomlError:  # in words, with what to do
+        raise
+    except PLUGIN_FAULTS as error:
+        text = f"sources of zoo {zoo.name!r} are left out: {type(error).__name__}: {error}"
+        warnings.warn(text, registry.PluginWarning, stacklevel=3)
+        return {}
 
 
 def _added_sources() -> dict[str, dict[str, Features]]:

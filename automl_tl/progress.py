@@ -213,9 +213,11 @@ def record_trial(state: Search, trial: Trial) -> None:
 
 
 def recall_trials(state: Search) -> None:
-    """Trials of an earlier start of the same search."""
+    """Trials of an earlier start of the same search. Those that a new advice does not rank are never come to, but were begun."""
+    ranked = {state.id_of(item.candidate) for item in state.ranking.items}
     for trial in read_trials(state.folder):
-        state.earlier[trial.id] = trial
+        waits = trial.id in ranked or cycles_of(trial.candidate) > 1
+        (state.earlier if waits else state.trials)[trial.id] = trial
         state.history.record_trial(trial)
 
 

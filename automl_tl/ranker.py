@@ -26,7 +26,7 @@ from .space import defaults
 if TYPE_CHECKING:
     from .strategy import Strategy
 
-VERSION = 7
+VERSION = 8
 """Of the saved form and of the learning: a ranker of another version is learnt anew."""
 FEWEST_TASKS, FEWEST_TRIALS = 2, 20
 UNKNOWN_WIDER = 2.0
@@ -69,12 +69,13 @@ class Ranker:
         """Write `folder` whole or not at all."""
         with whole(folder) as partial:
             partial.mkdir(parents=True)
-            stages = {}
+            stages: dict[int, dict[str, Any]] = {}
             for number, stage in self.learnt.stages.items():
+                stages[number] = {name: getattr(stage, name) for name in ("columns", "scale", "low", "high")}
                 for kind in _MODELS:
                     text = getattr(stage.boosters, kind).model_to_string()
                     (partial / f"stage{number}-{kind}.txt").write_text(text, encoding="utf-8")
-                stages[number] = {name: getattr(stage, name) for name in ("columns", "scale", "low", "high")}
+                    stages[number][kind] = xxhash.xxh128_hexdigest(text.encode())
                 stages[number]["spreads"] = (stage.boosters.effect_spread, stage.boosters.order_spread)
                 stages[number]["line"] = None if stage.boosters.line is None else asdict(stage.boosters.line)
             facts = {
@@ -96,7 +97,7 @@ class Ranker:
         encoder = Encoder(columns, {name: tuple(texts) for name, texts in facts["options"].items()})
         stages = {}
         for number, stage in facts["stages"].items():
-            level, effect, order = (_booster(folder / f"stage{number}-{kind}.txt") for kind in _MODELS)
+            level, effect, order = (_booster(folder / f"stage{number}-{kind}.txt", stage[kind]) for kind in _MODELS)
             line = None if stage["line"] is None else Line(**stage["line"])
             effect_spread, order_spread = stage["spreads"]
             boosters = Boosters(level, effect, order, effect_spread, order_spread, line)
@@ -142,13 +143,13 @@ def _kept(folder: Path) -> Ranker | None:
         return None
 
 
-def _booster(path: Path) -> Any:
-    """Raises ValueError: the text is not whole. LightGBM would print of it before it raised an error of its own."""
+def _booster(path: Path, digest: str) -> Any:
+    """Raises ValueError: it is not the text that was saved. LightGBM may end the process over one that is damaged."""
     import lightgbm
 
     text = path.read_text(encoding="utf-8")
-    if not text.startswith("tree\n") or "\nend of trees\n" not in text:
-        raise ValueError(f"{path}: is no model of LightGBM, or not all of one")
+    if xxhash.xxh128_hexdigest(text.encode()) != digest:
+        raise ValueError(f"{path}: is not what was saved")
     return lightgbm.Booster(model_str=text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -48,8 +48,8 @@ def put_profile(db: Database, profile: Profile, *, newest_counts: bool) -> bool:
         profile = replace(
             last,
             meta={**first.meta, **last.meta},
-            distances={**first.distances, **last.distances},
-            transferability={**first.transferability, **last.transferability},
+            distances=_both(first.distances, last.distances),
+            transferability=_both(first.transferability, last.transferability),
         )
         if profile == before:
             return False
@@ -65,6 +65,11 @@ def put_profile(db: Database, profile: Profile, *, newest_counts: bool) -> bool:
     db.conn.executemany("INSERT OR REPLACE INTO distances VALUES (?, ?, ?, ?)", distances)
     db.conn.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", scores)
     return True
+
+
+def _both(first: Mapping[str, Mapping[str, float]], last: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """All numbers of both; where they differ, the last one's."""
+    return {name: {**first.get(name, {}), **last.get(name, {})} for name in {**first, **last}}
 
 
 def put_trial(db: Database, trial: Trial) -> str:

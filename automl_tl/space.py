@@ -27,6 +27,8 @@ class Float:
         _make_plain(self, "low", "high", "default")
         if not self.low <= self.default <= self.high:
             raise ValueError(f"low <= default <= high must hold, but got {self.low}, {self.default}, {self.high}")
+        if not math.isfinite(self.high - self.low):
+            raise ValueError(f"a range has two ends, but got {self.low} and {self.high}")
         if self.log and self.low <= 0:
             raise ValueError(f"a logarithmic range starts above 0, but got low={self.low}")
 
@@ -79,8 +81,9 @@ class Choice:
         object.__setattr__(self, "options", tuple(_plain(option) for option in self.options))
         _make_plain(self, "default")
         for option in self.options:
-            if not isinstance(option, (bool, int, float, str, type(None))):
-                raise ValueError(f"the option {option!r} is a {type(option).__name__}; options are texts, numbers, True or False")
+            if not isinstance(option, (bool, int, float, str)) or (isinstance(option, float) and not math.isfinite(option)):
+                kind = type(option).__name__
+                raise ValueError(f"the option {option!r} is a {kind}; options are texts, finite numbers, True or False")
         same = [option for option in self.options if option == self.default]
         if not same:
             raise ValueError(f"the default {self.default!r} is not among {self.options}")

@@ -17,11 +17,13 @@ from torch import nn
 
 from . import cost, guard, model, processes, registry
 from .backbones import build
+from .data import shown
 from .device import chance_put_back, hardware, release_memory
 from .errors import PLUGIN_FAULTS, AutomlError, TrialError
 from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
 from .evaluation.forgetting import told_accuracy
+from .facts import is_number
 from .features import cached_at, extract
 from .importance import PathIntegral
 from .inference import predict
@@ -102,7 +104,7 @@ def run_trial(
             validated = validate(fitted.model, pixels_of(task, backbone).array, task, backbone)
             validation |= {"score": validated.score, **validated.parts}
     except PLUGIN_FAULTS as error:  # whatever a strategy raises is this trial's end, not the search's
-        words = f"{candidate.strategy}: {error if isinstance(error, AutomlError) else guard.in_words(error)}"
+        words = shown(f"{candidate.strategy}: {error if isinstance(error, AutomlError) else guard.in_words(error)}")
         if not processes.all_failed(trial.id):
             alone = "only in one of several processes, which cannot go on without each other: start them again"
             raise TrialError(f"{words}; {alone}") from error
@@ -110,8 +112,6 @@ def run_trial(
     if job.room.pieces > 1:
         trial = replace(trial, provenance={**trial.provenance, "pieces": job.room.pieces})
     curve = tuple(fitted.curve)
-    if curve and fitted.notes:
-        curve = (*curve[:-1], replace(curve[-1], note="; ".join(fitted.notes)))
     seconds = curve[-1].seconds if curve else time.perf_counter() - start
     return (
         replace(
@@ -169,11 +169,27 @@ def _train(job: Job) -> Fitted:
     expected = (len(job.task.part(VALIDATION)), len(job.task.classes))
     if fitted.probabilities.shape != expected or not np.isfinite(fitted.probabilities).all():
         raise AutomlError(f"gave probabilities of shape {fitted.probabilities.shape} or not finite; expected {expected}")
-    for point in fitted.curve:
-        if not math.isfinite(point.score):
-            raise AutomlError(f"reported a score of {point.score} in epoch {point.epoch}; expected a finite number")
+    curve = list(fitted.curve)
+    if curve and fitted.notes:
+        curve[-1] = replace(curve[-1], note="; ".join(fitted.notes))
+    fitted.curve = [_plain(point) for point in curve]
     model.check_storable(fitted.model, job.strategy)
     return fitted
+
+
+def _plain(point: Point) -> Point:
+    """The same in Python's own numbers and in text that can be written: neither the history nor JSON holds others.
+
+    Raises:
+        AutomlError: one is not finite.
+    """
+    numbers: dict[str, Any] = {name: getattr(point, name) for name in ("epoch", "seconds", "loss", "score", "memory_mb")}
+    for name, value in numbers.items():
+        if not is_number(value) and (name, value) != ("loss", None):
+            numbers[name] = float(value)
+            if not math.isfinite(numbers[name]):
+                raise AutomlError(f"reported a {name} of {value} in epoch {point.epoch}; expected a finite number")
+    return replace(point, **numbers, note=shown(point.note))
 
 
 def job_of(

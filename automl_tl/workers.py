@@ -47,8 +47,8 @@ class Workers(Protocol):
 def open_workers(ray: str | None = None, *, most: int | None = None) -> Iterator[Workers]:
     """Workers for the time of the block, at most `most` of them.
 
-    Without `ray` they are processes of this machine. Else `ray` names a cluster: "local" starts one here for the time of the
-    block, "auto" is the one that runs here, HOST:PORT another. What still runs when the block ends is given up.
+    Without `ray` they are processes of this machine, which end what they are at. Else `ray` names a cluster: "local" starts one
+    here for the time of the block, "auto" is the one that runs here, HOST:PORT another; what still runs there is given up.
 
     Raises:
         PluginError: the package ray is missing.

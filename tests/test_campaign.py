@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +21,7 @@ from small import QUICK, TINY
 from automl_tl import model
 from automl_tl.backbones import catalogue
 from automl_tl.campaign import Plan, TaskPlan, _gaps, build_history, make_task, read_plan, sample_candidates
-from automl_tl.errors import InputError
+from automl_tl.errors import AutomlError, InputError
 from automl_tl.history import open_history
 from automl_tl.images import read_image
 from automl_tl.objectives import ACCURACY, ADAPTATION, FEDERATION, RETENTION, ROBUSTNESS
@@ -73,6 +75,8 @@ def test_labels_of_one_domain_and_images_of_another() -> None:
     plain, pale = make_task(Path("."), DIGITS), make_task(Path("."), replace(DIGITS, copy="contrast 3"))
     assert set(task.hashes[train]) <= set(plain.hashes), "as they are"
     assert set(task.hashes[test]) <= set(pale.hashes), "copies"
+    with pytest.raises(InputError, match="few digits: source and location are one; say with per_class how many"):
+        make_task(Path("."), replace(plan, per_class=None))
     chosen = sample_candidates(Plan((plan,), trials=60, most_multiply_adds=1e15), task, catalogue())
     found = {candidate.strategy for candidate in chosen}
     assert {"dan", "dann", "deep-coral", "mcc", "adabn", "fine-tuning"} <= found
@@ -227,7 +231,33 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     assert alive == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tasks": [{"nom": "a"}], "trials": 1}', '{"tasks": [], "trials": 1, "x": 2}'])
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"strategies": ("linear-prob",)}, "unknown strategy 'linear-prob'; did you mean 'linear-probe'?"),
+        ({"shares": {"lad": 2.0}}, "unknown strategy 'lad'; did you mean 'lda'?"),
+        ({"settings": {"epoch": (1, 2)}}, "settings: no strategy of the plan has a hyperparameter 'epoch'"),
+    ],
+)
+def test_a_name_that_nobody_knows_is_named(changed: dict[str, Any], words: str) -> None:
+    """Before, nothing was run, or all at the defaults, without a word."""
+    with open_history() as history, pytest.raises(AutomlError, match=re.escape(words)):
+        _gaps(replace(PLAN, **changed), Path("."), history)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"tasks": [{"nom": "a"}], "trials": 1}',
+        '{"tasks": [], "trials": 1, "x": 2}',
+        '{"tasks": [], "trials": "1"}',
+        '{"tasks": [], "trials": 1, "shares": {"knn": "many"}}',
+        '{"tasks": [{"name": "a", "location": "digits", "source_dataset": "digits", "classes": "4"}], "trials": 1}',
+    ],
+)
 def test_a_plan_that_is_none_is_said(text: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)
@@ -240,4 +270,5 @@ def test_the_committed_plans_can_be_read(path: Path) -> None:
     plan = read_plan(path)
     assert len({task.name for task in plan.tasks}) == len(plan.tasks) >= 5
     assert len({task.source_dataset for task in plan.tasks}) >= 5
-    assert set(plan.strategies) <= set(strategies())
+    assert {*plan.strategies, *plan.shares} <= set(strategies())
+    assert set(plan.settings) <= {name for strategy in strategies().values() for name in strategy.space}

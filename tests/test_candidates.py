@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+import pytest
 from automl_tl_plugins.strategies.fine_tuning import FineTuning
 from synthetic import STRATEGIES, Tuning, make_backbone
 
@@ -29,6 +30,14 @@ class NeedsSourceInAll(Strategy):
     @classmethod
     def requires(cls, hyperparameters: Mapping[str, Value]) -> frozenset[str]:
         return frozenset({"source"})
+
+
+class CannotSay(Strategy):
+    name = "cannot-say"
+
+    @classmethod
+    def requires(cls, hyperparameters: Mapping[str, Value]) -> frozenset[str]:
+        return frozenset({"source"}) if hyperparameters["depth"] else frozenset()
 
 
 class Narrow(Strategy):
@@ -75,6 +84,14 @@ def test_a_strategy_that_allows_no_setting_is_left_out() -> None:
     strategies = {"needs-source-in-all": NeedsSourceInAll, "tuning": Tuning}
     assert {c.strategy for c in propose(BACKBONES, strategies, seed=0)} == {"tuning"}
     assert {c.strategy for c in propose(BACKBONES, strategies, seed=0, met=frozenset({"source"}))} == set(strategies)
+
+
+def test_a_strategy_that_cannot_say_what_it_needs_costs_only_itself() -> None:
+    words = "strategy 'cannot-say' is left out, as its `requires` failed: KeyError: 'depth'"
+    for proven in (None, {"cannot-say": [{}]}):
+        with pytest.warns(UserWarning, match=words):
+            found = propose(BACKBONES, {"cannot-say": CannotSay, "tuning": Tuning}, seed=0, proven=proven)
+        assert {c.strategy for c in found} == {"tuning"}
 
 
 def test_only_what_was_asked_for() -> None:

@@ -496,6 +496,14 @@ def test_what_cycles_share_counts_once() -> None:
     assert [trial.id for trial in once_each(trials[:1])] == ["0"]
 
 
+def test_what_a_new_advice_does_not_rank_counts_as_begun(tmp_path: Path) -> None:
+    """And is what the others are compared with."""
+    before = run([ranked("linear-probe", TINY, 0.9)], tmp_path, "1 trials")
+    after = run([ranked("linear-probe", QUICK, 0.9), ranked("knn", QUICK, 0.8)], tmp_path, "2 trials")
+    assert [trial.candidate.backbone for trial in after.trials] == [TINY, QUICK]
+    assert after.trials[0].id == before.winner.id
+
+
 def test_nothing_in_time_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="give more time"):
         run([], tmp_path, "1 trials")

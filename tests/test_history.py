@@ -78,6 +78,11 @@ def test_nothing_is_learnt_from_another_cycle(history: History) -> None:
         history.record_trial(each)
     assert history.known() == {once.id: "finished", twice.id: "finished"}
     assert history.table().hyperparameters == [values]
+    candidate = Candidate("net", "a plugin's", {"epochs": 2, "schedule": "cycles"})
+    named = replace(trial(2), id=trial_id("f" * 16, candidate, 0), candidate=candidate)
+    history.record_trial(named)
+    assert candidate.hyperparameters in history.table().hyperparameters, "a setting may be called so"
+    assert history.growths(1.0).keys() == {"fine-tuning", "a plugin's"}
     assert [grown.hyperparameters for grown in history.growths(1 / 3)["fine-tuning"]] == [values]
 
 
@@ -158,6 +163,24 @@ def test_the_digest_names_what_is_learnt_from(history: History, tmp_path: Path, 
         other.record_trial(trial(number))
     other.record_profile(profile())
     assert other.digest() == history.digest(), "the order does not matter"
+
+
+def test_what_is_learnt_from_and_its_name_are_of_one_moment(history: History, tmp_path: Path) -> None:
+    """A trial that another process records in between would be named, but not learnt from."""
+    history.record_profile(profile())
+    history.record_trial(trial(0))
+    named = history.digest()
+
+    def meanwhile(statement: str) -> None:
+        if statement == "SELECT task, facts FROM profiles":
+            with open_history(tmp_path / "history.db") as other:
+                other.record_trial(trial(1))
+
+    history.db.conn.set_trace_callback(meanwhile)
+    found = Experience.of(history)
+    history.db.conn.set_trace_callback(None)
+    assert (len(found.trials), found.digest) == (1, named)
+    assert (len(Experience.of(history).trials), history.digest() == named) == (2, False)
 
 
 @pytest.mark.parametrize(
@@ -381,12 +404,14 @@ def _spoil(line: str, kind: str) -> str:
         del facts["candidate"]
     elif kind == "status":
         facts["status"] = "splendid"
+    elif kind == "part":
+        facts |= {"status": "stopped", "validation": {"log_loss": 0.7}}
     else:
         facts["task"] = "0" * 16
     return json.dumps(facts)
 
 
-@pytest.mark.parametrize("kind", ["text", "score", "missing", "status", "stranger"])
+@pytest.mark.parametrize("kind", ["text", "score", "missing", "status", "part", "stranger"])
 def test_a_wrong_line_is_named_and_nothing_is_imported(history: History, tmp_path: Path, kind: str) -> None:
     for number in range(3):
         history.record_trial(trial(number))
@@ -398,6 +423,17 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(history: History, tmp_pat
     with pytest.raises(HistoryError, match=r"trials\.jsonl line 2: "):
         other.import_facts(tmp_path / "text")
     assert (other.known(), other.tasks()) == ({}, {})
+
+
+def test_a_profile_of_nothing_that_is_known_is_named(history: History, tmp_path: Path) -> None:
+    history.record_profile(profile())
+    history.export(tmp_path / "text")
+    path = tmp_path / "text" / "profiles.jsonl"
+    path.write_text(path.read_text().replace("f" * 16, "0" * 16))
+    other = open_history(tmp_path / "other.db")
+    with pytest.raises(HistoryError, match=r"profiles\.jsonl line 1: its task or a backbone is nowhere; add its line first"):
+        other.import_facts(tmp_path / "text")
+    assert other.tasks() == {}
 
 
 @pytest.mark.parametrize("value", [10**400, -(2**63) - 1, [1], None], ids=["huge", "low", "list", "none"])
@@ -435,6 +471,23 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match=r"history\.db: cannot be used as a history"):
         open_history(path)
     assert path.read_text().startswith("a diary")
+
+
+def test_a_database_that_proves_to_be_damaged_is_named(history: History, tmp_path: Path) -> None:
+    """It opens: what is damaged in the middle is found when that is read."""
+    for number in range(99):
+        history.record_trial(trial(number))
+    pages, size = (history.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    history.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path = tmp_path / "history.db"
+    with path.open("rb+") as file:
+        file.seek(pages // 2 * size)
+        file.write(b"\xff" * (pages - pages // 2) * size)
+    words = r"history\.db: cannot be used as a history: .* malformed; move it away, or set"
+    with pytest.raises(HistoryError, match=words), open_history(path) as opened:
+        opened.find(limit=99)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened.known()
 
 
 def _write(path: Path, first: int) -> None:

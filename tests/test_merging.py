@@ -170,8 +170,12 @@ def test_more_of_a_profile_is_added_and_what_is_known_stays(make: Make, tmp_path
     assert here.merge(path_of(there))["profiles"] == 1
     merged = here.profiles()["f" * 16]
     assert merged.meta == {"images": 2.0, "edges": 0.5}
-    assert merged.transferability["net"] == {"logme": -0.25, "knn": 0.5} or merged.transferability["net"] == {"logme": -0.25}
+    assert merged.transferability["net"] == {"logme": -0.25, "knn": 0.5}
     assert not any(here.merge(path_of(there)).values())
+    here.record_profile(replace(profile(), transferability={"net": {"logme": 7.0}}))
+    told = here.profiles()["f" * 16].transferability["net"]
+    assert told == {"logme": 7.0, "knn": 0.5}, "a later look tells the newer number, and nothing of the other"
+    assert dict(here.db.execute("SELECT metric, value FROM scores").fetchall()) == told
 
 
 def test_a_trial_that_is_not_what_its_id_says_is_refused(make: Make, tmp_path: Path) -> None:
@@ -371,6 +375,17 @@ def test_what_is_shipped_no_more_goes_and_the_users_own_stays(
         assert text_of(home, tmp_path / "home") == text_of(fresh, tmp_path / "fresh")
     with ship(tmp_path / "home.db", first) as home:
         assert (home.digest(), home.known(), home.profiles(), home.backbones(), home.tasks()) == before
+
+
+def test_a_number_is_corrected_beside_one_that_was_merged(ship: Ship, make: Make, tmp_path: Path) -> None:
+    first, later, friend = make(), make(), make()
+    later.record_profile(replace(profile(), transferability={"net": {"logme": 0.5}}))
+    friend.record_profile(replace(profile(), transferability={"net": {"knn": 0.9}}))
+    with ship(tmp_path / "home.db", first) as home:
+        home.merge(path_of(friend))
+        assert home.profiles()["f" * 16].transferability["net"] == {"logme": -0.25, "knn": 0.9}
+    with ship(tmp_path / "home.db", later) as home:
+        assert home.profiles()["f" * 16].transferability["net"] == {"logme": 0.5, "knn": 0.9}
 
 
 def test_a_task_that_is_shipped_no_more_stays_with_the_users_trials(

@@ -108,6 +108,13 @@ def test_a_class_that_the_source_has_not(target: Task) -> None:
         adapt(some(0, 1, name="few"), target)
 
 
+def test_one_image_a_class_cannot_be_validated_on(source: Task, target: Task) -> None:
+    alone = replace(source, splits={TRAIN: source.part(TRAIN)})
+    with pytest.raises(InputError, match="ink has no labelled image to validate on; give at least two of each class"):
+        adapt(alone, target, labelled=False)
+    assert len(adapt(alone, target).part(VALIDATION)) == len(target.part(VALIDATION))
+
+
 def test_hidden_labels_change_nothing(source: Task, target: Task) -> None:
     """Two targets that differ in training labels alone are the same task."""
     labels = target.labels.copy()
@@ -186,6 +193,29 @@ def test_small_skews_give_clients_few_classes() -> None:
         return float(sum(count.max() for count in counts) / sum(count.sum() for count in counts))
 
     assert purity(0.3) > purity(100.0) + 0.15
+
+
+def test_what_is_held_out_is_not_learnt_from(earlier: Path, source: Task) -> None:
+    """What comes along may have images of the task itself: it was read apart."""
+    task, larger = some(0, 2, start=40, count=60, name="ink too"), some(0, 3, start=0, count=100, name="all")
+    tested, judged = hashes(task, TEST), hashes(task, TEST) | hashes(task, VALIDATION)
+    assert hashes(larger, TRAIN) & tested
+    adapted = adapt(larger, task)
+    assert not hashes(adapted, TRAIN) & (hashes(adapted, TEST) | hashes(adapted, VALIDATION))
+    assert not hashes(adapted, VALIDATION) & tested
+    assert hashes(adapted, TEST) == tested
+    count = len(hashes(larger, TRAIN) & tested)
+    assert f"{count} train images are test images, too; they were left out" in adapted.warnings
+    assert not hashes(learn_to_learn(task, larger), SOURCE) & judged
+    retained = retain(larger, earlier, ("0", "1", "2"), task)
+    held = hashes(retained, TEST) | hashes(retained, VALIDATION) | hashes(retained, KEPT_TEST) | hashes(retained, KEPT_VALIDATION)
+    assert not (hashes(retained, TRAIN) | hashes(retained, KEPT)) & held
+    assert hashes(retained, KEPT_TEST) == tested
+    shared = federate(task, [some(0, 2, count=80, name="one"), some(0, 2, start=80, count=80, name="other")])
+    assert not hashes(shared, TRAIN) & judged
+    alone = replace(larger, splits={TRAIN: np.flatnonzero(np.isin(larger.hashes, list(tested)))})
+    with pytest.raises(InputError, match=r"all: all training images of '.' are held out, too; give others"):
+        adapt(alone, task, labelled=False)
 
 
 def test_real_clients(source: Task) -> None:

@@ -13,7 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from automl_tl import Candidate, Classifier, Outcome, Point, Profile, Ranked, Ranking, Task, Trial, guard, loop, registry, search
 from automl_tl.backbones import catalogue
 from automl_tl.budget import parse_budget
+from automl_tl.campaign import TaskPlan, Unit, run_unit
 from automl_tl.device import out_of_memory, release_memory, settled
 from automl_tl.errors import InputError, TrialError, TrialWarning
 from automl_tl.evaluation.classification import judge
+from automl_tl.facts import trial_of
 from automl_tl.fetching import in_batches
 from automl_tl.history import open_history
 from automl_tl.hookspecs import Tracker
@@ -110,6 +112,28 @@ class ScoresNothing(_Faulty):
     def run(self, job):
         fitted = super().run(job)
         fitted.curve[-1] = automl_tl.Point(2, 1.0, None, float("nan"))
+        return fitted
+
+class OddWords(_Faulty):
+    """Of a file whose name is not UTF-8."""
+    name = "odd-words"
+    def fault(self, model, epoch):
+        raise OSError("there is no gr\\udcf6sse.png")
+
+class LosesNothing(_Faulty):
+    name = "loses-nan"
+    def run(self, job):
+        fitted = super().run(job)
+        fitted.curve[-1] = automl_tl.Point(2, 1.0, torch.tensor(float("nan")), 0.5)
+        return fitted
+
+class OtherNumbers(_Faulty):
+    """As they come out of arrays and tensors."""
+    name = "other-numbers"
+    def run(self, job):
+        fitted = super().run(job)
+        numbers = np.int64(2), torch.tensor(1.5), np.float32(0.25), torch.tensor(0.5), np.float32(3.0)
+        fitted.curve[-1] = automl_tl.Point(*numbers)
         return fitted
 
 class Breaks(_Faulty):
@@ -242,6 +266,30 @@ def test_a_faulty_strategy_costs_only_its_own_trial(tmp_path: Path) -> None:
     gc.collect()
     assert len(MADE) >= len(said), "of each trial a model"
     assert [made() for made in MADE] == [None] * len(MADE), "all that an ended trial held is released"
+
+
+def test_what_a_strategy_says_can_be_written_down(tmp_path: Path) -> None:
+    """The history and JSON hold no other numbers and texts: one such point, and a history gave no advice any more."""
+    said = {name: one(name, tmp_path / name) for name in ("loses-nan", "odd-words", "other-numbers")}
+    assert said["loses-nan"].error == "loses-nan: reported a loss of nan in epoch 2; expected a finite number"
+    assert said["odd-words"].error == "odd-words: OSError: there is no gr\\xf6sse.png"
+    assert said["other-numbers"].curve[-1] == Point(2, 1.5, 0.25, 0.5, 3.0)
+    with open_history() as history:
+        history.record_task(digits())
+        history.record_backbone(catalogue()[QUICK])
+        for trial in said.values():
+            assert trial_of(json.loads(json.dumps(asdict(trial)))) == trial
+            history.record_trial(trial)
+            assert history.trial(trial.id) == trial
+
+
+def test_a_campaign_gets_past_a_network_that_fails_on_test_images() -> None:
+    """It was fine on the validation images."""
+    plan = TaskPlan("few digits", "digits", "digits", per_class=3, most_judged=20)
+    trial = run_unit(Unit(".", plan, item("breaks").candidate, (), 0))
+    assert isinstance(trial, Trial)
+    assert (trial.status, trial.score) == ("failed", None)
+    assert trial.error.startswith("breaks: its model is no good: the network says nan of image 0 of ")
 
 
 class Damaging:

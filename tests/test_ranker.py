@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,23 +162,41 @@ def test_a_ranker_is_learnt_once_for_a_history(world: World, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("pattern", "damaged"), [("ranker.json", ""), ("ranker.json", "{}"), ("*-order.txt", ""), ("*-order.txt", None)]
+    ("pattern", "damage"),
+    [
+        ("ranker.json", lambda text: ""),
+        ("ranker.json", lambda text: "{}"),
+        ("*-order.txt", lambda text: ""),
+        ("*-order.txt", lambda text: text.replace("leaf_value=", "")),
+        ("*-order.txt", None),
+    ],
 )
 def test_a_ranker_that_is_damaged_is_learnt_anew(
-    world: World, tmp_path: Path, pattern: str, damaged: str | None, capfd: pytest.CaptureFixture[str]
+    world: World, tmp_path: Path, pattern: str, damage: Callable[[str], str] | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small = world.experience.take(np.arange(60))
     ranker_for(small, tmp_path)
     kept = {path: path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()}
     for path in tmp_path.rglob(pattern):
-        if damaged is None:
+        if damage is None:
             path.unlink()
         else:
-            path.write_text(damaged)
+            path.write_text(damage(kept[path]))
     again = ranker_for(small, tmp_path)
     assert again is not None
     assert {path: path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == kept
     assert "Fatal" not in "".join(capfd.readouterr())
+
+
+def test_a_second_task_may_have_one_trial_alone(world: World, fresh: World, costs: CostModel) -> None:
+    """All that is known where the first is left out."""
+    first, second = np.unique(world.experience.trials.task.astype(str))[[0, -1]]
+    rows = [np.flatnonzero(world.experience.trials.task == name)[:count] for name, count in ((first, 19), (second, 1))]
+    ranker = learn(world.experience.take(np.concatenate(rows)))
+    assert ranker is not None
+    assert (ranker.trials, ranker.tasks) == (20, 2)
+    best = advise(ranker, fresh, next(iter(fresh.profiles.values())), costs).items[0]
+    assert 0 <= best.low <= best.score <= best.high <= 1
 
 
 def test_a_part_of_a_history_has_a_ranker_of_its_own(world: World, tmp_path: Path) -> None:

@@ -221,6 +221,8 @@ def test_a_strategy_that_would_break_all_advice_is_left_out(
         ("zoo_a", "raise KeyError('where')", "KeyError: 'where'"),
         ("zoo_b", "return ['resnet']", "TypeError: 'resnet' is no automl_tl.Backbone"),
         ("zoo_c", "yield next(iter(automl_tl_zoo()))", "ValueError: the zoo of '.*' is given as 'embedded'; expected 'ours'"),
+        ("zoo_y", "yield mine(params=1.5e6)", r"ValueError: 'mine': params: expected a whole number, but got 1500000\.0"),
+        ("zoo_z", "yield mine(interpolation='area')", "ValueError: 'mine': interpolation: expected one of nearest, bilinear"),
     ],
 )
 def test_a_zoo_that_cannot_be_listed_costs_only_itself(
@@ -228,6 +230,8 @@ def test_a_zoo_that_cannot_be_listed_costs_only_itself(
 ) -> None:
     code = MINE.replace("HOOK", "register_backbones").replace("return []", body)
     code += "def automl_tl_zoo(): return automl_tl.registry.zoos()['embedded'].list()\n"
+    code += "import dataclasses\ndef mine(**facts):\n"
+    code += "    return dataclasses.replace(next(iter(automl_tl_zoo())), name='mine', zoo='ours', **facts)\n"
     install(tmp_path, plugin, code, monkeypatch)
     said = f"^zoo 'ours' is left out, as its networks cannot be listed: {why}"
     with pytest.warns(PluginWarning, match=said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -112,8 +113,12 @@ def test_impossible_ranges_are_refused_where_they_are_written() -> None:
         Choice(("a", "b"), "c")
     with pytest.raises(ValueError, match=r"whole numbers, but got 1, 10, 1000\.0"):
         Int(1, 1e3, 10)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"the option \(3, 3\) is a tuple; options are texts, numbers, True or False"):
-        Choice(((3, 3), (5, 5)), (3, 3))  # type: ignore[arg-type]
+    for odd, kind in (((3, 3), "tuple"), (None, "NoneType"), (math.inf, "float"), (math.nan, "float")):
+        words = f"the option {odd!r} is a {kind}; options are texts, finite numbers, True or False"
+        with pytest.raises(ValueError, match=re.escape(words)):
+            Choice(("a", odd), "a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a range has two ends, but got 0 and inf"):
+        Float(0, math.inf, 1)
 
 
 def test_numbers_of_numpy_are_plain_ones() -> None:
