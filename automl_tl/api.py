@@ -58,7 +58,7 @@ MOST_ADVISING = 0.5
 
 @chance_put_back()
 def profile_task(task: Task, *, zoo: str | None = None, seed: int = 0, progress: Progress | None = None) -> Profile:
-    """Profile a task against every source and every backbone that is at hand."""
+    """Profile a task against every source, and against the first `LOOKED_AT` of the backbones at hand."""
     backbones = catalogue(zoo=zoo)
     return _profile_task(task, backbones, look=tuple(backbones)[:LOOKED_AT], seed=seed, progress=progress)
 
@@ -90,7 +90,7 @@ def fit(
     """From labelled images, and what comes `along` with them, to a trained model: load, profile, recommend, search, report.
 
     All of it lies in `out`. What a later task `after` this one may need is kept with the model where `remember` asks for it:
-    "fisher", "importance", or "exemplars", which are at most `exemplars` of the images themselves (see `memory`).
+    "fisher", "importance", "statistics", or "exemplars", which are at most `exemplars` of the images themselves (see `memory`).
 
     The same call again goes on where an interrupted one stopped. `told` hears the advice before the training starts.
     With `ray`, the address of a Ray cluster (see `open_workers`), as many trials train at once as it has workers; `out` and the
@@ -99,6 +99,8 @@ def fit(
     Raises:
         InputError: the images, or `out` holds the run of something else, or another process works in it, or no cluster answers.
     """
+    if isinstance(location, Task) and along is not None:
+        raise InputError("what comes along with a task is read with it: give `along` to `api.read_task`")
     start = time.monotonic()
     limits, out, kinds = parse_budget(budget), Path(out), memory.check_kinds(remember)
     strategies, backbones = registry.several(strategies), registry.several(backbones)

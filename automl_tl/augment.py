@@ -1,6 +1,6 @@
 """Batches of uint8 images to normalised, augmented floats, on the device, in one resampling.
 
-Images are decoded once (see `data`), so augmentation works on whole batches of tensors: one affine map an image (crop,
+Images are decoded once (see `pixels`), so augmentation works on whole batches of tensors: one affine map an image (crop,
 scale, flip, rotation) and one `grid_sample`, then brightness and contrast. A CPU core augments some thousand 64 px
 images a second this way, against some hundred with one PIL call after another.
 """

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,12 @@ def check_outside(out: Path, task: Task, *places: tuple[str, Any]) -> None:
 
 
 def subset(task: Task, keep: np.ndarray, *, name: str) -> Task:
-    """The images at the positions `keep`, their classes numbered anew; splits stay as they are."""
+    """The images at the positions `keep`, their classes numbered anew; splits of which something is left stay as they are."""
     labels = task.labels[keep]
-    present = np.unique(labels)
+    present = np.unique(labels[labels >= 0])
     classes = tuple(task.classes[label] for label in present)
-    renamed = np.searchsorted(present, labels)
-    splits = {split: np.flatnonzero(np.isin(keep, part)) for split, part in task.splits.items()}
+    renamed = np.where(labels < 0, -1, np.searchsorted(present, labels))
+    splits = {split: left for split, part in task.splits.items() if len(left := np.flatnonzero(np.isin(keep, part)))}
     hashes = task.hashes[keep]
     return replace(
         task,
@@ -295,11 +295,16 @@ def _unlabel(listing: Listing) -> Listing:
     return replace(listing, labels=labels)
 
 
+def check_labelled(listing: Listing, places: Iterable[int]) -> None:
+    """Raises InputError: an image at `places` has no label."""
+    for i in places:
+        if not listing.labels[i].strip():
+            raise InputError(f"{listing.where[i]}: has no label; give it one or remove it")
+
+
 def _check_listing(listing: Listing, *, target: bool) -> None:
     splits = [TRAIN] * len(listing.labels) if listing.splits is None else listing.splits
-    for label, where, split in zip(listing.labels, listing.where, splits, strict=True):
-        if split != TARGET and not str(label).strip():
-            raise InputError(f"{where}: has no label; give it one or remove it")
+    check_labelled(listing, (i for i, split in enumerate(splits) if split != TARGET))
     for split, where in zip(splits, listing.where, strict=True):
         if split not in (TRAIN, VALIDATION, TEST, TARGET):
             raise InputError(f"{where}: split {split!r} is not known; write train, validation or test")

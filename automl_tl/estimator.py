@@ -24,7 +24,7 @@ from .advice import Advice
 from .along import Along
 from .errors import InputError, InputWarning
 from .exports.predictor import of_model
-from .home import check_writable, write_text
+from .home import check_writable, read_json, write_text
 from .records import Task
 
 ESTIMATOR = "estimator.json"
@@ -44,7 +44,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     source, after, keep, clients, skew, robust, shots
         What comes with the images, and so what is asked for; see `automl_tl.along.Along`.
     remember : list of str
-        What `save` keeps with the model for a task `after` it: "fisher", "importance", "exemplars" (images of `X`).
+        What `save` keeps with the model for a task `after` it: "fisher", "importance", "statistics", "exemplars" (images of `X`).
     zoo : str, optional
         Also consider the networks of this zoo ("timm").
     out : path, optional
@@ -184,11 +184,9 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         X = _batch(X)
         self._check_batch(_shape(X))
-        if not len(X):
-            return np.empty((0, len(self.classes_)), dtype=np.float32)
-        pixels = of_model(self.model_).decode(list(X), [f"image {i}" for i in range(len(X))])
+        found = of_model(self.model_).answer(list(X), [f"image {i}" for i in range(len(X))])
         columns = [self.model_.classes.index(_name(label)) for label in self.classes_]  # which a run has in an order for people
-        return self.model_.probabilities(pixels)[:, columns]
+        return found[:, columns]
 
     def _check_batch(self, shape: tuple[int, ...]) -> None:
         """Raises InputError: it is that of one image, whose rows would each be taken for a grey one."""
@@ -207,8 +205,6 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         folder = Path(folder)
         check_writable(folder)
-        m = self.model_
-        model.save(folder, m.net, m.backbone, m.candidate, m.classes, m.facts)
         parameters = {
             **self.get_params(),
             **dict.fromkeys(("out", "source", "after", "keep")),
@@ -220,7 +216,9 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "dtype": _dtype(self.classes_),
             "image_shape": self.image_shape_,
         }
-        write_text(folder / ESTIMATOR, json.dumps(facts, indent=1, default=_plain))
+        told, m = json.dumps(facts, indent=1, default=_plain), self.model_
+        model.save(folder, m.net, m.backbone, m.candidate, m.classes, m.facts)
+        write_text(folder / ESTIMATOR, told)
         memory.carry(getattr(self, "_folder", None), folder)
         if getattr(self, "report_", None) and Path(self.report_).exists():
             _copy(Path(self.report_), folder / "report.html")
@@ -230,19 +228,23 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """What `save` wrote: a classifier that predicts. Its `ranking_` and `outcome_` are not kept."""
         folder = Path(folder)
         try:
-            facts = json.loads((folder / ESTIMATOR).read_text(encoding="utf-8"))
+            parameters, classes, image_shape = read_json(folder / ESTIMATOR, _saved, remedy="save the classifier anew")
         except FileNotFoundError:
             raise InputError(
                 f"{folder} holds no saved TransferClassifier ({ESTIMATOR} is missing); automl_tl.predict uses the model of a run"
             ) from None
-        parameters: dict[str, Any] = {name: () if value == [] else value for name, value in facts["parameters"].items()}
         estimator = cls(**parameters)
-        classes = np.array(facts["classes"], dtype=facts.get("dtype"))  # older files name no type: NumPy's choice
-        estimator._use(model.load(folder), classes, tuple(facts.get("image_shape", ())))
+        estimator._use(model.load(folder), classes, image_shape)
         estimator._folder = folder
         if (folder / "report.html").exists():
             estimator.report_ = folder / "report.html"
         return estimator
+
+
+def _saved(facts: Any) -> tuple[dict[str, Any], np.ndarray, tuple[int, ...]]:
+    """Parameters, classes and shape of an image, of what `save` wrote; older files name no type, and NumPy chooses it."""
+    parameters = {name: () if value == [] else value for name, value in facts["parameters"].items()}
+    return parameters, np.array(facts["classes"], dtype=facts.get("dtype")), tuple(facts.get("image_shape", ()))
 
 
 def _dtype(classes: np.ndarray) -> str:
@@ -252,7 +254,7 @@ def _dtype(classes: np.ndarray) -> str:
 
 def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:
     """`classes` and those of an earlier model that are not among them: numbers where all are numbers that `_name` calls the same
-    again, unlike "007", else texts."""
+    again, unlike "007", else texts, of numbers those of `_name`."""
     more = [name for name in known if name not in {_name(label) for label in classes}]
     if not more:
         return classes
@@ -261,7 +263,7 @@ def _with_earlier(classes: np.ndarray, known: Sequence[str]) -> np.ndarray:
             numbers = np.array(more).astype(classes.dtype)
             if [_name(number) for number in numbers] == more:
                 return np.unique(np.concatenate([classes, numbers]))
-    return np.unique([*map(str, classes), *more])
+    return np.unique([*(label if isinstance(label, str) else _name(label) for label in classes), *more])
 
 
 def _batch(X: Any) -> Any:
@@ -307,9 +309,11 @@ def _seed(random_state: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers and arrays, which a grid of parameters may be made of, as JSON has them."""
+    """NumPy's numbers and arrays, which a grid of parameters may be made of, and sets of names, as JSON has them."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
     raise TypeError(f"a {type(value).__name__} is no parameter that can be saved")
 
 

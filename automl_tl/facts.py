@@ -39,6 +39,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "rule": outcome.rule,
         "notes": outcome.notes,
+        "warnings": outcome.profile.warnings,
         "basis": outcome.ranking.basis,
         "interrupted": outcome.interrupted,
     }

@@ -36,6 +36,8 @@ NOT_READ = frozenset(
 """Images, too, which somebody will miss where they are passed over without a word."""
 NO_CLASSES = ("__MACOSX", "__pycache__", "@eaDir")
 """Folders that programs leave beside people's own, with copies of images in some; `__background__` is somebody's class."""
+ROUNDING = 0.5 / 255
+"""Half a grey level of 0–1: so far rounding, or what resizes images, may leave their range."""
 CHANNELS = (1, 3, 4)
 """Of an array: grey, colours, colours and transparency."""
 
@@ -57,12 +59,22 @@ _MANY_BITS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 def images_below(root: Path) -> list[Path]:
     """The files below `root` that are images by their names, sorted."""
-    return [path for path in sorted(root.rglob("*")) if is_image(path, root) and path.is_file()]
+    return [path for path in called_images(root) if path.is_file()]
 
 
-def is_image(path: Path, root: Path) -> bool:
-    """By its name, and neither it nor a folder that it is in, below `root`, is hidden."""
-    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.relative_to(root).parts))
+def called_images(root: Path) -> Iterator[Path]:
+    """What is below `root` and an image by its name, sorted, but for what is hidden or in a hidden folder.
+
+    Raises:
+        InputError: a link to a folder, which is not followed: its images would be missed without a word.
+    """
+    for path in sorted(root.rglob("*")):
+        if any(map(is_hidden, path.relative_to(root).parts)):
+            continue
+        if path.suffix.lower() in SUFFIXES:
+            yield path
+        elif path.is_symlink() and path.is_dir():
+            raise InputError(f"{path}: is a link to a folder, which is not followed; copy in what it leads to, or remove it")
 
 
 def is_hidden(name: str) -> bool:
@@ -190,12 +202,12 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
         if not np.isfinite(array).all():
             raise InputError(f"{where}: has values that are not finite numbers")
         low, high = array.min(), array.max()
-        if low < 0 or high > 1:
+        if low < -ROUNDING or high > 1 + ROUNDING:
             white = "divide by 255, or by what white is in them"
             usual = white if low >= 0 and high <= 255 else "take (x + 1) / 2" if low >= -1 and high <= 1 else "scale it"
             raise InputError(f"{where}: floating-point images must lie in 0–1, but this one is in {low:g}–{high:g}; {usual}")
-        array = (array * 255 + 0.5).astype(np.uint8)
-    elif array.dtype == np.uint16:
+        array = (array.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    elif (array.dtype.kind, array.dtype.itemsize) == ("u", 2):  # in either order of bytes
         array = _of_sixteen_bits(array)
     elif array.dtype.kind in "biu":
         if array.dtype == bool:
@@ -210,7 +222,7 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
 
 def _of_sixteen_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of 0–65535 in 8 bits; those that never pass 255 are of 8 bits already."""
-    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    top = 65535.0 if values.max(initial=0) > 255.5 else 255.0
     scaled: np.ndarray = (values.clip(0, top) / top * 255 + 0.5).astype(np.uint8)
     return scaled
 
@@ -221,12 +233,12 @@ def _rgb(image: Image.Image, where: str) -> Image.Image:
         if not np.isfinite(values).all():
             raise InputError(f"{where}: has values that are not finite numbers")
         low, high = values.min(initial=0), values.max(initial=0)
-        if low < 0 or high > 65535:
+        if low < -ROUNDING or high > 65535:
             raise InputError(
                 f"{where}: grey values must lie in 0–1, 0–255 or 0–65535, but these are in {low:g}–{high:g}; scale them"
             )
-        if image.mode == "F" and high <= 1:
-            values = values * 255
+        if image.mode == "F" and high <= 1 + ROUNDING:
+            values = values.clip(0, 1) * 255
         return Image.fromarray(_of_sixteen_bits(values)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import model
-from .data import read_listing
+from .data import check_labelled, read_listing
 from .errors import InputError, InputWarning
 from .evaluation.adversaries import judge_robust
 from .evaluation.calibration import Bin, reliability
@@ -19,6 +19,7 @@ from .evaluation.classification import ClassScores, intervals, judge, per_class
 from .evaluation.cost import InferenceCost, inference_cost
 from .evaluation.robustness import Robustness, robustness
 from .exports.predictor import Predictor, open_predictor
+from .records import TARGET, TEST
 
 CORRUPTED = 500
 """Images that `judge_corrupted` looks at, sixty times over."""
@@ -49,7 +50,7 @@ class Judgement:
     """uint8 n×size×size×3, as the model saw them."""
     model: Predictor
     split: str
-    """"test", or "all" where there is no test split."""
+    """"test", or "all" (that have a label) where there is no test split."""
     domains: list[DomainScores]
     """Of each domain that the images name, by name; none where they name none."""
 
@@ -76,12 +77,16 @@ def judge_model(run: Path | str, location: Any) -> Judgement:
     listing = read_listing(location)
     for warning in listing.warnings:
         warnings.warn(warning, InputWarning, stacklevel=2)
-    keep = [i for i, split in enumerate(listing.splits) if split == "test"] if listing.splits is not None else []
-    chosen = keep or range(len(listing.images))
+    splits = [""] * len(listing.images) if listing.splits is None else listing.splits
+    keep = [i for i, split in enumerate(splits) if split == TEST]
+    chosen = keep or [i for i, split in enumerate(splits) if split != TARGET]
+    if not chosen:
+        raise InputError(f"{listing.name}: no image has a label to judge by; `predict` needs none")
+    check_labelled(listing, chosen)
     unknown = sorted({listing.labels[i] for i in chosen} - set(trained.classes))
     if unknown:
         raise InputError(
-            f"{location} has classes that the model does not know: {', '.join(unknown[:5])}; "
+            f"{listing.name} has classes that the model does not know: {', '.join(unknown[:5])}; "
             f"known: {', '.join(trained.classes[:20])}"
         )
     pixels = trained.decode([listing.images[i] for i in chosen], [listing.where[i] for i in chosen])
@@ -89,7 +94,7 @@ def judge_model(run: Path | str, location: Any) -> Judgement:
     found = trained.probabilities(pixels)
     classes = per_class(found, labels, trained.classes)
     bins = reliability(found, labels)
-    split = "test" if keep else "all"
+    split = TEST if keep else "all"
     domains = [] if listing.domains is None else _per_domain(found, labels, [listing.domains[i] for i in chosen])
     scores, ranges = judge(found, labels), intervals(found, labels)
     return Judgement(scores, ranges, classes, bins, labels, pixels, trained, split, domains)

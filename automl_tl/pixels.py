@@ -149,6 +149,9 @@ def _decode_into(path: Path, task: Task, size: int, prepare: Prepare, progress: 
 
 def _make_room(folder: Path, needed: int) -> None:
     """Delete what was not used for longest. A file that another process has mapped lives on until that process ends."""
+    for left in folder.glob("*.partial"):
+        with suppress(OSError), FileLock(left.with_suffix("").with_suffix(".lock"), timeout=0):  # or somebody is at work on it
+            left.unlink()
     entries: list[tuple[float, int, Path]] = []
     for path in folder.glob("*.npy"):
         with suppress(OSError):  # another process has made room, too

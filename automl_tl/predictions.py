@@ -16,10 +16,7 @@ from .data import shown
 from .errors import InputError, InputWarning
 from .exports.predictor import open_predictor
 from .home import check_writable, whole
-from .images import images_below, is_one, passed_over
-
-DECODED = 2048
-"""Images that `predict` has in memory at once, 300 MB at 224 pixels: a whole number of batches, so it moves no prediction."""
+from .images import SUFFIXES, images_below, is_one, passed_over
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +31,7 @@ class Predictions:
     @property
     def labels(self) -> list[str]:
         """The most probable class of each image."""
-        return [self.classes[index] for index in self.probabilities.argmax(1)] if len(self.where) else []
+        return [self.classes[index] for index in self.probabilities.argmax(1)]
 
 
 def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:
@@ -47,9 +44,7 @@ def predict(run: Path | str, images: Path | str | Sequence[Any]) -> Predictions:
     """
     trained = open_predictor(Path(run))
     listed, where = _unlabelled(images)
-    blocks = [slice(start, start + DECODED) for start in range(0, max(len(listed), 1), DECODED)]
-    parts = [trained.probabilities(trained.decode(listed[block], where[block])) for block in blocks]
-    return Predictions(tuple(where), trained.classes, np.concatenate(parts))
+    return Predictions(tuple(where), trained.classes, trained.answer(listed, where))
 
 
 def _unlabelled(images: Path | str | Sequence[Any]) -> tuple[list[Any], list[str]]:
@@ -111,10 +106,13 @@ def check_file(path: Path) -> None:
     """Worth asking before the work whose result is written there.
 
     Raises:
-        InputError: `path` is a folder, or lies in one that cannot be written to, or is a pipe or device that cannot.
+        InputError: `path` is a folder or called an image, or lies in a folder that cannot be written to, or is a pipe or device
+            that cannot.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; --out is the file to write")
+    if path.suffix.lower() in SUFFIXES:
+        raise InputError(f"{path}: is called an image, and a table of predictions would take its place; choose another --out")
     if not _is_stream(path):
         check_writable(path.resolve().parent)
     elif not os.access(path, os.W_OK):

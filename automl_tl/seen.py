@@ -52,39 +52,41 @@ def read_all(listing: Listing, progress: Progress | None) -> list[Seen]:
 
 
 class _Index:
-    """What was seen of the files of a listing, kept under their paths, sizes and times of change.
+    """What was seen of files, in one file for the folder that all of them are in, so that one more image costs one look.
 
     Files out of one archive may all have one size and one time: which file it is, and when its place was last changed, tell of
     two that were exchanged.
     """
 
     def __init__(self, listing: Listing) -> None:
-        self.keys: dict[int, str] = {}
+        self.files: dict[int, tuple[str, str]] = {}
         for i, image in enumerate(listing.images):
             if isinstance(image, (str, Path)):
-                try:
+                with suppress(OSError):
                     state = os.stat(image)
-                except OSError:
-                    continue
-                told = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
-                self.keys[i] = "|".join(map(str, (os.path.abspath(image), *told)))
-        whole = "\n".join(sorted(self.keys.values())).encode("utf-8", sys.getfilesystemencodeerrors())
-        name = hashlib.sha256(whole).hexdigest()[:32]
-        self.path = cache() / "seen" / f"{name}.json"
+                    told = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+                    self.files[i] = os.path.abspath(image), "|".join(map(str, told))
+        prefix = os.path.commonprefix([path for path, _ in self.files.values()])  # noqa: RUF071 (up to a folder, by `dirname`)
+        folder = os.path.dirname(prefix).encode("utf-8", sys.getfilesystemencodeerrors())
+        self.path = cache() / "seen" / f"{hashlib.sha256(folder).hexdigest()[:32]}.json"
+        self.kept: dict[str, tuple[str, Seen]]
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
-            by_key = {key: Seen(h, w, t, bytes.fromhex(b)) for key, h, w, t, b in kept}
+            self.kept = {path: (told, Seen(h, w, t, bytes.fromhex(b))) for path, told, h, w, t, b in kept}
         except (OSError, ValueError, TypeError):  # nothing was seen yet, or it is damaged: the images are read
-            by_key = {}
-        self.known = {i: by_key[key] for i, key in self.keys.items() if key in by_key}
+            self.kept = {}
+        now = {i: path for i, (path, told) in self.files.items() if self.kept.get(path, ("",))[0] == told}
+        self.known = {i: self.kept[path][1] for i, path in now.items()}
 
     def keep(self, added: list[int]) -> None:
-        if not self.keys or not added:
+        """With what is kept of other files there, such as those of another table, as long as they are there."""
+        if not self.files or not added:
             return
+        seen = {path: (told, self.known[i]) for i, (path, told) in self.files.items() if not self.known[i].error}
         rows = [
-            [key, one.hash, one.width, one.height, one.thumbnail.hex()]
-            for i, key in self.keys.items()
-            if not (one := self.known[i]).error
+            [path, told, one.hash, one.width, one.height, one.thumbnail.hex()]
+            for path, (told, one) in (self.kept | seen).items()
+            if path in seen or os.path.exists(path)
         ]
         self.path.parent.mkdir(exist_ok=True)
         write_text(self.path, json.dumps(rows))

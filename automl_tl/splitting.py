@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+
 import numpy as np
 
 from .errors import InputError
@@ -149,16 +151,18 @@ def _hold_out(pool: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: f
     A group with more than twice the images that are wanted of a class stays where it is, if a smaller one can go.
     """
     taken: set[int] = set()
-    for label in np.unique(labels[pool]):
+    left, inside = Counter(labels[pool].tolist()), defaultdict[int, Counter[int]](Counter)
+    for group, label in zip(groups[pool].tolist(), labels[pool].tolist(), strict=True):
+        inside[group][label] += 1  # a patient may have images of several classes
+    for label in sorted(left):
         members = pool[labels[pool] == label]
         wanted = max(1, round(share * len(members)))
-        names, sizes = np.unique(groups[members], return_counts=True)
-        size_of = dict(zip(names.tolist(), sizes.tolist(), strict=True))
-        count = sum(size_of[group] for group in taken & size_of.keys())
-        drawn = rng.permutation(names).tolist()
+        size_of = {group: inside[group][label] for group in np.unique(groups[members]).tolist()}
+        drawn = rng.permutation(list(size_of)).tolist()
         large = sorted((group for group in drawn if size_of[group] > 2 * wanted), key=lambda group: size_of[group])
-        for group in [group for group in drawn if group not in large] + (large[:1] if not count else []):
-            if count < wanted and group not in taken and count + size_of[group] < len(members):
+        for group in [group for group in drawn if group not in large] + (large[:1] if left[label] == len(members) else []):
+            spared = all(left[other] > count for other, count in inside[group].items())
+            if len(members) - left[label] < wanted and group not in taken and spared:
                 taken.add(group)
-                count += size_of[group]
+                left.subtract(inside[group])
     return np.array([int(i) for i in pool if int(groups[i]) in taken], dtype=np.int64)

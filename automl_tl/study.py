@@ -20,7 +20,7 @@ from .errors import InputError, TrialError
 from .evaluation.efficiency import Curve, Saving, data_saving, fit_curve
 from .home import read_json, write_text
 from .progress import alone_in
-from .records import TEST, TRAIN, VALIDATION, Backbone, Candidate, Task
+from .records import TARGET, TEST, TRAIN, VALIDATION, Backbone, Candidate, Task
 from .space import Int, check, defaults
 from .trials import judge_on_test, run_trial
 
@@ -205,11 +205,12 @@ def _run(task: Task, candidate: Candidate, backbone: Backbone, kind: str, share:
 
 
 def share_of(task: Task, share: float, *, seed: int) -> Task:
-    """A share of the training and of the validation images, class by class, at least one of each; all test images.
+    """A share of the training and of the validation images, class by class, at least one of each; all test images, and all
+    without a label.
 
     The choice of a share is part of that of every larger one.
     """
-    kept = [task.part(TEST)]
+    kept = [task.part(TEST), task.part(TARGET)]
     for split in (TRAIN, VALIDATION):
         part = task.part(split)
         order = np.random.default_rng([seed, len(split)]).permutation(part)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from automl_tl import fit
 from automl_tl.along import Along, fraction, read_task
 from automl_tl.data import load_task
 from automl_tl.errors import InputError
@@ -154,6 +155,13 @@ def test_shots_are_of_labelled_images(tmp_path: Path, source: Path) -> None:
     for place in (flat, tmp_path / "target"):
         with pytest.raises(InputError, match=f"--shots 2: {place.name} has no labelled training image to choose from"):
             read_task(place, Along(source=source, shots=2))
+
+
+def test_what_comes_along_is_read_with_the_task(source: Path, tmp_path: Path) -> None:
+    """Rather than forgotten, and the model no robust one."""
+    with pytest.raises(InputError, match=r"what comes along with a task is read with it: give `along` to `api\.read_task`"):
+        fit(load_task(source), along=Along(robust=0.1), budget="1 trials", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_fractions() -> None:

@@ -543,6 +543,12 @@ def predictions_onto_a_folder(place: Place) -> list[str]:
     return ["predict", str(place.model), str(good(place)), "--out", str(place.root / "photos")]
 
 
+@bad("a/000.png: is called an image, and a table of predictions would take its place; choose another --out")
+def predictions_onto_an_image(place: Place) -> list[str]:
+    image = good(place) / "a" / "000.png"
+    return ["predict", str(place.model), str(image), "--out", str(image)]
+
+
 @bad("model.safetensors is damaged: .*; copy it anew")
 def truncated_weights(place: Place) -> list[str]:
     weights = place.model / "model.safetensors"
@@ -582,6 +588,11 @@ def weights_of_another_model(place: Place) -> list[str]:
 @bad("photos has classes that the model does not know: zebra; known: a, b")
 def evaluate_of_an_unknown_class(place: Place) -> list[str]:
     return ["evaluate", str(place.model), str(lay_drawn(place.root / "photos", {"a": 2, "zebra": 2}))]
+
+
+@bad("photos: no image has a label to judge by; `predict` needs none")
+def evaluate_of_nothing_but_unlabelled_images(place: Place) -> list[str]:
+    return ["evaluate", str(place.model), str(lay_drawn(place.root / "photos", {"unlabelled": 4}))]
 
 
 @bad(r"model holds no trained model \(model.safetensors is missing\); run `automl-tl fit` first")

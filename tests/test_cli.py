@@ -115,9 +115,13 @@ def test_fit_tells_what_it_does(command: Command, photos: Path, tmp_path: Path) 
 
 def test_fit_for_programs(command: Command, photos: Path, tmp_path: Path) -> None:
     only = ("--strategy", "linear-probe", "--backbone", TINY)
+    (photos / "train" / "1.heic").write_bytes(b"")
     said = command("fit", photos, "--trials", 1, "--out", tmp_path / "out", *only, "--json")
+    advice = command("recommend", photos, *only, "--json").facts
+    (photos / "train" / "1.heic").unlink()
     assert said.err == ""
     facts = said.facts
+    assert facts["warnings"] == advice["warnings"] == ["1 file was left out (.heic): convert to JPEG or PNG"]
     assert facts["winner"]["status"] == "finished"
     assert Path(facts["report"]).exists()
     assert 0 < facts["winner"]["test"]["accuracy"] <= 1
@@ -379,6 +383,21 @@ def test_a_narrow_table_loses_no_letter(capsys: pytest.CaptureFixture[str], monk
     assert all(name.replace(" ", "") in folded for name in names)
 
 
+def test_what_is_done_once_more_has_a_bar_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the images of a source are read after those of the task."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.progress_bars(silent=False) as progress:
+        assert progress is not None
+        for total in (64, 128):
+            terminal.truncate(0)
+            for done in (total // 2, total):
+                progress("reading images", done, total)
+            assert "reading images" in terminal.getvalue()
+
+
 def test_each_column_of_predictions_has_its_own_name(tmp_path: Path) -> None:
     from automl_tl.predictions import Predictions, write_predictions
 
@@ -417,6 +436,17 @@ def test_evaluate_uses_the_test_split(command: Command, run: Path, photos: Path)
     assert (facts["images"], facts["split"], "domains" in facts) == (40, "test", False)
     assert "40 images (test split)" in command("evaluate", run, photos).out
     assert "40 images (no test split: all of them)" in command("evaluate", run, photos / "test").out
+
+
+def test_evaluate_passes_over_unlabelled_images(command: Command, run: Path, photos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(photos / "test", tmp_path / "set")
+    expected = command("evaluate", run, folder, "--json").facts
+    shutil.copytree(photos / "train" / "digit 3", folder / "unlabelled")
+    assert command("evaluate", run, folder, "--json").facts == expected
+    with pytest.raises(InputError, match=r"^image 1: has no label; give it one or remove it$"):
+        api.evaluate(run, (arrays(2)[0], ["digit 0", ""]))
+    with pytest.raises(InputError, match=r"^arrays has classes that the model does not know: 0; known: digit 0, "):
+        api.evaluate(run, (arrays(2)[0], ["digit 0", 0]))
 
 
 def test_evaluate_says_the_accuracy_of_each_domain(command: Command, run: Path, photos: Path) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pictures import drawn, lay, lay_drawn
 from PIL import Image
 
+from automl_tl import seen
 from automl_tl.data import load_task, load_unlabelled, subset
 from automl_tl.errors import InputError
 from automl_tl.images import read_image, square
@@ -178,15 +180,29 @@ def test_files_whose_names_are_not_utf_8_are_read_and_known_again(tmp_path: Path
     assert set(flat.where) == set(task.where)
 
 
-def test_what_was_seen_is_kept_under_the_digest_that_it_always_was(tmp_path: Path, own_home: Path) -> None:
-    folder = lay_drawn(tmp_path / "größe", {"a": 2, "b": 2})
+def test_of_files_that_were_seen_only_new_ones_are_read(tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = lay_drawn(tmp_path / "größe", {"a": 3, "b": 3}), list[str]()
+
+    def watched(item: tuple[Any, str]) -> seen.Seen:
+        read.append(item[1])
+        return look(item)
+
+    look = seen.look
+    monkeypatch.setattr(seen, "look", watched)
     load_task(folder)
-    states = {path: path.stat() for path in folder.rglob("*.png")}
-    keys = sorted(
-        f"{path}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}|{state.st_ino}" for path, state in states.items()
-    )
-    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
-    assert [path.stem for path in (own_home / "cache" / "seen").iterdir()] == [digest]
+    assert len(read) == 6
+    lay_drawn(folder, {"b": 1}, start=50)
+    (folder / "a" / "000.png").rename(folder / "b" / "moved.png")
+    drawn(60).save(folder / "a" / "001.png")
+    assert len(load_task(folder).images) == 7
+    assert sorted(read[6:]) == ["a/001.png", "b/003.png", "b/moved.png"]
+    (folder / "list.csv").write_text("path,label\na/001.png,a\na/002.png,a\nb/000.png,b\nb/001.png,b\n")
+    lay_drawn(folder, {"a": 1}, start=70)
+    for place in (folder / "list.csv", folder, folder / "list.csv"):
+        load_task(place)
+    assert [place.split()[-1] for place in read[9:]] == ["a/002.png"], "that was laid anew; a table of some leaves the others"
+    (kept,) = (own_home / "cache" / "seen").iterdir()
+    assert len(json.loads(kept.read_text())) == 7, "nothing of what is gone"
 
 
 @pytest.mark.parametrize("kept", [b"", b"\0" * 80, b'{"a": 1}', b"[[1]]", b'[["key", 1, 2, 3, "no hex"]]'])

@@ -29,8 +29,10 @@ from torch import nn
 
 from automl_tl import Candidate, Classifier, TransferClassifier, api, load_task, model, steps
 from automl_tl.backbones import build, catalogue
+from automl_tl.data import class_name
 from automl_tl.errors import InputError, InputWarning, PluginError
 from automl_tl.estimator import _seed, _with_earlier
+from automl_tl.exports import predictor
 
 pytestmark = pytest.mark.usefixtures("used_home")
 
@@ -170,12 +172,16 @@ def test_names_come_alone_and_in_arrays(digits: tuple[np.ndarray, np.ndarray], t
         (np.array([3, 4]), ["00001", "3", "4"], ["00001", "3", "4"]),
         (np.array([3, 4], dtype=np.uint8), ["300", "3", "4"], ["3", "300", "4"]),
         (np.array([3.0, 4.0]), ["1", "3", "4"], [1.0, 3.0, 4.0]),
+        (np.array([3.0, 4.0]), ["a", "3", "4"], ["3", "4", "a"]),
         (np.array([False, True]), ["perhaps", "False", "True"], ["False", "True", "perhaps"]),
+        (np.array(["e\u0301"]), ["\u00e9", "a"], ["a", "e\u0301"]),
     ],
-    ids=["numbers", "with zeros before", "too large", "floats", "texts"],
+    ids=["numbers", "with zeros before", "too large", "floats", "floats and texts", "texts", "texts in another form"],
 )
 def test_classes_of_an_earlier_model_keep_their_names(classes: np.ndarray, known: list[str], expected: list[object]) -> None:
-    assert _with_earlier(classes, known).tolist() == expected
+    found = _with_earlier(classes, known)
+    assert found.tolist() == expected
+    assert sorted(map(class_name, found)) == sorted(known), "a column of what the model says for each"
 
 
 def test_labels_without_an_order_are_refused(digits: tuple[np.ndarray, np.ndarray]) -> None:
@@ -263,7 +269,7 @@ def test_the_type_of_the_labels_is_kept(tmp_path: Path) -> None:
     backbone, names = catalogue()[SMALL], [str(number) for number in range(10)]
     net = Classifier(build(backbone), nn.Linear(backbone.num_features, 10))
     model.save(tmp_path, net, backbone, Candidate(SMALL, "linear-probe"), names, {})
-    classifier = TransferClassifier()
+    classifier = TransferClassifier(remember={"fisher", "exemplars"})
     classifier._use(model.load(tmp_path), np.arange(10), ())
     for dtype in ("uint8", "float32", "object", "<U4", ">i4", np.dtypes.StringDType()):
         classifier.classes_ = np.arange(10).astype("<U4" if dtype == "object" else int).astype(dtype)
@@ -271,10 +277,39 @@ def test_the_type_of_the_labels_is_kept(tmp_path: Path) -> None:
         loaded = TransferClassifier.load(tmp_path)
         assert loaded.classes_.dtype == classifier.classes_.dtype
         assert loaded.classes_.tolist() == classifier.classes_.tolist()
+    assert loaded.remember == ["exemplars", "fisher"]
     file = tmp_path / "estimator.json"
     older = {name: value for name, value in json.loads(file.read_text()).items() if name != "dtype"}
     file.write_text(json.dumps(older))
     assert TransferClassifier.load(tmp_path).classes_.tolist() == classifier.classes_.tolist()
+
+
+def test_what_was_saved_and_is_damaged_is_said(fitted: TransferClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    (tmp_path / "estimator.json").write_text("{")
+    with pytest.raises(InputError, match=r"estimator\.json: is damaged: .*; save the classifier anew"):
+        TransferClassifier.load(tmp_path)
+    strange = TransferClassifier(budget=b"1m")  # type: ignore[arg-type]
+    strange._use(fitted.model_, fitted.classes_, ())
+    with pytest.raises(TypeError, match="a bytes is no parameter that can be saved"):
+        strange.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_any_number_of_images_is_predicted_in_blocks(
+    digits: tuple[np.ndarray, np.ndarray], fitted: TransferClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, held = fitted.predict_proba(digits[0][:20]), []
+    decoded = predictor.pixels.decode_images
+
+    def watched(images: list[np.ndarray], *rest: Any, **options: Any) -> np.ndarray:
+        held.append(len(images))
+        return decoded(images, *rest, **options)
+
+    monkeypatch.setattr(predictor.pixels, "decode_images", watched)
+    monkeypatch.setattr(predictor, "DECODED", 8)
+    np.testing.assert_allclose(fitted.predict_proba(digits[0][:20]), expected, atol=1e-5)  # of smaller batches
+    assert held == [8, 8, 4]
 
 
 def test_an_interrupted_fit_is_told_and_leaves_a_usable_estimator(

@@ -88,13 +88,14 @@ def test_images_in_blocks_are_predicted_as_at_once(run: Path, photos: Path, monk
     broken = photos.parent / "broken.png"
     broken.write_bytes(images[0].read_bytes()[:100])
     expected = automl_tl.predict(run, images)
-    monkeypatch.setattr("automl_tl.predictions.DECODED", 8)
+    monkeypatch.setattr("automl_tl.exports.predictor.DECODED", 8)
     found = automl_tl.predict(run, images)
     assert (found.where, found.labels) == (expected.where, expected.labels)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)  # of smaller batches
     with pytest.raises(InputError, match=r"broken\.png"):
         automl_tl.predict(run, [*images, broken])
-    assert automl_tl.predict(run, []).labels == []
+    nothing = automl_tl.predict(run, [])
+    assert (nothing.labels, nothing.probabilities.shape) == ([], (0, 10))
 
 
 def test_one_image_is_one_image_in_every_form(run: Path, photos: Path) -> None:

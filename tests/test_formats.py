@@ -174,6 +174,20 @@ def test_links_may_not_lead_out(tmp_path: Path) -> None:
     assert by_label(read_listing(tmp_path / "elsewhere")) == {"a": 3, "b": 2}  # the data as a whole may be linked
 
 
+@pytest.mark.skipif(not hasattr(Path, "symlink_to"), reason="needs links")
+def test_images_behind_a_link_to_a_folder_are_not_missed_without_a_word(tmp_path: Path) -> None:
+    more = lay_drawn(tmp_path / "elsewhere", {"more": 2}) / "more"
+    root = lay_drawn(tmp_path / "photos", {"a": 2, "b": 2})
+    (root / "a" / ".cache").symlink_to(more, target_is_directory=True)
+    assert by_label(read_listing(root)) == {"a": 2, "b": 2}
+    for leads_to in (more, root / "b"):
+        (root / "a" / "more").symlink_to(leads_to, target_is_directory=True)
+        for read in (read_listing, load_unlabelled, images_below):
+            with pytest.raises(InputError, match=r"photos/a/more: is a link to a folder, which is not followed; copy in"):
+                read(root)
+        (root / "a" / "more").unlink()
+
+
 @NOT_UTF_8
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     """As a disk of an old Latin-1 system has them: shown as text that can be written anywhere, opened by their own names."""
@@ -234,6 +248,12 @@ def test_manifest_with_every_column_in_any_order(pictures: Path) -> None:
     assert listing.domains == ["photo", "photo", "sketch", "sketch"]
     assert [place.split(":")[0].split()[-1] for place in listing.where] == ["2", "4", "6", "7"]
     assert Path(listing.images[2]).name == "000.png"
+
+
+def test_columns_that_nobody_asks_for_may_have_any_names(pictures: Path) -> None:
+    """Excel writes columns without a name where a cell was once filled."""
+    (pictures / "list.csv").write_text(rows(columns=",,,note,note", cells=",,,1,2"))
+    assert by_label(read_listing(pictures / "list.csv")) == {"a": 4, "b": 3}
 
 
 def test_manifest_row_of_an_error_is_the_line_in_the_file(pictures: Path) -> None:
@@ -336,6 +356,12 @@ def test_arrays(images: Any) -> None:
     assert (listing.labels, listing.where[3]) == (["0", "1", "0", "1"], "image 3")
     for image in listing.images:
         assert read_image(image).mode == "RGB"
+
+
+def test_images_that_come_one_by_one() -> None:
+    images = [drawn(number) for number in range(4)]
+    listing = read_listing(((image for image in images), (label for label in "abab")))
+    assert (list(listing.images), listing.labels) == (images, list("abab"))
 
 
 def test_tensors_of_images() -> None:
@@ -463,6 +489,7 @@ def test_hugging_face_dataset_on_disk(rows_of_images: Any, tmp_path: Path) -> No
     rows_of_images([0, 1, 1]).save_to_disk(tmp_path / "one")
     listing = read_listing(tmp_path / "one")
     assert (listing.labels, listing.splits, listing.where[1]) == (["cat", "dog", "dog"], None, "train row 1")
+    assert read_listing(f"{tmp_path}/one/").name == listing.name == "one"
     np.testing.assert_array_equal(np.asarray(read_image(listing.images[2])), np.asarray(drawn(2)))
 
 

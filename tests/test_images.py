@@ -124,7 +124,8 @@ def test_palette_with_transparency(transparency: int | bytes) -> None:
 
 def test_sixteen_bits_are_scaled() -> None:
     values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
-    for source in (encoded(Image.fromarray(values), "PNG"), encoded(Image.fromarray(values), "TIFF"), values):
+    files = [encoded(Image.fromarray(values), format) for format in ("PNG", "TIFF")]
+    for source in (*files, values, values.astype(">u2")):  # as a scan has them that was read by another library
         np.testing.assert_allclose(seen(source)[0, :, 0], [0, 1, 128, 255], atol=1)
 
 
@@ -139,6 +140,9 @@ def test_floating_point_images() -> None:
     for source in (values, values.astype(np.float64), Image.fromarray(values), encoded(Image.fromarray(values), "TIFF")):
         np.testing.assert_allclose(seen(source)[0, :, 0], [0, 128, 255], atol=1)
     np.testing.assert_allclose(seen(Image.fromarray(values * 255))[0, :, 0], [0, 128, 255], atol=1)
+    rounded = values + np.array([[-1e-8, 0, 1e-4]], dtype=np.float32)  # as of a resampling
+    for source in (rounded, rounded.astype(np.float16), Image.fromarray(rounded), Image.fromarray(255 * rounded)):
+        np.testing.assert_allclose(seen(source)[0, :, 0], [0, 128, 255], atol=1)
 
 
 @pytest.mark.parametrize("values", [[-1.0, 1.0], [0.0, 70_000.0]])

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from pictures import drawn, lay_drawn, png
 
 from automl_tl import pixels
@@ -205,6 +206,14 @@ def test_others_may_make_room_at_the_same_time(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "old.npy").write_bytes(b"old")
     pixels._make_room(tmp_path, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"gone.npy", "held.npy"}
+
+
+def test_what_killed_builds_left_makes_room_and_what_is_being_built_stays(tmp_path: Path) -> None:
+    for name in ("killed", "alive"):
+        (tmp_path / f"{name}.npy.partial").write_bytes(b"half")
+    with FileLock(tmp_path / "alive.lock"):
+        pixels._make_room(tmp_path, 1)
+        assert [path.name for path in tmp_path.glob("*.partial")] == ["alive.npy.partial"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")

@@ -125,6 +125,15 @@ def test_one_large_group_trains(seed: int) -> None:
     assert two[splitting._hold_out(np.arange(35), np.zeros(35, int), two, 0.05, np.random.default_rng(seed))].tolist() == [1] * 5
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_group_with_all_of_another_class_trains(seed: int) -> None:
+    """One patient has the only images of a rare finding, and common ones besides."""
+    labels, groups = np.repeat([0, 1], [10, 2]), np.array([1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 1, 1])
+    held = splitting._hold_out(np.arange(12), labels, groups, 0.2, np.random.default_rng(seed))
+    assert len(held) == 2
+    assert 1 not in groups[held]
+
+
 # Near-duplicates
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from pictures import lay_drawn
 from small import QUICK, arrays, digits
 
 from automl_tl import data, registry, study
@@ -18,7 +19,7 @@ from automl_tl.errors import InputError
 from automl_tl.evaluation.efficiency import Saving
 from automl_tl.home import write_text
 from automl_tl.progress import alone_in
-from automl_tl.records import TEST, TRAIN, VALIDATION, Candidate
+from automl_tl.records import TARGET, TEST, TRAIN, VALIDATION, Candidate
 from automl_tl.space import defaults
 from automl_tl.study import Run, Study, means_of, saving_in_words, share_of, study_data
 from automl_tl.trials import Limits, run_trial
@@ -206,6 +207,17 @@ def test_a_share_is_of_every_class_and_part_of_the_larger_ones() -> None:
     other = share_of(task, 0.1, seed=2)
     assert set(other.hashes[other.part(TRAIN)].tolist()) != set(small.hashes[small.part(TRAIN)].tolist())
     assert share_of(task, 1.0, seed=3).fingerprint == share_of(task, 1.0, seed=4).fingerprint
+
+
+def test_a_share_has_all_images_without_a_label(tmp_path: Path) -> None:
+    """A strategy that takes as many of them as of the others would wait for them without end."""
+    lay_drawn(tmp_path / "set" / "train", {"a": 10, "b": 10})
+    task = data.load_task(lay_drawn(tmp_path / "set", {"unlabelled": 8}, start=50), test=0.2)
+    part = share_of(task, 0.5, seed=0)
+    assert (part.classes, len(part.part(TARGET)), len(part.part(TRAIN))) == (("a", "b"), 8, 6)
+    assert set(part.labels[part.part(TARGET)].tolist()) == {-1}
+    without = data.subset(task, np.flatnonzero(task.labels >= 0), name="labelled")
+    assert (without.classes, TARGET in without.splits) == (("a", "b"), False)
 
 
 @pytest.mark.parametrize(

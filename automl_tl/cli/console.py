@@ -71,6 +71,9 @@ def progress_bars(silent: bool) -> Iterator[Progress | None]:
         bars.update(known[what], completed=done)
         if all(task.finished for task in bars.tasks):
             bars.stop()
+            for bar in known.values():
+                bars.remove_task(bar)
+            known.clear()  # what is done once more, as the images of a source are read, has a bar once more
 
     try:
         yield step

@@ -136,14 +136,15 @@ def recommend(
         advice = api.recommend(task, zoo=zoo, strategies=strategy, backbones=backbone, seed=seed, progress=progress)
     if json:
         items = [asdict(item) for item in advice.ranking.items[:top]]
-        print_json({"basis": advice.ranking.basis, "stage": advice.ranking.stage, "ranking": items})
+        ranking = advice.ranking
+        print_json({"basis": ranking.basis, "stage": ranking.stage, "warnings": advice.profile.warnings, "ranking": items})
         return
     print_profile(task, advice.profile)
     print_ranking(advice.ranking, top)
 
 
 def profile(images: Images, source: Source = None, zoo: ZooName = None, seed: Seed = 0, json: AsJson = False) -> None:
-    """Describe the images in numbers: counts, distances to the sources, transferability of the backbones."""
+    """Describe the images in numbers: counts, distances to the sources, transferability of the first six backbones."""
     from automl_tl import api
     from automl_tl.along import Along
 

@@ -21,7 +21,7 @@ class Arrays:
         return isinstance(location, tuple) and len(location) == 2
 
     def open(self, location: Any) -> Listing:
-        images, labels = location
+        images, labels = (part if hasattr(part, "__len__") else list(part) for part in location)  # a generator gives them once
         shape = getattr(images, "shape", ())
         texts = getattr(getattr(images, "dtype", None), "kind", "") in ("U", "T", "O")  # paths, or images of several sizes
         if shape and len(shape) not in (3, 4) and not (texts and len(shape) == 1):

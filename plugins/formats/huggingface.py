@@ -44,7 +44,7 @@ class HuggingFace:
             splits += [split] * len(part)
             where += [f"{split} row {row}" for row in range(len(part))]
         given = splits if set(splits) != {"train"} else None
-        return Listing(str(location).removeprefix(PREFIX).split("/")[-1], images, labels, where, given)
+        return Listing(Path(str(location).removeprefix(PREFIX)).resolve().name, images, labels, where, given)
 
 
 def _load(location: Any) -> dict[str, Any]:

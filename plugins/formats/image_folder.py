@@ -8,7 +8,7 @@ from typing import Any
 
 from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
-from automl_tl.images import is_hidden, is_image, passed_over
+from automl_tl.images import called_images, is_hidden, passed_over
 
 from ._splits import KNOWN, split_of
 
@@ -100,11 +100,9 @@ def _folders(folder: Path, root: Path) -> list[Path]:
 
 
 def _images(folder: Path, root: Path) -> list[Path]:
-    """Files below `folder` that look like images; links that lead out of the data are refused."""
+    """Files below `folder` that look like images; links that lead out of the data, or to a folder, are refused."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        if not is_image(path, folder):
-            continue
+    for path in called_images(folder):
         _check_inside(path, root)
         if path.is_file():
             found.append(path)

@@ -162,7 +162,7 @@ def _check_header(table: Path, header: Sequence[str]) -> None:
         if name not in header:
             found = ", ".join(map(repr, header))
             raise InputError(f"{table}: has no column {name!r}; its columns are: {found[:200]}")
-    twice = [name for name in header if list(header).count(name) > 1]
+    twice = [name for name in COLUMNS if header.count(name) > 1]  # of others any number, as of Excel's without a name
     if twice:
         raise InputError(f"{table}: has the column {twice[0]!r} twice")
 
