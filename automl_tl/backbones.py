@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import registry
 from .errors import PLUGIN_FAULTS, AutomlError, HistoryError, InputError, ZooError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .hookspecs import Zoo
 
+T = TypeVar("T")
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}
 
 
@@ -101,12 +102,17 @@ def build(backbone: Backbone, *, head: bool = False) -> nn.Module:
         ZooError: the weights cannot be had.
     """
     zoo = registry.lookup("zoo", backbone.zoo, registry.zoos())
+    return _done(zoo, f"build {backbone.name!r}", lambda: zoo.build(backbone, head=head))
+
+
+def _done(zoo: Zoo, what: str, work: Callable[[], T]) -> T:
+    """What comes of a zoo's `work`; one that stumbles is named."""
     try:
-        return zoo.build(backbone, head=head)
-    except AutomlError:
+        return work()
+    except AutomlError:  # in words, with what to do
         raise
     except PLUGIN_FAULTS as error:
-        raise ZooError(f"zoo {zoo.name!r} cannot build {backbone.name!r}: {type(error).__name__}: {error}") from error
+        raise ZooError(f"zoo {zoo.name!r} cannot {what}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -158,14 +164,14 @@ def add(name: str) -> Backbone | None:
         ZooError: there is no such network, or it cannot be used.
     """
     zoo = _owner(name)
-    return None if zoo is None else zoo.add(name)
+    return None if zoo is None else _done(zoo, f"add {name!r}", lambda: zoo.add(name))
 
 
 def remove(name: str) -> bool:
     """Forget a network that was added by name; False where no zoo has names of this form."""
     zoo = _owner(name)
     if zoo is not None:
-        zoo.remove(name)
+        _done(zoo, f"remove {name!r}", lambda: zoo.remove(name))
     return zoo is not None
 
 
@@ -188,8 +194,9 @@ def search(words: str, wanted: Wanted, *, limit: int = 20) -> list[Offer]:
     Raises:
         ZooError: a zoo cannot be asked.
     """
-    found: list[Offer] = []
-    for zoo in registry.zoos().values():
-        if (ask := getattr(zoo, "search", None)) is not None:
-            found += filter(wanted.suits, ask(words, domain=wanted.domain, limit=limit))
-    return found
+    zoos: list[Any] = [zoo for zoo in registry.zoos().values() if hasattr(zoo, "search")]
+    return [offer for zoo in zoos for offer in _found(zoo, words, wanted.domain, limit) if wanted.suits(offer)]
+
+
+def _found(zoo: Any, words: str, domain: str | None, limit: int) -> list[Offer]:
+    return _done(zoo, "search", lambda: list(zoo.search(words, domain=domain, limit=limit)))

@@ -167,8 +167,10 @@ def build(backbone: Backbone, *, head: bool = False) -> nn.Module:
     """The network of a card with its weights, headless or with its source head; in evaluation mode.
 
     Raises:
-        ZooError: the weights do not belong to this network, or are damaged.
+        ZooError: the weights are not here, do not belong to this network, or are damaged.
     """
+    if not backbone.weights:  # as it is known from a model or a history
+        raise ZooError(f"{backbone.name}: its weights are not at hand; add the folder that has them with `automl-tl zoo add`")
     if head and not backbone.num_classes:
         raise ZooError(f"{backbone.name} has no source head")
     net = create(backbone.architecture, backbone.kwargs, num_classes=backbone.num_classes)

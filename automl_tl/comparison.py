@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .backbones import build
-from .errors import ZooError
+from .errors import InputWarning, ZooError
 from .evaluation.combined import WEIGHTS, Standing, check_weights, combined_scores, pareto_front
 from .evaluation.cost import time_passes
 from .records import Backbone, Trial
@@ -32,8 +33,8 @@ def compare(
 ) -> list[Compared]:
     """The trials that have a score, in their order: validation score, latency of one image, size, seconds of training.
 
-    Latency is measured here and now, once a backbone; trials are left out whose backbone is not in `backbones`, or no longer at
-    hand.
+    Latency is measured here and now, once a backbone; trials are left out whose backbone is not in `backbones`, and, with a
+    warning, those whose backbone is no longer at hand.
 
     Raises:
         InputError: the weights.
@@ -45,8 +46,8 @@ def compare(
             continue
         try:
             latency[name] = time_passes(build(backbones[name]), backbones[name].input_size, 1, seconds=TIMED).seconds
-        except ZooError:
-            continue
+        except ZooError as error:
+            warnings.warn(f"trials on {name} are left out of the comparison: {error}", InputWarning, stacklevel=2)
     kept = [trial for trial in trials if trial.validation and trial.candidate.backbone in latency]
     standings = [
         Standing(

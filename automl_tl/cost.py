@@ -20,6 +20,7 @@ from .facts import is_number
 from .home import home, write_text
 from .learning import predict_by
 from .records import Backbone, Candidate
+from .registry import PluginWarning
 from .space import Value, defaults
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _multiply_adds(
             except PluginError as error:  # it is named, and the usual formula stands in for these values alone
                 failed.add(key)
                 if name not in named:
-                    warnings.warn(str(error), stacklevel=2)
+                    warnings.warn(str(error), PluginWarning, stacklevel=2)
                 named.add(name)
         work[row] = _usual_cost(backbone, count, values)
     return np.maximum(np.nan_to_num(work), 1.0)

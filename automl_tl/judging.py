@@ -71,7 +71,7 @@ def judge_model(run: Path | str, location: Any) -> Judgement:
     """`evaluate` with intervals, a table of the classes, and what is needed to look further.
 
     Raises:
-        InputError: a class that the model does not know.
+        InputError: a class that the model does not know, or no labels at all.
     """
     trained = open_predictor(Path(run))
     listing = read_listing(location)

@@ -53,7 +53,7 @@ def profile_task(
     """
     start = time.perf_counter()
     sample = look_sample(task, seed)
-    seen = target_sample(task, seed) if TARGET in task.splits else sample
+    seen = domain_sample(task, seed)
     notes = imbalance(task)
     meta = count_features(task)
     distances: dict[str, dict[str, float]] = {}
@@ -148,8 +148,10 @@ def look_sample(task: Task, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def target_sample(task: Task, seed: int) -> np.ndarray:
-    """Positions of at most `LOOK` images of the domain that counts."""
+def domain_sample(task: Task, seed: int) -> np.ndarray:
+    """Positions of the images that distances are taken of: `look_sample`, or at most `LOOK` of another domain that counts."""
+    if TARGET not in task.splits:
+        return look_sample(task, seed)
     return np.sort(np.random.default_rng(seed).permutation(task.part(TARGET))[:LOOK])
 
 
@@ -232,16 +234,24 @@ def reference_encoder() -> tuple[Backbone, dict[str, Features]] | None:
     """The one encoder that distances are taken with, as those of two cannot be compared: that of the zoo `REFERENCE`, or else of
     any. With the sources whose statistics were taken with it, by a zoo or in an added folder; None where no zoo has one.
 
-    Warns (`InputWarning`) of statistics that cannot be used.
+    Warns of statistics that cannot be used, or had (`PluginWarning`).
     """
     taken = _added_sources()
-    zoos: list[Any] = [zoo for zoo in registry.zoos().values() if getattr(zoo, "reference", None) is not None]
-    zoos.sort(key=lambda zoo: zoo.name == REFERENCE)  # the last one's word on a source counts
+    zoos: list[Any] = sorted(registry.zoos().values(), key=lambda zoo: zoo.name == REFERENCE)
+    last: Any = None  # whose word on a source counts
     for zoo in zoos:
-        taken[zoo.reference] = {**taken.get(zoo.reference, {}), **_sources_of(zoo)}
-    if not zoos:
+        try:
+            if (reference := getattr(zoo, "reference", None)) is not None:
+                taken[reference] = {**taken.get(reference, {}), **zoo.sources()}
+                last = zoo
+        except AutomlError:  # in words, with what to do
+            raise
+        except PLUGIN_FAULTS as error:
+            text = f"the sources of zoo {zoo.name!r} are left out: {type(error).__name__}: {error}"
+            warnings.warn(text, registry.PluginWarning, stacklevel=2)
+    if last is None:
         return None
-    encoder = registry.lookup("backbone", zoos[-1].reference, {backbone.name: backbone for backbone in zoos[-1].list()})
+    encoder = registry.lookup("backbone", last.reference, {backbone.name: backbone for backbone in last.list()})
     found = taken.pop(encoder.name)
     for other, sources in taken.items():
         if not sources:
@@ -249,18 +259,6 @@ def reference_encoder() -> tuple[Backbone, dict[str, Features]] | None:
         left_out = f"statistics taken with {other}: {', '.join(sources)} left out"
         warnings.warn(f"{left_out}; only {encoder.name} can be compared: see `zoo describe`", InputWarning, stacklevel=2)
     return encoder, found
-
-
-def _sources_of(zoo: Any) -> Mapping[str, Features]:
-    """What a zoo says of its sources; of one that fails nothing."""
-    try:
-        return dict(zoo.sources())
-    except AutomlError:  # in words, with what to do
-        raise
-    except PLUGIN_FAULTS as error:
-        text = f"sources of zoo {zoo.name!r} are left out: {type(error).__name__}: {error}"
-        warnings.warn(text, registry.PluginWarning, stacklevel=3)
-        return {}
 
 
 def _added_sources() -> dict[str, dict[str, Features]]:

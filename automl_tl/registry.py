@@ -57,15 +57,17 @@ METHODS = {
     "register_trackers": ("opened", "started", "epoch", "finished"),
 }
 """Hook → what each of its things is asked for, whoever needs it."""
+LISTED = 50
+"""Names that a message lists of all that are known: timm alone has more than a thousand networks."""
 METRICS = ("distance", "transferability", "familiarity")
 """The kinds that somebody asks for; see `hookspecs.Metric`."""
 
 
 def _loaded(hook: str) -> Iterator[tuple[Plugin, Hooks]]:
     """Every plugin that may have `hook`; with "", all. Listing networks, say, need not wait for strategies to import torch."""
-    others = {kind for kind in KINDS.values() if hook and kind != KINDS[hook]}
+    others = tuple(f"{kind}." for kind in KINDS.values() if hook and kind != KINDS[hook])
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        if point.name.partition(".")[0] not in others:
+        if not point.name.startswith(others):
             yield _load(point)
 
 
@@ -190,7 +192,8 @@ def lookup(kind: str, name: str, known: dict[str, T]) -> T:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise PluginError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}")
+    told = [*list(known)[:LISTED], *["…"] * (len(known) > LISTED)]
+    raise PluginError(f"unknown {kind} {name!r}{hint} Known: {', '.join(told) or 'none'}")
 
 
 def several(names: str | Iterable[Any] | None) -> list[str] | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import keyword
 import re
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
 from . import registry
 from .errors import InputError
-from .home import whole
+from .home import check_writable, whole
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 WRITTEN = {
@@ -26,7 +27,8 @@ def write_plugin(name: str, out: Path) -> Path:
     """Write the package of a strategy `name` into a new folder of `out`; that folder.
 
     Raises:
-        InputError: not a name, one that is taken, or the folder is there already.
+        InputError: not a name, one that is taken, the folder or a package of that name is there already, or `out` cannot be
+            written to.
     """
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for a strategy; write lower-case words joined by hyphens, such as my-method")
@@ -40,6 +42,9 @@ def write_plugin(name: str, out: Path) -> Path:
     folder = out / module
     if folder.exists():
         raise InputError(f"{folder} is there already; choose another --out, or delete it")
+    if find_spec(module) is not None:  # such as automl_tl_plugins, which this package itself brings
+        raise InputError(f"there is a Python package {module} already; choose another name")
+    check_writable(out)
     words = {"name": name, "module": module, "identifier": identifier, "class_name": class_name}
     with whole(folder) as partial:
         for place, template in WRITTEN.items():

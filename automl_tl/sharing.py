@@ -171,7 +171,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, file)
             return
         for row in csv.DictReader(file):
-            yield {name: text for name, text in row.items() if name in ("fingerprint", "name", "source_dataset")}
+            yield {name: text for name, text in row.items() if name in ("fingerprint", "name", "source_dataset", "objective")}
 
 
 def _collect(value: Any, field: str, texts: dict[str, set[str]]) -> None:

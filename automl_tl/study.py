@@ -74,8 +74,8 @@ def study_data(
     """Train one network transferred and from scratch, on growing shares of the training and validation images.
 
     The network and both settings are the best that `recommend` names for all of the data, and stay the same for every share.
-    Smaller shares are part of larger ones. The test images stay whole and decide nothing. The same call again goes on where
-    an interrupted one stopped; `out` gets study.json and study.html.
+    Smaller shares are part of larger ones. The test images stay whole and decide nothing; images without a label stay whole, too.
+    The same call again goes on where an interrupted one stopped; `out` gets study.json and study.html.
 
     Raises:
         InputError: the images; all shares come to one number of training images; or `out` holds another study, or another process
@@ -113,6 +113,9 @@ def study_data(
 
 def _check_shares(task: Task, shares: Sequence[float]) -> None:
     """Before anything is trained, as no curve goes through a single number of images. Raises InputError."""
+    for share in shares:
+        if not 0 < share <= 1:
+            raise InputError(f"a share of the images is above 0 and at most 1, but one is {share}")
     classes = np.bincount(task.labels[task.part(TRAIN)])
     counts = {sum(_taken(share, int(members)) for members in classes[classes > 0]) for share in shares}
     if len(counts) < 2:
@@ -199,7 +202,7 @@ def _run(task: Task, candidate: Candidate, backbone: Backbone, kind: str, share:
     with suppress(OSError):  # another run's are there, or there were none at all
         folder.parent.rmdir()
     if fitted is None:
-        raise TrialError(f"{kind}, {share:.0%} of the data, seed {number}: {trial.error}")
+        raise TrialError(f"{kind}, {100 * share:.3g} % of the data, seed {number}: {trial.error}")
     score = judge_on_test(part, backbone, fitted.model)["accuracy"]
     return Run(kind, share, number, len(part.part(TRAIN)), score, trial.seconds)
 
@@ -217,7 +220,7 @@ def share_of(task: Task, share: float, *, seed: int) -> Task:
         for label in np.unique(task.labels[part]):
             members = order[task.labels[order] == label]
             kept.append(members[: _taken(share, len(members))])
-    return data.subset(task, np.sort(np.concatenate(kept)), name=f"{task.name}, {share:.0%}")
+    return data.subset(task, np.sort(np.concatenate(kept)), name=f"{task.name}, {100 * share:.3g} %")
 
 
 def _taken(share: float, members: int) -> int:
@@ -250,12 +253,13 @@ def means_of(study: Study) -> list[tuple[float, int, list[float]]]:
 def saving_in_words(study: Study) -> str:
     """One sentence, with its doubts."""
     s = study.saving
-    if s.factor < 0.01 or not math.isfinite(s.factor):
+    if s.factor < 0.01:
         return "The fitted curves of the two do not meet at any useful number of images, so no factor can be given."
-    reach = f"{1 - s.error:.1%} right, which training from scratch reaches with all {s.images:.0f} images"
-    interval = f"95 % interval {_times(s.low)} to {'any number' if math.isinf(s.high) else _times(s.high)}"
-    words = f"{_times(s.factor)} times fewer" if s.factor >= 1 else f"{_times(1 / s.factor)} times more"
-    sure = "" if s.measured else "; that lies outside what was measured, so it rests on the curve's form"
+    reach = f"{1 - s.error:.1%} right, which training from scratch reaches with {s.images:.0f} images"
+    interval = f"95 % interval {_times(s.low)} to {_times(s.high)}{' or more' * (s.high >= s.most)}"
+    least = "at least " * (s.factor >= s.most)
+    words = f"{least}{_times(s.factor)} times fewer" if s.factor >= 1 else f"{_times(1 / s.factor)} times more"
+    sure = "" if s.factor >= 1 else "; that lies outside what was measured, so it rests on the curve's form"
     return f"Transfer takes {words} images for {reach} ({interval}, as times fewer{sure})."
 
 
@@ -272,7 +276,7 @@ def facts_of(study: Study) -> dict[str, Any]:
         "test_images": study.test_images,
         "runs": [asdict(run) for run in study.runs],
         "laws": {kind: asdict(curve.law) for kind, curve in study.curves.items()},
-        "saving": {name: value if math.isfinite(value) else None for name, value in asdict(study.saving).items()},
+        "saving": asdict(study.saving),
         "words": saving_in_words(study),
     }
 

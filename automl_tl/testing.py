@@ -27,8 +27,8 @@ from .layers import still_norms
 from .objectives import adapt, brings, federate, harden, learn_to_learn, retain
 from .profiling import reference_encoder
 from .records import TEST, Backbone, Candidate, Features, Norms, Point, Task
-from .registry import METRICS, forget, strategies, wrong_with
-from .space import Value, check, defaults, draw
+from .registry import forget, strategies, wrong_with
+from .space import Choice, Value, check, defaults, draw
 from .strategy import Classifier, Fitted, Strategy
 from .trials import Limits, job_of, probabilities_on, run_trial
 
@@ -133,6 +133,8 @@ def check_strategy(
     wrong = wrong_with("register_strategies", strategy)
     assert not wrong, f"{strategy!r}: {wrong}"
     task, backbone = task or task_for(strategy.needs), backbone or smallest_backbone()
+    missing = ", ".join(sorted(strategy.needs - brings(task)))
+    assert not missing, f"{strategy.name} needs {missing}, which the task does not bring; `objectives.brings` has the words"
     with _registered(strategy):
         _check_facts(strategy, backbone)
         device()  # whoever asks first settles the number of torch's threads
@@ -160,7 +162,8 @@ def check_metric(metric: Metric) -> None:
     Raises:
         AssertionError: says what is wrong.
     """
-    assert metric.kind in METRICS, f"kind is {metric.kind!r}; write {', '.join(METRICS[:-1])} or {METRICS[-1]}"
+    wrong = wrong_with("register_metrics", metric)
+    assert not wrong, f"{metric!r}: {wrong}"
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 30)
     near = rng.normal(size=(120, 16)).astype(np.float32)
@@ -230,8 +233,8 @@ def _check_facts(strategy: type[Strategy], backbone: Backbone) -> None:
 
 def _fewest(strategy: type[Strategy]) -> dict[str, Value]:
     fewest = {**FEWEST, "epochs": FEWEST["epochs"] * (2 if "epsilon" in strategy.needs else 1)}  # robust ones learn slower
-    lows = {name: getattr(strategy.space.get(name), "low", None) for name in fewest}
-    return {name: max(int(low), fewest[name]) for name, low in lows.items() if low is not None}
+    spans = {name: span for name, span in strategy.space.items() if name in fewest and not isinstance(span, Choice)}
+    return {name: min(max(int(span.low), fewest[name]), int(span.high)) for name, span in spans.items()}
 
 
 def _train(

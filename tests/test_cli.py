@@ -462,6 +462,20 @@ def test_evaluate_says_the_accuracy_of_each_domain(command: Command, run: Path, 
     assert re.search(rf"pen +30 +{facts['domains'][1]['accuracy']:.4f}", said)
 
 
+def test_evaluate_passes_over_images_without_a_label(command: Command, run: Path, photos: Path) -> None:
+    """Unlabelled images, for adaptation, may lie beside labelled ones."""
+    rows = [f"{path.relative_to(photos)},{path.parent.name},train" for path in sorted((photos / "test").rglob("*.png"))]
+    others = [f"{path.relative_to(photos)},,target" for path in sorted((photos / "train").rglob("*.png"))[:7]]
+    table = photos / "some.csv"
+    table.write_text("\n".join(["path,label,split", *rows, *others]))
+    facts = command("evaluate", run, table, "--json").facts
+    assert (facts["images"], facts["split"]) == (40, "all")
+    table.write_text("\n".join(["path,label,split", *others]))
+    said = command("evaluate", run, table)
+    table.unlink()
+    assert (said.code, "no image has a label to judge by" in said.err) == (2, True)
+
+
 def test_evaluate_looks_further(command: Command, run: Path, photos: Path) -> None:
     facts = command("evaluate", run, photos, "--classes", "--corruptions", "--calibration", "--cost", "--json").facts
     assert sum(one["count"] for one in facts["reliability"]) == 40

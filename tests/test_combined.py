@@ -11,7 +11,7 @@ from small import QUICK, TINY
 
 from automl_tl.backbones import catalogue
 from automl_tl.comparison import compare
-from automl_tl.errors import InputError
+from automl_tl.errors import InputError, InputWarning
 from automl_tl.evaluation.combined import WEIGHTS, Standing, combined_scores, pareto_front
 from automl_tl.records import Candidate, Trial
 
@@ -86,3 +86,7 @@ def test_a_trial_whose_backbone_is_not_known_is_left_out() -> None:
     known = {QUICK: catalogue()[QUICK]}
     assert [one.trial.id for one in compare(trials, known, 10)] == [QUICK]
     assert compare(trials, {}, 10) == []
+    moved = {**known, TINY: replace(catalogue()[TINY], weights="nowhere/tiny.safetensors")}
+    said = f"^trials on {TINY} are left out of the comparison: nowhere/tiny.safetensors: cannot be read: No such"
+    with pytest.warns(InputWarning, match=said):
+        assert [one.trial.id for one in compare(trials, moved, 10)] == [QUICK]

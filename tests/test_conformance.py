@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from automl_tl import Batch, Candidate, Classifier, Features, Fitted, Job, Strategy, registry
 from automl_tl.errors import AutomlError
 from automl_tl.records import TEST
-from automl_tl.space import Float, Int
-from automl_tl.testing import check_metric, check_strategy, small_task, smallest_backbone
+from automl_tl.space import Float, Int, check
+from automl_tl.testing import _fewest, check_metric, check_strategy, small_task, smallest_backbone
 
 METRICS = [metric for kind in ("distance", "transferability") for metric in registry.metrics(kind).values()]
 ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan", "deep-coral", "dann", "trades", "pgd"}
@@ -266,9 +266,17 @@ class Raw(Plain):
     space = {"rate": 0.1}  # type: ignore[dict-item]
 
 
+class Wanting(Plain):
+    """Needs what it misspells."""
+
+    name = "wanting"
+    needs = frozenset({"targets"})
+
+
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
+        (Wanting, "wanting needs targets, which the task does not bring"),
         (Each, r"TypeError: `loss` gave a tensor of shape \(\d+,\); expected a tensor with one number"),
         (Silent, "TypeError: `loss` gave a NoneType; expected a tensor"),
         (Raw, r"Raw'>: its space has 'rate': 0\.1; expected a name and a Float, Int or Choice"),
@@ -296,6 +304,14 @@ def test_a_broken_strategy_is_caught(broken: type[Strategy], sentence: str) -> N
         check_strategy(broken, draws=0)
 
 
+@pytest.mark.parametrize(("low", "high", "trained"), [(1, 2, 2), (1, 30, 3), (5, 30, 5)])
+def test_the_kit_trains_for_as_short_as_a_space_allows(low: int, high: int, trained: int) -> None:
+    class Brief(Plain):
+        space = {"epochs": Int(low, high, low)}
+
+    assert check(Brief.space, _fewest(Brief)) == {"epochs": trained}
+
+
 def test_what_is_left_changed_is_caught() -> None:
     try:
         with pytest.raises(AssertionError, match="it left gradients on as False"):
@@ -317,12 +333,13 @@ class _Metric:
 @pytest.mark.parametrize(
     ("metric", "sentence"),
     [
-        (_Metric("distances", lambda target, source: 0.0), "write distance, transferability or familiarity"),
+        (_Metric("distances", lambda target, source: 0.0), "its kind is 'distances'; expected one of distance, transferability"),
+        (_Metric, "it is a class; give an object of it"),
         (_Metric("distance", lambda target, source: 1.0), "not farther"),
         (_Metric("distance", lambda target, source: float("nan")), "gave nan"),
         (_Metric("transferability", lambda target, source: float(np.abs(target.values[0]).sum())), "order|higher"),
     ],
-    ids=["kind", "constant", "nan", "first row"],
+    ids=["kind", "class", "constant", "nan", "first row"],
 )
 def test_a_broken_metric_is_caught(metric: _Metric, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):

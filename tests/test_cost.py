@@ -18,6 +18,7 @@ from automl_tl import device
 from automl_tl.backbones import catalogue
 from automl_tl.cost import OVERHEAD, START_SECONDS, CostModel, bf16_gain, calibrate, speed_for
 from automl_tl.records import Backbone, Candidate
+from automl_tl.registry import PluginWarning
 from automl_tl.space import Value, defaults
 from automl_tl.strategy import TRAINING, Strategy
 
@@ -69,7 +70,7 @@ def test_memory_is_learnt(world: World) -> None:
 def test_a_strategy_that_is_unknown_or_fails_has_a_cost_all_the_same(world: World) -> None:
     model = CostModel.learn(world.experience, strategies=STRATEGIES | {"broken": Broken}, speed=SPEED)
     candidates = [Candidate("net03", "broken", {}), Candidate("net03", "gone", {}), Candidate("net03", "probe", {})]
-    with pytest.warns(UserWarning, match="cost of strategy 'broken' failed: KeyError"):
+    with pytest.warns(PluginWarning, match="cost of strategy 'broken' failed: KeyError"):
         seconds, _, _ = model.predict(candidates, 100, world.backbones)
     assert np.isfinite(seconds).all()
     assert seconds[0] == seconds[1] > seconds[2]
@@ -86,7 +87,7 @@ def test_a_cost_that_is_no_amount_of_work_is_not_taken_for_free(world: World, sa
 
     model = CostModel.learn(world.experience, strategies=STRATEGIES | {"odd": Odd}, speed=SPEED)
     candidates = [Candidate("net03", "odd", {}), Candidate("net03", "gone", {})]
-    with pytest.warns(UserWarning, match="cost of strategy 'odd' failed"):
+    with pytest.warns(PluginWarning, match="cost of strategy 'odd' failed"):
         seconds, _, work = model.predict(candidates, 100, world.backbones)
     assert work[0] == work[1] > 1e6
     assert seconds[0] == seconds[1]
@@ -104,17 +105,17 @@ def test_epochs_that_are_no_number_cost_as_the_usual_ones(world: World, odd: Val
     settings = list(trials.hyperparameters)
     settings[int(np.flatnonzero(trials.strategy == "tuning")[0])] = {"rate": 1e-3, "epochs": odd, "batch_size": odd}
     spoilt = replace(world.experience, trials=replace(trials, hyperparameters=settings))
-    with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
+    with pytest.warns(PluginWarning, match="cost of strategy 'tuning' failed"):
         model = CostModel.learn(spoilt, strategies=STRATEGIES, speed=SPEED)
     five, strange = (Candidate("net03", "tuning", {"rate": 1e-3, "epochs": epochs}) for epochs in (5, odd))
     clean, _, _ = CostModel.learn(world.experience, strategies=STRATEGIES, speed=SPEED).predict([five], 500, world.backbones)
-    with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
+    with pytest.warns(PluginWarning, match="cost of strategy 'tuning' failed"):
         seconds, memory, _ = model.predict([strange, five], 500, world.backbones)
     assert np.isfinite([seconds, memory]).all()
     assert seconds[1] == pytest.approx(clean[0], rel=0.2)
     plain = CostModel(1e9, STRATEGIES)
     usual = Candidate("net03", "gone", {"epochs": TRAINING["epochs"].default})
-    with pytest.warns(UserWarning, match="cost of strategy 'tuning' failed"):
+    with pytest.warns(PluginWarning, match="cost of strategy 'tuning' failed"):
         found, _, _ = plain.predict([strange, usual, five], 500, world.backbones)
     assert found[0] == found[1]
     assert found[2] == plain.predict([five], 500, world.backbones)[0][0]

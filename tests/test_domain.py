@@ -29,7 +29,7 @@ from automl_tl.pixels import pixels_of
 from automl_tl.profiling import profile_task
 from automl_tl.records import TARGET, TEST, TRAIN
 from automl_tl.registry import strategies
-from automl_tl.report.domains import gap_maps
+from automl_tl.report.domains import domain_map, gap_maps
 from automl_tl.space import defaults
 from automl_tl.testing import smallest_backbone, task_for
 from automl_tl.trials import Limits, job_of, judge_on_test, run_trial
@@ -256,6 +256,12 @@ def test_the_gap_of_a_domain_with_itself_is_small(shift: Task) -> None:
     within = gap_of(net, images, {"source": train[::2], "target": train[1::2]}, backbone)
     for name in ("frechet", "mmd2"):
         assert within[name] < apart[name]
+
+
+def test_the_map_shows_the_images_that_distances_are_taken_of(shift: Task) -> None:
+    found = domain_map(shift, profile_task(shift, {}).distances)
+    assert found is not None
+    assert len(found.groups["this task"]) == len(shift.part(TARGET)) < len(shift.part(TRAIN))
 
 
 @pytest.mark.slow

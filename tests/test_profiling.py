@@ -26,7 +26,7 @@ from automl_tl.profiling import (
     task_features,
 )
 from automl_tl.records import TRAIN, VALIDATION, Features, Profile, Task
-from automl_tl.registry import metrics
+from automl_tl.registry import PluginWarning, metrics
 from automl_tl.testing import task_for
 
 SMALL = "resnet10t_24.tiny_imagenet_64"
@@ -210,7 +210,7 @@ def test_a_distance_that_fails_is_named_and_ends_no_profile(monkeypatch: pytest.
     assert {f"gap_{name}" for name in known("distance")} <= found.meta.keys()
     assert found.warnings.count("metric 'broken' failed: KeyError: 'layer'") == 1
     values = np.random.default_rng(0).normal(size=(20, 4))
-    with pytest.warns(UserWarning, match="metric 'broken' failed: KeyError: 'layer'"):
+    with pytest.warns(PluginWarning, match="metric 'broken' failed: KeyError: 'layer'"):
         apart = gap(Features(values), Features(values + 1))
     assert set(apart) == set(known("distance"))
 

@@ -14,9 +14,10 @@ import pytest
 from small import QUICK, digits
 
 from automl_tl import api, cards, registry
-from automl_tl.backbones import build, catalogue
+from automl_tl.backbones import Wanted, add, build, catalogue, search
 from automl_tl.data import read_listing
 from automl_tl.errors import PluginError, ZooError
+from automl_tl.profiling import reference_encoder
 from automl_tl.registry import PluginWarning
 
 
@@ -63,6 +64,12 @@ def test_a_new_plugin_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "ours" in registry.strategies()
     (plugin,) = [plugin for plugin in registry.plugins() if plugin.name == "ours_a"]
     assert (plugin.distribution, plugin.version, plugin.hooks) == ("ours_a", "1.2", ("register_strategies",))
+
+
+def test_a_plugin_may_be_called_like_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what begins with "metrics." says that it brings nothing but metrics."""
+    install(tmp_path, "metrics", strategy("ours"), monkeypatch)
+    assert "ours" in registry.strategies()
 
 
 def test_one_name_twice_names_both_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,10 +252,33 @@ def test_a_zoo_that_cannot_be_listed_costs_only_itself(
         assert done.stderr == f"warning: {said[1:]}\n"
 
 
+@pytest.mark.parametrize(("plugin", "body"), [("zoo_e", "raise TypeError('where')"), ("zoo_f", "return None")])
+def test_a_zoo_whose_sources_cannot_be_had_costs_only_them(
+    plugin: str, body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = MINE.replace('"ours"', f'"ours"\n    reference = "mine"\n    def sources(self): {body}')
+    install(tmp_path, plugin, code.replace("HOOK", "register_backbones"), monkeypatch)
+    with pytest.warns(PluginWarning, match="^the sources of zoo 'ours' are left out: TypeError: "):
+        found = reference_encoder()
+    assert found is not None
+    assert "tiny_imagenet" in found[1]
+
+
 def test_a_zoo_that_cannot_build_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "zoo_d", MINE.replace("HOOK", "register_backbones"), monkeypatch)
     with pytest.raises(ZooError, match=f"^zoo 'ours' cannot build '{QUICK}': KeyError: 'weights'"):
         build(replace(catalogue()[QUICK], zoo="ours"))
+
+
+def test_a_zoo_that_cannot_be_asked_for_more_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the first that is asked."""
+    lines = ('"aa"', 'prefix = "aa:"', "def add(self, name): return self.shelf", "def search(self, words, **how): yield 1 / 0")
+    code = MINE.replace('"ours"', "\n    ".join(lines))
+    install(tmp_path, "zoo_g", code.replace("HOOK", "register_backbones"), monkeypatch)
+    with pytest.raises(ZooError, match=r"^zoo 'aa' cannot add 'aa:one': AttributeError: .* no attribute 'shelf'"):
+        add("aa:one")
+    with pytest.raises(ZooError, match=r"^zoo 'aa' cannot search: ZeroDivisionError: division by zero$"):
+        search("small", Wanted())
 
 
 def test_a_reader_that_cannot_say_whether_it_matches_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +327,11 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_an_unknown_name_that_is_like_no_other() -> None:
     with pytest.raises(PluginError, match=r"^unknown strategy 'nope'\. Known: .*fine-tuning"):
         registry.lookup("strategy", "nope", registry.strategies())
+
+
+def test_of_very_many_known_names_some_are_listed() -> None:
+    with pytest.raises(PluginError, match=r"^unknown backbone 'x19'; did you mean 'x199'\? Known: x0, .*x50, …$"):
+        registry.lookup("backbone", "x19", {f"x{number}": number for number in range(200) if number != 19})
 
 
 def test_loading_is_quiet() -> None:

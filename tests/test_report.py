@@ -25,6 +25,9 @@ from automl_tl.evaluation.calibration import reliability
 from automl_tl.evaluation.domains import flattened
 from automl_tl.report.domains import nearest
 from automl_tl.report.draw import (
+    BOTTOM,
+    HEIGHT,
+    TOP,
     Dot,
     Line,
     _decade,
@@ -214,6 +217,17 @@ def test_curves_differ_without_colour() -> None:
     dashes = {part.split('"')[1] for part in svg.split("stroke-dasharray=")[1:]}
     assert len(dashes) == 3 or dashes == {"", "7 4"}
     assert all(f">#{n}<" in svg for n in range(3))
+
+
+def test_names_of_many_curves_stay_inside_the_picture() -> None:
+    """Sixty probes end at the same epoch: the winner and the best others are named."""
+    lines = [Line(f"#{n}", [(1, 0.3 + n / 100)], n == 30) for n in range(60)]
+    svg = str(learning_curves(lines))
+    names = re.findall(r'y="([\d.]+)">#(\d+)<', svg)
+    assert all(TOP <= float(y) - 4 <= HEIGHT - BOTTOM for y, _ in names)
+    assert {int(name) for _, name in names} == {30, *range(60 - len(names) + 1, 60)}
+    assert len(names) > 15
+    assert svg.count("<circle") == 60
 
 
 def test_reliability_bars_stand_where_the_confidence_is() -> None:

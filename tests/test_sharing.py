@@ -270,6 +270,7 @@ def test_the_dry_run_says_exactly_what_leaves_and_asks_nobody(ann: Person) -> No
         assert name in shown
         assert said["sha256"][name][:16] in shown
     texts = {text for values in said["texts"].values() for text in values}
+    assert {"accuracy", "retention"} <= set(said["texts"]["tasks.objective"])
     for line in ann.hub.commits[-1]["trials.jsonl"].decode().splitlines():
         facts = json.loads(line)
         assert {facts["id"], facts["task"], facts["status"], facts["candidate"]["strategy"]} <= texts

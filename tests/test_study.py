@@ -170,6 +170,8 @@ def test_a_folder_of_something_else_is_refused(other: str, tmp_path: Path) -> No
     [
         ([1.0], r"\(1\): all come to \d+ training images; a learning curve takes two different numbers"),
         ([0.01, 0.02], r"\(0.01, 0.02\): all come to 10 training images; a learning curve takes two different numbers"),
+        ([5, 10, 25], "a share of the images is above 0 and at most 1, but one is 5"),
+        ([0.5, math.nan], "at most 1, but one is nan"),
         ([], r"\(none\); a learning curve takes two different numbers"),
     ],
 )
@@ -223,12 +225,15 @@ def test_a_share_has_all_images_without_a_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("saving", "words"),
     [
-        (Saving(8.0, 5.0, 12.0, 1000, 0.1, True), "takes 8 times fewer images for 90.0% right"),
-        (Saving(8.0, 5.0, math.inf, 1000, 0.1, False), "5 to any number, as times fewer; that lies outside what was measured"),
-        (Saving(151.2, 98.7, 12345.0, 1000, 0.1, True), "takes 150 times fewer images"),
-        (Saving(151.2, 98.7, 12345.0, 1000, 0.1, True), "(95 % interval 99 to 12,000, as times fewer)"),
-        (Saving(0.5, 0.2, 0.9, 1000, 0.1, True), "takes 2 times more images"),
-        (Saving(0.0, 0.0, 1.0, 1000, 0.1, False), "no factor can be given"),
+        (Saving(8.0, 5.0, 12.0, 1000, 0.1, 20.0), "takes 8 times fewer images for 90.0% right"),
+        (Saving(8.0, 5.0, 20.0, 1000, 0.1, 20.0), "takes 8 times fewer images for 90.0% right"),
+        (Saving(8.0, 5.0, 20.0, 1000, 0.1, 20.0), "(95 % interval 5 to 20 or more, as times fewer)"),
+        (Saving(20.0, 18.0, 20.0, 1000, 0.1, 20.0), "takes at least 20 times fewer images for 90.0% right"),
+        (Saving(151.2, 98.7, 12345.0, 1000, 0.1, 2e4), "takes 150 times fewer images"),
+        (Saving(151.2, 98.7, 12345.0, 1000, 0.1, 2e4), "(95 % interval 99 to 12,000, as times fewer)"),
+        (Saving(0.5, 0.2, 0.9, 1000, 0.1, 20.0), "takes 2 times more images"),
+        (Saving(0.5, 0.2, 0.9, 1000, 0.1, 20.0), "as times fewer; that lies outside what was measured"),
+        (Saving(0.0, 0.0, 1.0, 1000, 0.1, 20.0), "no factor can be given"),
     ],
 )
 def test_the_factor_in_words(made: Made, saving: Saving, words: str) -> None:

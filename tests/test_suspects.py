@@ -44,6 +44,16 @@ def test_clean_labels_raise_few_doubts() -> None:
     assert sum(suspect.margin > 0.7 for suspect in doubts.suspects) < 15
 
 
+def test_classes_without_images_change_nothing() -> None:
+    digits = load_digits()
+    doubts = label_suspects(digits.data[:300], digits.target[:300], 10)
+    among_others = label_suspects(digits.data[:300], digits.target[:300] + 500, 1000)
+    assert doubts.suspects
+    assert [(one.position, one.confidence, one.margin) for one in among_others.suspects] == [
+        (one.position, one.confidence, one.margin) for one in doubts.suspects
+    ]
+
+
 def test_each_image_is_judged_by_a_model_that_did_not_see_it() -> None:
     """Features of noise: held out, they tell nothing of the labels."""
     rng = np.random.default_rng(0)

@@ -24,7 +24,7 @@ from automl_tl.backbones import build, catalogue
 from automl_tl.cards import add_folder, write_network
 from automl_tl.errors import InputError, PluginError
 from automl_tl.layers import layer_groups
-from automl_tl.report.unfreezing import check_free, conclusion, report_study
+from automl_tl.report.unfreezing import TOP, check_free, conclusion, draw, report_study
 from automl_tl.unfreezing import Study, _Before
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -143,6 +143,13 @@ def test_the_page_stands_alone(study: Study, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "out" / "unfreezing.json").read_text(encoding="utf-8"))
     assert facts["enough"] == study.enough
     assert [depth["score"] for depth in facts["depths"]] == [depth.score for depth in study.depths]
+
+
+def test_all_right_stands_at_the_top(study: Study) -> None:
+    depths = tuple(replace(depth, score=1.0) for depth in study.depths)
+    picture = ElementTree.fromstring(str(draw(replace(study, depths=depths))))
+    circles = picture.findall(".//{http://www.w3.org/2000/svg}circle")[: len(depths)]
+    assert {float(circle.attrib["cy"]) for circle in circles} == {float(TOP)}
 
 
 def test_one_group_is_one(study: Study) -> None:

@@ -91,6 +91,10 @@ def test_a_name_that_is_none_or_is_taken_is_refused(tmp_path: Path) -> None:
     for name in ("none", "true", "false"):
         with pytest.raises(InputError, match=f"'{name}' is no name for a strategy: Python keeps {name.capitalize()} for itself"):
             write_plugin(name, tmp_path)
+    with pytest.raises(InputError, match="there is a Python package automl_tl_plugins already"):
+        write_plugin("plugins", tmp_path)
+    with pytest.raises(InputError, match=r"pyproject.toml: is not a folder that can be written to; choose another --out"):
+        write_plugin("my-method", Path(__file__).parents[1] / "pyproject.toml" / "inside")
     folder = write_plugin("my-method", tmp_path)
     assert folder == tmp_path / "automl_tl_my_method"
     with pytest.raises(InputError, match="is there already"):

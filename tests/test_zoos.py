@@ -30,6 +30,7 @@ from automl_tl.errors import InputError, InputWarning, PluginError, ZooError
 from automl_tl.networks import count, family
 from automl_tl.profiling import describe_source, profile_task, reference_encoder
 from automl_tl.records import CROP_MODES
+from automl_tl.registry import PluginWarning
 from automl_tl.sources import read_sources, write_source
 
 BIG, LABELLER = "mobilenetv2_100.in1k_224", "mobilenetv2_050.mlkit_224"
@@ -255,6 +256,8 @@ def test_card_of_another_maker_that_timm_cannot_build(network: Path, build: dict
 
 
 def test_damaged_weights_are_refused(network: Path) -> None:
+    with pytest.raises(ZooError, match=r"^small.omniglot_a_64: its weights are not at hand; add the folder"):
+        build(replace(read_card(network, zoo="folder"), weights=""))
     add_folder(network.parent)
     backbone = catalogue()["small.omniglot_a_64"]
     path = Path(backbone.weights)
@@ -299,7 +302,7 @@ def test_one_name_in_two_folders_is_an_error(network: Path, tmp_path: Path) -> N
     add_folder(other.parent)
     shutil.copy(network, other.parent)
     shutil.copy(network.with_suffix(".safetensors"), other.parent)
-    with pytest.raises(ZooError, match="is in two added folders"):
+    with pytest.raises(ZooError, match=r"is in two added folders: .*; rename one, or forget its folder with `automl-tl"):
         catalogue()
 
 
@@ -331,7 +334,7 @@ def test_folders_that_cannot_be_added(tmp_path: Path) -> None:
 def test_folder_that_is_gone_costs_only_itself(network: Path) -> None:
     add_folder(network.parent)
     shutil.rmtree(network.parent)
-    with pytest.warns(UserWarning, match="is gone"):
+    with pytest.warns(PluginWarning, match="is gone"):
         assert "small.omniglot_a_64" not in catalogue()
 
 
@@ -549,10 +552,12 @@ def test_a_network_of_the_hub_that_is_damaged_costs_only_itself(network: Path, o
     (own_home / "hub" / "lab--whole.json").write_text(json.dumps(asdict(whole)))
     (own_home / "hub" / "lab--small--net.json").write_bytes(damaged)
     words = r"hf-hub:lab/small--net is left out: .*lab--small--net\.json: is damaged: .*; remove hf-hub:lab/small--net with"
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(PluginWarning, match=words):
         assert catalogue()[whole.name] == whole
     HuggingFaceHub().remove("hf-hub:lab/small--net")
     assert HuggingFaceHub().list() == [whole]
+    with pytest.raises(ZooError, match=r"^hf-hub:lab/small--net: was not added; `automl-tl zoo list` names"):
+        HuggingFaceHub().remove("hf-hub:lab/small--net")
 
 
 def test_timm_is_listed_only_on_request() -> None:
@@ -602,7 +607,7 @@ def test_domains() -> None:
     assert source_domain("imagenet-21k") == "natural objects"
     assert source_domain("webli") == "web images"
     assert source_domain("sat-493m") == "satellite images"
-    assert source_domain("unknown") == "unknown"
+    assert source_domain("unknown") == source_domain("lab/slides") == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def multiply_adds(net: nn.Module, size: int) -> int:
 
 
 def energy_of(work: Callable[[], object]) -> Energy:
-    """What the machine's counters (NVML, RAPL, Apple's and Jetson's) say that `work` took.
+    """What the machine's counters (NVML, RAPL) say that `work` took.
 
     Nothing is estimated from a data sheet: where no counter can be read, `work` is not done and there is no figure.
     """
@@ -129,7 +129,7 @@ def energy_of(work: Callable[[], object]) -> Energy:
         except ImportError:
             return Energy(None, NO_LIBRARY)
         monitor = ZeusMonitor()
-    if not (monitor.gpu_indices or monitor.cpu_indices or monitor.soc_is_present):
+    if not (monitor.gpu_indices or monitor.cpu_indices):
         return Energy(None, NO_COUNTER)
     monitor.begin_window("work")
     work()

@@ -29,7 +29,8 @@ def gap(source: Features, target: Features) -> dict[str, float]:
         except InputError:  # undefined here, such as a spread of one image
             continue
         except PLUGIN_FAULTS as error:  # it is named and the others are told without it
-            warnings.warn(f"metric {name!r} failed: {type(error).__name__}: {error}", stacklevel=2)
+            text = f"metric {name!r} failed: {type(error).__name__}: {error}"
+            warnings.warn(text, registry.PluginWarning, stacklevel=2)
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 

@@ -55,12 +55,13 @@ class Saving:
     factor: float
     low: float
     high: float
-    """95 % bootstrap interval; infinite where a drawn law does not get there with any data."""
+    """95 % bootstrap interval; 0 where a drawn law does not get there with any data."""
     images: float
     error: float
     """Of the other way, with all of them."""
-    measured: bool
-    """False: images / factor lies outside what was measured, so the law was trusted beyond its points."""
+    most: float
+    """The largest factor that can be measured, as that with the fewest images: a `factor` of so much is this or more. One below 1
+    lies outside what was measured, so the law was trusted beyond its points."""
 
 
 def fit_power_law(images: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray) -> PowerLaw:
@@ -102,13 +103,15 @@ def fit_curve(images: Sequence[float], errors: Sequence[float], *, smallest: flo
 def data_saving(transferred: Curve, other: Curve, *, fewest: float, images: float) -> Saving:
     """The factor of data that transfer saves: `images` over what transfer needs for the error of `other` with all `images`.
 
-    `fewest` is the smallest number that was measured. The interval is that of the drawn laws, taken in pairs.
+    `fewest` is the smallest number that was measured, and transfer is never said to need less: where it is as good with that, a
+    nearly flat law names a billionth of an image, and a flat one none. The interval is that of the drawn laws, taken in pairs.
     """
+
+    def factor(mine: PowerLaw, its: PowerLaw) -> float:
+        error = float(its.error(images))
+        return images / (fewest if mine.error(fewest) <= error * (1 + 1e-9) else mine.images(error))  # but for rounding
+
+    factors = [factor(mine, its) for mine, its in zip(transferred.drawn, other.drawn, strict=True)]
+    low, high = np.quantile(factors, [0.025, 0.975])
     error = float(other.law.error(images))
-    needed = transferred.law.images(error)
-    factors = [
-        images / needs if (needs := mine.images(float(its.error(images)))) > 0 else float("inf")
-        for mine, its in zip(transferred.drawn, other.drawn, strict=True)
-    ]
-    low, high = np.quantile(factors, [0.025, 0.975], method="nearest")  # interpolation would make infinity a number no more
-    return Saving(images / max(needed, 1e-9), float(low), float(high), images, error, fewest <= needed <= images)
+    return Saving(factor(transferred.law, other.law), float(low), float(high), images, error, images / fewest)

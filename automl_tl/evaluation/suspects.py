@@ -73,7 +73,8 @@ def confident_errors(probabilities: np.ndarray, labels: np.ndarray) -> list[Susp
 
 
 def cross_validated(values: np.ndarray, labels: np.ndarray, classes: int, *, seed: int = 0) -> np.ndarray:
-    """n×`classes` probabilities, of each image by a linear discriminant that did not see it; five stratified folds.
+    """n×`classes` probabilities, of each image by a linear discriminant that did not see it; five stratified folds. Classes
+    without images have none: however many there are, they change nothing.
 
     A discriminant with a shrunken covariance (Ledoit and Wolf, 2004) is as good as a logistic regression on such features and
     is solved in one step. It is too sure of itself, so that its probabilities are cooled by the temperature that fits best.
@@ -85,8 +86,11 @@ def cross_validated(values: np.ndarray, labels: np.ndarray, classes: int, *, see
     values = values.astype(np.float64)
     size = min(DIMENSIONS, *values.shape)
     reduced = PCA(size, svd_solver="randomized", random_state=seed).fit_transform(values) if size < values.shape[1] else values
-    found = np.zeros((len(labels), classes))
+    known = np.unique(labels)
+    found = np.zeros((len(labels), len(known)))
     for train, held in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(reduced, labels):
         model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(reduced[train], labels[train])
-        found[np.ix_(held, model.classes_)] = model.predict_proba(reduced[held])
-    return cooled(found, fit_temperature(found, labels))
+        found[held] = model.predict_proba(reduced[held])
+    spread = np.zeros((len(labels), classes))
+    spread[:, known] = cooled(found, fit_temperature(found, np.searchsorted(known, labels)))
+    return spread

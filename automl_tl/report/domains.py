@@ -11,7 +11,7 @@ from automl_tl.backbones import build
 from automl_tl.evaluation.domains import features_of, flattened, gap
 from automl_tl.model import Model
 from automl_tl.pixels import pixels_of
-from automl_tl.profiling import look_features, look_sample, reference_encoder
+from automl_tl.profiling import domain_sample, look_features, reference_encoder
 from automl_tl.records import TARGET, TRAIN, Features, Task
 
 OWN, THEIRS, SOURCES = 150, 60, 5
@@ -30,11 +30,11 @@ class DomainMap:
 
 
 def domain_map(task: Task, distances: Mapping[str, Mapping[str, float]], *, seed: int = 0) -> DomainMap | None:
-    """Training images of the task among kept features of the nearest sources; None where there are too few."""
+    """The images that `distances` were taken of among kept features of the nearest sources; None where there are too few."""
     if (reference := reference_encoder()) is None:
         return None
     encoder, sources = reference
-    own = look_features(task, encoder, look_sample(task, seed)).values
+    own = look_features(task, encoder, domain_sample(task, seed)).values
     own = own[np.sort(np.random.default_rng(seed).permutation(len(own))[:OWN])]
     near = nearest({name: distances[name] for name in sources if name in distances})[:SOURCES]
     groups = {"this task": own, **{name: sources[name].values[:THEIRS] for name in near}}

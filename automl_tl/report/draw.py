@@ -19,6 +19,8 @@ EPOCHS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Steps of an axis."""
 LABEL = 28
 """Width of a short label."""
+LABELLED = (HEIGHT - TOP - BOTTOM) // LETTER
+"""Lines that are told by name, the best: more would not stand one below the other inside the picture."""
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 5", "1 5")
 
 
@@ -79,6 +81,7 @@ def learning_curves(lines: Sequence[Line], measure: str = "accuracy") -> Markup:
         x, y = path[-1]
         parts.append(Markup('<circle class="{}" cx="{}" cy="{}" r="{}"/>').format(kind, x, y, 4 if line.winner else 3))
         ends.append((x, y, line))
+    ends = sorted(ends, key=lambda end: (not end[2].winner, end[1]))[:LABELLED]
     for (x, _, line), y in zip(ends, _apart([(x, y) for x, y, _ in ends]), strict=True):
         parts.append(_text(x + 7, y + 4, line.label, "strong" if line.winner else ""))
     title = f"Learning curves: validation {measure} by epoch"

@@ -14,6 +14,7 @@ from automl_tl.home import read_json, write_text
 from automl_tl.records import Task
 from automl_tl.unfreezing import Study
 
+from .draw import floor_of
 from .outcome import pages
 
 WIDTH, PANEL, LEFT, RIGHT, TOP, GAP = 640, 150, 56, 16, 26, 44
@@ -65,8 +66,7 @@ def conclusion(study: Study) -> str:
 def draw(study: Study) -> Markup:
     """Accuracy, forgetting and time by depth, as one SVG that stands alone."""
     accuracy = [depth.score for depth in study.depths]
-    lowest = max(0.0, int(10 * min(accuracy)) / 10)
-    panels = [("validation accuracy", accuracy, lowest, 1.0)]
+    panels = [("validation accuracy", accuracy, floor_of(accuracy), 1.0)]
     changed = [depth.changed for depth in study.depths if depth.changed is not None]
     if len(changed) == len(accuracy):
         panels.append(("forgetting: share of images that the source head calls otherwise", changed, 0.0, 1.0))

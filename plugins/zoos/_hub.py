@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -29,10 +29,14 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def cached_repositories() -> set[str]:
-    """The repositories (owner/name) whose weights are in the local cache."""
-    folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
-    repositories = (folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders)
-    return {repository for repository in repositories if cached(repository) is not None}
+    """The repositories (owner/name) whose weights are in the local cache. Other folders may lie there, too, such as copies."""
+    found = set()
+    for folder in Path(constants.HF_HUB_CACHE).glob("models--*--*"):
+        repository = folder.name.removeprefix("models--").replace("--", "/", 1)
+        with suppress(HFValidationError):
+            if cached(repository) is not None:
+                found.add(repository)
+    return found
 
 
 def cached(repository: str, *, file: str = WEIGHTS, revision: str | None = None) -> Path | None:
@@ -73,8 +77,9 @@ def announced(repository: str, *, revision: str | None = None) -> tuple[str, int
 @contextmanager
 def plainly(repository: str, file: str = "") -> Iterator[None]:
     """The client's errors as ours, in a sentence. Offline it is not even asked."""
+    before = "not in the local hub cache, and " if file else ""
     if is_offline_mode():
-        raise ZooError(f"{repository}: not in the local hub cache, and HF_HUB_OFFLINE is set; unset it to download it once")
+        raise ZooError(f"{repository}: {before}HF_HUB_OFFLINE is set; unset it to reach the hub")
     try:
         yield
     except GatedRepoError:
@@ -91,7 +96,7 @@ def plainly(repository: str, file: str = "") -> Iterator[None]:
             f"{repository}: the hub at {constants.ENDPOINT} answered {error.response.status_code}; try later"
         ) from None
     except (httpx2.HTTPError, LocalEntryNotFoundError) as error:
-        text = f"not in the local hub cache, and the hub at {constants.ENDPOINT} cannot be reached or broke off"
+        text = f"{before}the hub at {constants.ENDPOINT} cannot be reached or broke off"
         raise ZooError(f"{repository}: {text} ({type(error).__name__}); try again when it answers") from None
     except HFValidationError as error:
         raise ZooError(f"{repository}: is no name of a repository: {first_line(error)}") from None

@@ -91,8 +91,8 @@ def source_dataset(tag: str) -> str:
 
 
 def source_domain(dataset: str) -> str:
-    """What the images of a dataset show."""
-    if dataset == UNKNOWN:
+    """What the images of a dataset show; of one that is none of `DATASETS`, such as somebody's own, nobody knows."""
+    if dataset not in DATASETS.values():
         return UNKNOWN
     if dataset == "sat-493m":
         return "satellite images"

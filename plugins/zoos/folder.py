@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from automl_tl import Backbone, hookimpl
 from automl_tl.cards import build, folders, read_folder
 from automl_tl.errors import ZooError
+from automl_tl.registry import PluginWarning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,12 +23,13 @@ class Folders:
         found: dict[str, Backbone] = {}
         for folder in folders():
             if not folder.is_dir():
-                warnings.warn(f"the added folder of networks {folder} is gone; its networks are left out", stacklevel=2)
+                text = f"the added folder of networks {folder} is gone; its networks are left out"
+                warnings.warn(text, PluginWarning, stacklevel=2)
             for backbone in read_folder(folder, zoo=self.name).backbones:
                 if backbone.name in found:
-                    raise ZooError(
-                        f"{backbone.name}: is in two added folders: {found[backbone.name].weights}, {backbone.weights}"
-                    )
+                    both = f"{found[backbone.name].weights}, {backbone.weights}"
+                    remedy = "rename one, or forget its folder with `automl-tl zoo remove`"
+                    raise ZooError(f"{backbone.name}: is in two added folders: {both}; {remedy}")
                 found[backbone.name] = backbone
         return found.values()
 

@@ -16,6 +16,7 @@ from automl_tl.facts import backbone_of
 from automl_tl.home import home, read_json, write_text
 from automl_tl.networks import count, first_line, headless
 from automl_tl.records import CENTER
+from automl_tl.registry import PluginWarning
 
 from ._tags import UNKNOWN, domain_of_words, source_dataset, source_domain
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "hf-hub:"
+UNTAGGED = ("natural objects", "web images")
+"""What a network is said to show by the dataset in its name; on the hub nobody tags one with these words."""
 
 
 class HuggingFaceHub:
@@ -40,7 +43,7 @@ class HuggingFaceHub:
             try:
                 found.append(read_json(path, backbone_of, remedy=f"remove {name} with `automl-tl zoo remove`, and add it again"))
             except (InputError, OSError) as error:
-                warnings.warn(f"{name} is left out: {error}", stacklevel=2)
+                warnings.warn(f"{name} is left out: {error}", PluginWarning, stacklevel=2)
         return found
 
     def add(self, name: str) -> Backbone:
@@ -55,12 +58,15 @@ class HuggingFaceHub:
         digest, size = announced(repository, revision=revision or None)
         path = fetch(repository, file="config.json", revision=revision or None, anew=True)
         backbone = replace(_read_config(path, name), digest=digest, download_bytes=size)
-        write_text(_folder() / f"{name.removeprefix(PREFIX).replace('/', '--')}.json", json.dumps(asdict(backbone), indent=1))
+        write_text(_kept(name), json.dumps(asdict(backbone), indent=1))
         return backbone
 
     def remove(self, name: str) -> None:
-        """Forget a network; weights in the hub's cache stay there."""
-        (_folder() / f"{name.removeprefix(PREFIX).replace('/', '--')}.json").unlink(missing_ok=True)
+        """Forget a network; weights in the hub's cache stay there. Raises ZooError: it was never added."""
+        try:
+            _kept(name).unlink()
+        except FileNotFoundError:
+            raise ZooError(f"{name}: was not added; `automl-tl zoo list` names the networks that were") from None
 
     def search(self, words: str, *, domain: str | None = None, limit: int) -> Iterable[Offer]:
         """What the hub finds among the networks for timm, the most downloaded first.
@@ -68,12 +74,15 @@ class HuggingFaceHub:
         Raises:
             ZooError: the hub cannot be asked.
         """
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants, get_session
 
-        from ._hub import plainly
+        from ._hub import PROBE_SECONDS, plainly
 
-        tags = ("timm", "safetensors") if domain is None else ("timm", "safetensors", domain)
+        tags = ["timm", "safetensors"]
+        if domain is not None and not any(domain.lower() in known for known in UNTAGGED):
+            tags.append(domain)
         with plainly("hub search"):
+            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)  # the client itself would try for most of a minute
             found = HfApi().list_models(
                 search=words or None,
                 filter=tags,
@@ -115,6 +124,10 @@ def _folder() -> Path:
     return path
 
 
+def _kept(name: str) -> Path:
+    return _folder() / f"{name.removeprefix(PREFIX).replace('/', '--')}.json"
+
+
 def _read_config(path: Path, name: str) -> Backbone:
     """The facts of a config.json of timm, checked as the card of a stranger is."""
     try:
@@ -126,6 +139,9 @@ def _read_config(path: Path, name: str) -> Backbone:
         raise ZooError(f"{name}: its config.json cannot be read: {first_line(error)}") from None
     if not isinstance(config.get("architecture"), str):
         raise ZooError(f"{name}: its config.json names no architecture of timm; only networks in timm's form can be used")
+    kwargs.pop("num_classes", None)  # timm repeats it and the channels there
+    if (channels := kwargs.pop("in_chans", 3)) != 3:
+        raise ZooError(f"{name}: takes images of {channels} channels; only networks for 3 can be used")
     if "global_pool" in facts:
         kwargs.setdefault("global_pool", facts["global_pool"])
     dataset = source_dataset(str(facts.get("tag") or ""))
@@ -145,6 +161,8 @@ def _read_config(path: Path, name: str) -> Backbone:
         "licence": str(facts.get("license") or ""),
     }
     check_card(card, Path(name))
+    if facts.get("fixed_input_size"):  # else it would be built for the images of its architecture's usual weights
+        kwargs.setdefault("img_size", card["input_size"][1])
     return _counted(card)
 
 
@@ -161,15 +179,15 @@ def _offer(info: ModelInfo) -> Offer:
     """Of what the hub lists: its tags say licence, data and domain."""
     tags = [str(tag) for tag in info.tags or ()]
     told = {key: [tag.partition(":")[2] for tag in tags if tag.startswith(f"{key}:")] for key in ("license", "dataset")}
-    domain = domain_of_words(" ".join((info.id, *tags)))
-    dataset = ", ".join(told["dataset"]) or source_dataset(info.id.partition(".")[2])
+    named = source_dataset(info.id.partition(".")[2])
+    domains = (domain_of_words(" ".join((info.id, *tags))), *map(source_domain, (*told["dataset"], named)))
     return Offer(
         name=f"{PREFIX}{info.id}",
         zoo=HuggingFaceHub.name,
         params=info.safetensors.total if info.safetensors else None,
         licence=(told["license"] or [""])[0],
-        source_dataset=dataset,
-        source_domain=source_domain(dataset) if domain == UNKNOWN else domain,
+        source_dataset=", ".join(told["dataset"]) or named,
+        source_domain=next((domain for domain in domains if domain != UNKNOWN), UNKNOWN),
         downloads=info.downloads,
     )
 

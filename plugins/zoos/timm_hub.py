@@ -50,7 +50,8 @@ class TimmHub:
         if head and not backbone.num_classes:
             raise ZooError(f"{backbone.name} has no source head")
         path = fetch(backbone.weights)
-        overlay = {"file": str(path)}  # a file of ours: timm fetches nothing itself, least of all a pickle
+        # a file of ours: timm fetches nothing itself, least of all a pickle, nor takes it for the kind that its authors published
+        overlay = {"file": str(path), "custom_load": False}
         try:
             net = timm.create_model(
                 backbone.name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=backbone.num_classes
