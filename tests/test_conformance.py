@@ -25,8 +25,9 @@ ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan",
 ALIKE |= {"synaptic-intelligence", "lwf", "ewc", "fedavg", "fedprox", "federated-distillation"}
 """Each is trained by what another one of its kind is trained by, too, which is checked each time: one that is quicker, where
 there is one."""
-TESTED = {"from-scratch", "gradual-unfreezing", "expansion", "lora", "prototypical", "dp-fedavg"}
-"""What is their own has tests each time: in the files on strategies, their details, norms, retaining, domains and federation."""
+TESTED = {"from-scratch", "gradual-unfreezing", "expansion", "rehearsal", "lora", "prototypical", "dp-fedavg", "fast-adversarial"}
+"""What is their own has tests each time: in the files on strategies, their details, norms, retaining, domains, attacks and
+federation."""
 
 
 @pytest.mark.parametrize(

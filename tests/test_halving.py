@@ -324,6 +324,7 @@ def test_a_search_that_was_killed_decides_as_if_it_had_not_been(
     assert whole.winner.id == resumed.winner.id
 
 
+@pytest.mark.slow
 def test_a_trial_that_went_on_without_getting_better_can_still_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its best epoch lies before the pause: the model is that of the paused trial, and it cost more seconds."""
     train, paused = steps.run_trial, dict[str, Mapping[str, float]]()

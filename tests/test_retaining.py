@@ -503,7 +503,9 @@ def test_strangeness_is_the_distance_of_an_image_s_means_from_those_of_the_norms
         grown.saw(1, torch.ones(3), torch.ones(3))
 
 
-@pytest.mark.parametrize("keep", [True, False], ids=["kept images", "remembered statistics"])
+@pytest.mark.parametrize(
+    "keep", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["kept images", "remembered statistics"]
+)
 def test_a_grown_network_tells_whose_an_image_is(task: Task, tmp_path: Path, keep: bool) -> None:
     """Digits as the earlier model knows them are old, negatives of other digits are new."""
     place = Path(shutil.copytree(task.earlier, tmp_path / "earlier"))
