@@ -70,7 +70,8 @@ def test_the_domain_head_is_gone_from_the_trained_model(shift: Task, tmp_path: P
     assert not any("adversary" in name for name in fitted.model.state_dict())
 
 
-@pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [1, 2])
 def test_the_adversary_grows_by_the_batches_that_are_seen(
     pieces: int, shift: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -382,6 +382,7 @@ def test_cross_validation(digits: tuple[np.ndarray, np.ndarray]) -> None:
     assert scores.min() > 0.5
 
 
+@pytest.mark.slow
 def test_a_pickle_holds_the_model_by_value(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     """In a fresh process, where neither the run's folder nor the home of its caches is."""
     images, labels = digits

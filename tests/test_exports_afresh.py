@@ -52,6 +52,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_exports_what_predicts_the_same_and_predicts_afterwards(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     photos = tmp_path / "photos"
