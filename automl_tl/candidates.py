@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .errors import PLUGIN_FAULTS, PluginError
 from .home import cache, write_text
 from .records import Backbone, Candidate
+from .registry import PluginWarning
 from .space import Space, Value, defaults, draw
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def propose(
             besides[name] = [values for values in (proven or {}).get(name, ()) if _suits(strategy, values, met)]
             pools[name] = _pool(strategy, f"{seed}/{name}", met, KEPT if near else 0.0)  # type: ignore[arg-type]
         except PluginError as error:  # it is named, and the others are ranked
-            warnings.warn(str(error), stacklevel=2)
+            warnings.warn(str(error), PluginWarning, stacklevel=2)
     return [
         Candidate(backbone, strategy, values)
         for backbone in names

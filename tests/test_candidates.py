@@ -10,6 +10,7 @@ from automl_tl_plugins.strategies.fine_tuning import FineTuning
 from synthetic import STRATEGIES, Tuning, make_backbone
 
 from automl_tl.candidates import propose
+from automl_tl.registry import PluginWarning
 from automl_tl.space import Choice, Int, Value, check, defaults
 from automl_tl.strategy import Strategy
 
@@ -89,7 +90,7 @@ def test_a_strategy_that_allows_no_setting_is_left_out() -> None:
 def test_a_strategy_that_cannot_say_what_it_needs_costs_only_itself() -> None:
     words = "strategy 'cannot-say' is left out, as its `requires` failed: KeyError: 'depth'"
     for proven in (None, {"cannot-say": [{}]}):
-        with pytest.warns(UserWarning, match=words):
+        with pytest.warns(PluginWarning, match=words):
             found = propose(BACKBONES, {"cannot-say": CannotSay, "tuning": Tuning}, seed=0, proven=proven)
         assert {c.strategy for c in found} == {"tuning"}
 
