@@ -31,6 +31,8 @@ class _Turn:
     task: int = 0
     strange: list[Tensor] | None = None
     """`strangeness` of what came to each batch norm so far, N; None: nobody asks."""
+    images: int = 0
+    """How many there are in the pass."""
 
 
 class _Beside(nn.Module):
@@ -86,15 +88,18 @@ class _Instead(nn.Module):
         layer = self.own[self.turn.task - 1] if self.turn.task else self.shared
         if self.turn.strange is not None and hasattr(self, "seen_mean"):
             task = self.turn.task
-            self.turn.strange.append(strangeness(values, self.seen_mean[task], self.seen_variance[task]))
+            strange = strangeness(values, self.seen_mean[task], self.seen_variance[task], images=self.turn.images)
+            self.turn.strange.append(strange)
         normed: Tensor = layer(values)
         return normed
 
 
-def strangeness(values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """How far the N images of `values`, N×channels×…, are from those that channels have `mean` and `variance` of: N logarithms of
-    the mean over the channels of (an image's mean - mean)² / variance."""
+def strangeness(values: Tensor, mean: Tensor, variance: Tensor, *, images: int) -> Tensor:
+    """How far the N `images` of `values`, N×channels×… or N·tokens×channels, are from those that channels have `mean` and
+    `variance` of: N logarithms of the mean over the channels of (an image's mean - mean)² / variance."""
     means = values.float().flatten(2).mean(2) if values.ndim > 2 else values.float()
+    if means.shape[0] != images:  # LeViT's norms take the tokens of all images in a row
+        means = means.reshape(images, -1, means.shape[1]).mean(1)
     away = (means - mean).square() / (variance + LEAST)
     return (away.mean(1) + LEAST).log()
 
@@ -193,7 +198,7 @@ class Grown(nn.Module):
     def _watched(self, images: Tensor, task: int) -> tuple[Tensor, Tensor]:
         """`features`, and N: the mean over the batch norms of how strange they find an image; 0 where there are none."""
         found: list[Tensor] = []
-        self.turn.strange = found
+        self.turn.strange, self.turn.images = found, images.shape[0]
         try:
             seen = self.features(images, task)
         finally:

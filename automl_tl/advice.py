@@ -152,11 +152,16 @@ def changes(out: Path, request: dict[str, Any]) -> list[str]:
     path = out / "run.json"
     if not path.exists():
         return []
-    before = {"remember": [], **read_json(path, dict, remedy="choose another --out or delete it")}
+    before = {"remember": [], **read_json(path, _in_order, remedy="choose another --out or delete it")}
     changed = [name for name in request if before.get(name) != request[name]]
     if "seed" in changed:  # which splits them otherwise: whether the images are others, too, nobody can tell
         changed = [name for name in changed if name != "fingerprint"]
     return ["images" if name == "fingerprint" else name for name in changed]
+
+
+def _in_order(request: Any) -> dict[str, Any]:
+    """Names in the order of the alphabet: in which they were given makes no other run; older runs kept it."""
+    return {name: sorted(set(value)) if isinstance(value, list) else value for name, value in dict(request).items()}
 
 
 def keep_advice(out: Path, request: dict[str, Any], advice: Advice, looks: int) -> Advice:

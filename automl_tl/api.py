@@ -119,8 +119,8 @@ def fit(
         "fingerprint": task.fingerprint,
         "seed": seed,
         "zoo": zoo,
-        "strategies": list(strategies or ()),
-        "backbones": list(backbones or ()),
+        "strategies": sorted(set(strategies or ())),
+        "backbones": sorted(set(backbones or ())),
         "remember": sorted(kinds),
     }
     check_writable(out)

@@ -22,6 +22,7 @@ from .networks import RESERVED, Counts, count, create, family, first_line, headl
 from .records import CENTER, CROP_MODES, INTERPOLATIONS, LARGEST_SIDE, Backbone
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from torch import Tensor, nn
 
 
@@ -311,12 +312,13 @@ def add_folder(folder: Path) -> Folder:
         if name in taken:
             files = f"{name}.json, {name}.safetensors and `name` in the card"
             raise ZooError(f"{folder}: {name!r} is the name of a network of the zoo {taken[name]!r}; rename it: {files}")
-    others = [other for other in folders() if other != folder]
-    for other in others:
-        for name in found.names:
-            if (other / f"{name}.json").exists():
-                raise ZooError(f"{name}: is both in {folder} and in {other}, which was added before; rename or remove one")
-    _remember([*others, folder])
+    with _changing():
+        others = [other for other in folders() if other != folder]
+        for other in others:
+            for name in found.names:
+                if (other / f"{name}.json").exists():
+                    raise ZooError(f"{name}: is both in {folder} and in {other}, which was added before; rename or remove one")
+        _remember([*others, folder])
     return found
 
 
@@ -336,10 +338,18 @@ def remove_folder(folder: Path) -> None:
         ZooError: it was never added.
     """
     folder = folder.expanduser().resolve()
-    known = folders()
-    if folder not in known:
-        raise ZooError(f"{folder}: was not added; added are: {', '.join(map(str, known)) or 'none'}")
-    _remember([other for other in known if other != folder])
+    with _changing():
+        known = folders()
+        if folder not in known:
+            raise ZooError(f"{folder}: was not added; added are: {', '.join(map(str, known)) or 'none'}")
+        _remember([other for other in known if other != folder])
+
+
+def _changing() -> FileLock:
+    """Held from the reading to the writing of the list: two that add a folder at once would forget one."""
+    from filelock import FileLock
+
+    return FileLock(home() / "zoos.lock")
 
 
 def _remember(paths: list[Path]) -> None:

@@ -60,6 +60,14 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (not a dict)
 
 
+def cached(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file that can be made anew: None where there is none, or it is damaged."""
+    try:
+        return load(path)[0]
+    except (OSError, ValueError, SafetensorError):
+        return None
+
+
 def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(metadata["facts"])

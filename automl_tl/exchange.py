@@ -148,7 +148,7 @@ def profile_row(profile: Profile, name: str, public: Public | None) -> dict[str,
 def trial_row(trial: Trial, *, anonymous: bool) -> dict[str, Any]:
     """Without what tells of one machine's folders; anonymous, also without free text, which may name a file or a class."""
     provenance = {**trial.provenance, "command": _verb(str(trial.provenance.get("command", "")))}
-    error = re.sub(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:]+)+(?=[/\\])", "…", trial.error)
+    error = without_folders(trial.error)
     curve = [vars(point) for point in trial.curve]
     if anonymous:
         provenance = {name: value for name, value in provenance.items() if name in _PROVENANCE}
@@ -156,6 +156,11 @@ def trial_row(trial: Trial, *, anonymous: bool) -> dict[str, Any]:
         curve = [{**point, "note": ""} for point in curve]
     changed = {"artefact": "", "provenance": provenance, "error": error, "curve": curve, "candidate": vars(trial.candidate)}
     return {**vars(trial), **changed}
+
+
+def without_folders(error: str) -> str:
+    """Words of a failed trial, of every path only the last name: where things lie on a machine is nobody else's business."""
+    return re.sub(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\:]+)+(?=[/\\])", "…", error)
 
 
 def _verb(command: str) -> str:

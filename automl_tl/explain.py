@@ -76,6 +76,8 @@ def _record(picture: Picture, column: int, good: bool) -> str:
         "source dataset": f"networks pretrained on {picture.backbone.source_dataset}",
     }[kind]
     where = "tasks like yours" if form == "near" else "earlier tasks"
+    if picture.values[column] == 0:  # a standing without a trial
+        return f"{subject} {'were' if subject.startswith('networks') else 'was'} never tried, which speaks {_side(good)} it"
     share = round(100 * (float(picture.values[column]) + 0.5))
     return f"in {where} {subject} did better than {'' if good else 'only '}{share} % of what was tried"
 

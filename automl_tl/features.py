@@ -49,9 +49,8 @@ def extract(
     """
     asked = task.before_test() if index is None else index
     path = cached_at("features", task, backbone, asked)
-    if path.exists():
-        tensors, _ = checkpoint.load(path)
-    else:
+    tensors = checkpoint.cached(path)
+    if tensors is None:
         tensors = _forward(backbone, pixels, build, asked, progress)
         path.parent.mkdir(exist_ok=True)
         checkpoint.save(path, tensors, {"backbone": backbone.name, "task": task.name})

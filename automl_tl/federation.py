@@ -111,6 +111,7 @@ def train(strategy: Strategy, job: Job, *, meeting: Meeting | None = None, plan:
 
     torch.manual_seed(job.seed)
     reset_memory()
+    job = replace(job, path=None)  # what weights do for the loss is a matter of one descent, and here are many
     sides = cast(Federated, strategy)
     rounds = _Rounds(sides.centre(job), job, int(strategy.hp.epochs), plan)
     rounds.restore()

@@ -98,25 +98,46 @@ def near(clients: Sequence[Client]) -> Meeting:
         manager = SimpleClientManager()
         for number, client in enumerate(clients):
             manager.register(_Near(f"{number:06d}", client))
-        server = Server(client_manager=manager, strategy=_in_order(strategy, _as_it_was))
-        server.set_max_workers(1)
         with _quiet():
-            server.fit(rounds, timeout=None)
+            _Here(client_manager=manager, strategy=strategy).fit(rounds, timeout=None)
 
     return Meeting(len(clients), meet)
+
+
+class _Here(Server):
+    """Asks its clients in this thread: in Flower's own pool, all of a round would train on after Ctrl-C, and in a thread that
+    nobody can end."""
+
+    def fit_round(self, server_round: int, timeout: float | None) -> Any:
+        drawn = self.strategy.configure_fit(server_round, self.parameters, self.client_manager())
+        asked = sorted(drawn, key=lambda pair: pair[0].cid)  # the answers are added up in this order
+        results = [(client, client.fit(task, timeout, server_round)) for client, task in asked]
+        return (*self.strategy.aggregate_fit(server_round, results, []), (results, []))
 
 
 def far(address: str, clients: int, *, certificates: tuple[bytes, bytes, bytes] | None = None) -> Meeting:
     """Real clients over gRPC: waits at `address` (HOST:PORT) for so many, and lets them go when the rounds are over.
 
     `certificates`: of the authority, of the server, and the server's key, in PEM; without them nothing is encrypted.
+
+    Raises:
+        InputError: nobody can listen at `address`, which is tried at once: before the work that comes before the first round.
     """
+    host, port = host_and_port(address)
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"--address {address}: cannot be listened on: {why}; choose another") from None
 
     def meet(strategy: Any, rounds: int) -> None:
         manager = SimpleClientManager()
-        server = Server(client_manager=manager, strategy=_in_order(strategy, _far_away))
+        server = Server(client_manager=manager, strategy=_in_order(strategy))
         with _quiet():
-            wire = start_grpc_server(client_manager=manager, server_address=address, certificates=certificates)
+            try:
+                wire = start_grpc_server(client_manager=manager, server_address=address, certificates=certificates)
+            except (SystemExit, RuntimeError) as error:  # Flower's and gRPC's ways to say that somebody else listens there by now
+                raise InputError(f"--address {address}: cannot be listened on: {error}; choose another") from None
             try:
                 server.fit(rounds, timeout=None)
             finally:
@@ -124,6 +145,18 @@ def far(address: str, clients: int, *, certificates: tuple[bytes, bytes, bytes] 
                 wire.stop(grace=1).wait()
 
     return Meeting(clients, meet)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of HOST:PORT; an IPv6 host may stand in brackets.
+
+    Raises:
+        InputError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError(f"{address!r} is no address of a server; write HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def join(address: str, client: Client, told: Callable[[int, Answer], None], *, authority: bytes | None = None) -> None:
@@ -192,22 +225,18 @@ def _greet(address: str, authority: bytes) -> None:
             time.sleep(0.5)
 
 
-def _in_order(strategy: Any, failed: Callable[[Any], Exception]) -> Any:
+def _in_order(strategy: Any) -> Any:
     """The same strategy, but a failure ends the training, and answers are added up in the clients' order: Flower gathers them in
     a set, and sums of floats depend on their order."""
     aggregate = strategy.aggregate_fit
 
     def aggregate_fit(number: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Any]) -> Any:
         if failures:
-            raise failed(failures[0])
+            raise _far_away(failures[0])
         return aggregate(number, sorted(results, key=lambda result: result[0].cid), [])
 
     strategy.aggregate_fit = aggregate_fit
     return strategy
-
-
-def _as_it_was(failure: Any) -> Exception:
-    return failure if isinstance(failure, Exception) else TrialError(f"a client failed: {failure!r}")
 
 
 def _far_away(failure: Any) -> Exception:

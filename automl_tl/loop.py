@@ -40,7 +40,7 @@ from .fetching import ahead
 from .inference import outputs, predict
 from .objectives import validate
 from .processes import agreed, average_gradients, average_statistics, leads
-from .records import TRAIN, VALIDATION, Point
+from .records import PUBLIC, TRAIN, VALIDATION, Point
 from .strategy import Batch, Classifier, Fitted, Job, Strategy
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -177,7 +177,9 @@ def _held_by(dtype: torch.dtype, model: Classifier, job: Job) -> torch.dtype:
     """`dtype`, but fp32 for fp16 where some images show that it cannot hold what the network computes: it ends at 65504."""
     if dtype != torch.float16:
         return dtype
-    found = outputs(model, job.pixels.array, job.task.part(TRAIN)[:TRIED], job.backbone, dtype=dtype)
+    parts = map(job.task.part, (TRAIN, PUBLIC, VALIDATION))
+    index = next(part for part in parts if len(part))  # of a federated server others have the images for training
+    found = outputs(model, job.pixels.array, index[:TRIED], job.backbone, dtype=dtype)
     return dtype if found.isfinite().all() else torch.float32
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from .errors import InputError
 from .importance import fisher_diagonal
 from .inference import outputs
 from .norms import MOST, measure, norms_of
+from .pixels import decode_images
 from .records import EXEMPLARS, FISHER, IMPORTANCE, KEPT, KEPT_VALIDATION, STATISTICS, TRAIN, Backbone, Task
 from .strategy import Classifier
 
@@ -77,7 +79,8 @@ def remember(
         _write(folder, IMPORTANCE, cooled(together(importance, earlier_importance(task)), temperature), {})
     if EXEMPLARS in kinds:
         chosen = choose_exemplars(net.backbone, task, images, backbone, most)
-        tensors = {"images": torch.from_numpy(images[chosen].copy()), "labels": torch.from_numpy(task.labels[chosen])}
+        pictures = images[chosen] if backbone.crop_pct == 1 else _before_the_crop(task, chosen, backbone)
+        tensors = {"images": torch.from_numpy(pictures.copy()), "labels": torch.from_numpy(task.labels[chosen])}
         _write(folder, EXEMPLARS, tensors, {"classes": list(task.classes)})
     if STATISTICS in kinds and norms_of(net.backbone) and not isinstance(net.backbone, Grown):
         _write(folder, STATISTICS, seen_by_norms(net.backbone, images, task.part(TRAIN), backbone, seed=seed), {})
@@ -215,6 +218,20 @@ def choose_exemplars(network: nn.Module, task: Task, images: np.ndarray, backbon
         members = np.flatnonzero(task.labels[pool] == label)
         chosen.append(pool[members[herd(features[members], each)]])
     return np.concatenate(chosen)
+
+
+def _before_the_crop(task: Task, index: np.ndarray, backbone: Backbone) -> np.ndarray:
+    """The images at `index` as large as the backbone has them before it crops: read as images again, they are cropped once, and
+    not once more with each task that remembers them."""
+    return decode_images(
+        [task.images[place] for place in index],
+        [task.where[place] for place in index],
+        math.floor(backbone.input_size / backbone.crop_pct),
+        interpolation=backbone.interpolation,
+        crop_pct=1.0,
+        crop_mode=backbone.crop_mode,
+        fill=backbone.fill,
+    )
 
 
 def each_of(most: int, task: Task) -> int:

@@ -33,9 +33,8 @@ def norm_statistics(
     """Of at most `MOST` of the images at `index`; None for a network without batch norms. Kept on disk."""
     chosen = np.sort(np.random.default_rng(0).permutation(index)[:MOST])
     path = cached_at("norms", task, backbone, chosen)
-    if path.exists():
-        tensors, _ = checkpoint.load(path)
-    else:
+    tensors = checkpoint.cached(path)
+    if tensors is None:
         tensors = measure(build(), pixels.array, chosen, backbone)
         path.parent.mkdir(exist_ok=True)
         checkpoint.save(path, tensors, {"backbone": backbone.name, "task": task.name})

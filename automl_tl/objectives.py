@@ -192,7 +192,11 @@ def federate(task: Task, clients: Sequence[Task] | int, *, skew: float = 1.0, se
         owner[own] = number
         owners.append(owner)
         whole = _joined(whole, replace(client, splits={TRAIN: own}), _renumbered(client, task.classes))
-    return _sealed(replace(whole, clients=np.concatenate(owners), objective=FEDERATION))
+    owner = np.concatenate(owners)
+    empty = np.setdiff1d(np.arange(count), owner[whole.part(TRAIN)])
+    if len(empty):
+        raise InputError(f"client {clients[empty[0]].name} has no image that is not held out by {task.name}, too; leave it out")
+    return _sealed(replace(whole, clients=owner, objective=FEDERATION))
 
 
 def offer_public(task: Task) -> Task:
@@ -260,7 +264,7 @@ def _simulated(task: Task, clients: int, skew: float, rng: np.random.Generator) 
     public = []
     for label in range(len(task.classes)):
         members = train[task.labels[train] == label]
-        first = round(PUBLIC_SHARE * len(members))
+        first = max(round(PUBLIC_SHARE * len(members)), int(len(members) > 1))
         public.append(members[:first])
         shares = rng.dirichlet(np.full(clients, skew))
         bounds = np.rint(np.cumsum(shares)[:-1] * (len(members) - first)).astype(int)
@@ -269,6 +273,8 @@ def _simulated(task: Task, clients: int, skew: float, rng: np.random.Generator) 
     empty = np.setdiff1d(np.arange(clients), owners)
     if len(empty):
         raise InputError(f"client {empty[0]} of {clients} would have no image; take fewer clients or a larger --skew")
+    if not sum(map(len, public)):
+        raise InputError(f"{task.name}: no class has two training images, of which one could be public; give more")
     splits = {**task.splits, TRAIN: np.flatnonzero(owners >= 0), PUBLIC: np.sort(np.concatenate(public))}
     return _sealed(replace(task, splits=splits, clients=owners, objective=FEDERATION))
 

@@ -72,6 +72,8 @@ def decode(
         try:
             os.utime(path)
             return Pixels(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (ValueError, EOFError):  # damaged, as by a disk that was full or a copy that was cut off
+            path.unlink(missing_ok=True)
         except FileNotFoundError:  # never built, or another process made room
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():

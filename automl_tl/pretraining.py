@@ -221,6 +221,7 @@ def _epoch(
     """One pass over the training images, in an order of this epoch's own; the mean loss."""
     images, labels = train
     device = this_device()
+    torch.manual_seed(recipe.seed * 100_003 + epoch)  # of dropped paths and units: after a restart the same as without one
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     order = torch.randperm(len(labels), generator=generator).numpy()
     steps = len(labels) // recipe.batch_size

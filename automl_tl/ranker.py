@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,8 @@ UNKNOWN_WIDER = 2.0
 SIZES = ("images", "classes")
 """Meta-features in which a task may lie beyond those of the history."""
 EXPLAINED, BACKGROUND = 20, 60
+KEPT = 16
+"""Rankers in a cache: every trial makes another history, whose ranker is another one."""
 _MODELS = ("level", "effect", "order")
 
 
@@ -127,12 +131,24 @@ def ranker_for(experience: Experience, cache: Path, *, seed: int = 0) -> Ranker 
     name = xxhash.xxh128_hexdigest(experience.digest.encode())  # of all of it: that of a part begins as the whole's does
     folder = cache / f"{name}-{seed}-v{VERSION}"
     with FileLock(cache / f"{folder.name}.lock"):
-        if (known := _kept(folder)) is not None:
-            return known
-        ranker = learn(experience, seed=seed)
-        if ranker is not None:
+        ranker = _kept(folder)
+        if ranker is None and (ranker := learn(experience, seed=seed)) is not None:
             ranker.save(folder)
-        return ranker
+        _keep_last_used(folder)
+    return ranker
+
+
+def _keep_last_used(folder: Path) -> None:
+    """`folder` was used now; of all beside it the `KEPT` that were used last stay. Who reads one meanwhile learns it anew."""
+    with suppress(OSError):  # a home that cannot be written to has what it has
+        os.utime(folder)
+    used: dict[Path, float] = {}
+    for each in folder.parent.iterdir():
+        with suppress(OSError):  # another process took it away
+            if each.is_dir() and each.suffix != ".partial":
+                used[each] = each.stat().st_mtime
+    for each in sorted(used, key=lambda each: -used[each])[KEPT:]:
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def _kept(folder: Path) -> Ranker | None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import secrets
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,10 @@ from .federation import Answer, Client, Told
 from .home import read_json, write_text
 from .objectives import offer_public, take_part
 from .progress import alone_in
-from .records import PUBLIC, VALIDATION, Candidate, Point, Task
+from .records import PUBLIC, TEST, VALIDATION, Candidate, Point, Task
 from .space import Value, check, defaults
 from .strategy import Strategy
-from .trials import job_of, judge_on_test
+from .trials import job_of, judge_on_test, provenance
 
 MODEL, WORK, LEFT = "model", "work", "left.jsonl"
 REQUEST = "run.json"
@@ -74,8 +75,8 @@ def serve(
     be read on its way.
 
     Raises:
-        InputError: the images, the strategy, the backbone or the certificates; or `out` holds another training, or another
-            process works in it.
+        InputError: the images, the strategy, the backbone, the address or the certificates; or `out` holds another training, or
+            another process works in it.
         TrialError: a client failed.
     """
     federation.require_flower()
@@ -101,10 +102,18 @@ def serve(
         work.mkdir(exist_ok=True)
         job = job_of(task, candidate, facts, seed=seed, folder=work, report=claim)
         fitted = federation.train(chosen(values, facts), job, meeting=meeting, plan=_plan(task, candidate))
-        found = judge(fitted.probabilities, task.labels[task.part(VALIDATION)])
-        model.save(out / MODEL, fitted.model, facts, candidate, task.classes, found)
+        test = judge_on_test(task, facts, fitted.model)
+        told = {
+            "task": task.name,
+            "validation": judge(fitted.probabilities, task.labels[task.part(VALIDATION)]),
+            "test": test,
+            "fingerprint": task.fingerprint,
+            "images": {split: len(task.part(split)) for split in (PUBLIC, VALIDATION, TEST)},
+            "provenance": dict(provenance("", facts)),
+        }
+        model.save(out / MODEL, fitted.model, facts, candidate, task.classes, told)
     notes = tuple(point.note for point in fitted.curve)
-    return Served(out / MODEL, [point.score for point in fitted.curve], judge_on_test(task, facts, fitted.model), notes)
+    return Served(out / MODEL, [point.score for point in fitted.curve], test, notes)
 
 
 def join(
@@ -133,9 +142,7 @@ def join(
     from . import flower
 
     _federated(strategy)
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError(f"{address!r} is no address of a server; write HOST:PORT")
+    flower.host_and_port(address)
     own, known = load_task(location), None if public is None else load_task(public)
     check_outside(out, own, ("", location))
     if known is not None:
@@ -328,6 +335,14 @@ def _certificates(folder: Path) -> tuple[bytes, bytes, bytes]:
     except OSError as error:
         raise InputError(
             f"--tls {folder}: {error.strerror}: {error.filename}; it must hold ca.pem, server.pem and server.key"
+        ) from None
+    try:
+        ssl.create_default_context(cadata=authority.decode("ascii"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(folder / "server.pem", folder / "server.key", password="")
+    except (ssl.SSLError, ValueError) as error:  # gRPC's own words come after the work, and name no file
+        raise InputError(
+            f"--tls {folder}: ca.pem and server.pem must be certificates in PEM, and server.key the second one's, without a "
+            f"password: {error}"
         ) from None
     return authority, own, key
 

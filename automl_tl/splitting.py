@@ -160,7 +160,9 @@ def _hold_out(pool: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: f
         size_of = {group: inside[group][label] for group in np.unique(groups[members]).tolist()}
         drawn = rng.permutation(list(size_of)).tolist()
         large = sorted((group for group in drawn if size_of[group] > 2 * wanted), key=lambda group: size_of[group])
-        for group in [group for group in drawn if group not in large] + (large[:1] if left[label] == len(members) else []):
+        for group in [group for group in drawn if group not in large] + large[:1]:
+            if group in large and left[label] < len(members):
+                break  # a smaller one has gone
             spared = all(left[other] > count for other, count in inside[group].items())
             if len(members) - left[label] < wanted and group not in taken and spared:
                 taken.add(group)

@@ -197,10 +197,9 @@ class _Before:
         self.features = self._features(build(backbone))
         self.told = self._told(self.features)
         self.labels: torch.Tensor | None = None
-        if labels is not None and self.told is not None:
-            chance = 1 / backbone.num_classes
-            right = float((self.told == torch.from_numpy(labels)).float().mean())
-            self.labels = torch.from_numpy(labels) if right > chance + BETTER * (1 - chance) else None
+        if labels is not None and self.told is not None and (labels >= 0).any():
+            chance, known = 1 / backbone.num_classes, torch.from_numpy(labels)
+            self.labels = known if _right(self.told, known) > chance + BETTER * (1 - chance) else None
 
     def compare(self, tuned: nn.Module) -> tuple[float, float | None, float | None]:
         """`Depth.drift`, `Depth.changed` and `Depth.source` of a tuned backbone."""
@@ -210,7 +209,7 @@ class _Before:
         told = self._told(after)
         if told is None or self.told is None:
             return drift, None, None
-        right = None if self.labels is None else float((told == self.labels).float().mean())
+        right = None if self.labels is None else _right(told, self.labels)
         return drift, float((told != self.told).float().mean()), right
 
     @torch.inference_mode()
@@ -224,6 +223,12 @@ class _Before:
     def _features(self, net: nn.Module) -> torch.Tensor:
         dtype = precision(channels_last(net))
         return outputs(net, self.images, np.arange(len(self.images)), self.backbone, dtype=dtype)
+
+
+def _right(told: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of the labelled images, whose labels are not -1, that are told rightly."""
+    labelled = labels >= 0
+    return float((told[labelled] == labels[labelled]).float().mean())
 
 
 def _source_head(backbone: Backbone) -> nn.Linear | None:

@@ -205,6 +205,8 @@ def _start(run: Run, place: Path, seen: Seen, after: float | None, rng: random.R
     _, left = psutil.wait_procs(killer.children, ENDS_WITHIN)
     for child in left:
         child.kill()
+    if killer.hung:  # that is what this is for, and no kill that was asked for
+        raise SystemExit(f"{' '.join(run.line)}: did not end within {HANGS_AFTER:.0f} s; {place} is as it was then")
     landed = code == -signal.SIGKILL and after is not None
     if not landed and code not in run.ends:
         raise SystemExit(f"{' '.join(run.line)}: exit code {code}\n{(place / 'said.txt').read_text(encoding='utf-8')[-2000:]}")
@@ -224,6 +226,7 @@ class Killer:
         """Seconds, with all that it started."""
         self.children: list[psutil.Process] = []
         """What it had started when it was killed."""
+        self.hung = False
         self.opened = False
         """Whether it had the database open when it was killed."""
 
@@ -237,6 +240,7 @@ class Killer:
                     self._kill(database)
                 return
             if time.monotonic() - begun > HANGS_AFTER:
+                self.hung = True
                 self._kill(database)
                 return
 

@@ -23,7 +23,7 @@ most on average, as far as they were tried elsewhere.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -160,17 +160,23 @@ def leave_one_source_out(
                 if not len(rows):
                     continue
                 result.tasks.add(task)
-                own = trials.take(rows)
-                tried = zip(own.backbone, own.strategy, own.hyperparameters, strict=True)
-                candidates = [Candidate(*facts) for facts in tried]
-                left = LeftOut(
-                    known, costs, strategies, experience.profiles[task], candidates, own, Scores(own.score, test[rows]), seed
-                )
+                again = _by_candidate(trials, rows)
+                own = trials.take(np.array([same[0] for same in again.values()]))
+                means = (np.array([values[same].mean() for same in again.values()]) for values in (trials.score, test))
+                left = LeftOut(known, costs, strategies, experience.profiles[task], list(again), own, Scores(*means), seed)
                 _ours(result, left, ranker)
                 _simpler_ways(result, left)
                 _seconds(result, left)
             say(f"seed {seed}, without {source}: {time.perf_counter() - start:.1f} s")
     return result
+
+
+def _by_candidate(trials: Trials, rows: np.ndarray) -> dict[Candidate, list[int]]:
+    """The rows of each candidate: some were trained with several seeds, and count once, as the mean of those."""
+    found: dict[Candidate, list[int]] = defaultdict(list)
+    for row in rows.tolist():
+        found[Candidate(trials.backbone[row], trials.strategy[row], trials.hyperparameters[row])].append(row)
+    return found
 
 
 def _ours(result: Result, left: LeftOut, ranker: Ranker | None) -> None:
@@ -202,7 +208,7 @@ def begun(ranking: Ranking, left: LeftOut) -> list[Ranked]:
         promise[chosen] = -np.inf
         chosen.append(int(promise.argmax()))
         candidate = ranking.items[chosen[-1]].candidate
-        believed.append(Observed(candidate, surrogate.expected(candidate, believed)))
+        believed.append(Observed(candidate, surrogate.expected(candidate, believed), believed=True))
     return [ranking.items[place] for place in chosen]
 
 
@@ -343,8 +349,8 @@ def figures(result: Result, experience: Experience) -> dict[str, float]:
 
 
 def known_history(asked: str = ACCURACY) -> tuple[Experience, np.ndarray]:
-    """All trials on tasks with this objective, and the test accuracy of each (NaN: not to be judged), which no ranker is shown:
-    under attack where that is what the tasks ask for.
+    """All trials on tasks with this objective, and the test accuracy of each candidate, the mean of its seeds (NaN: not to be
+    judged), which no ranker is shown: under attack where that is what the tasks ask for.
 
     Few images beside images of other classes are a question of their own: such tasks are judged where `FEW_SHOT` is asked, and
     nothing else is then.
@@ -355,13 +361,12 @@ def known_history(asked: str = ACCURACY) -> tuple[Experience, np.ndarray]:
         experience = Experience.of(history, objective=objective)
         judged = history.find(status="finished", limit=-1)[1]
     values = completed([one.candidate.strategy for one in judged], [one.candidate.hyperparameters for one in judged])
-    told = {
-        (one.task, replace(one.candidate, hyperparameters=own).id): one.test.get(figure, np.nan)
-        for one, own in zip(judged, values, strict=True)
-    }
+    told: dict[tuple[str, str], list[float]] = defaultdict(list)  # of all seeds
+    for one, own in zip(judged, values, strict=True):
+        told[one.task, replace(one.candidate, hyperparameters=own).id].append(one.test.get(figure, np.nan))
     trials, strategies = experience.trials, registry.strategies()
     facts = zip(trials.task, trials.backbone, trials.strategy, trials.hyperparameters, strict=True)
-    test = np.array([told[task, Candidate(*candidate).id] for task, *candidate in facts])
+    test = np.array([np.mean(told[task, Candidate(*candidate).id]) for task, *candidate in facts])
     beside = [task for task, name in zip(trials.task, trials.strategy, strict=True) if "source" in strategies[name].needs]
     return experience, np.where(np.isin(trials.task, beside) == (asked == FEW_SHOT), test, np.nan)
 

@@ -23,7 +23,7 @@ from _report import arguments, table, write
 from automl_tl.backbones import catalogue
 from automl_tl.candidates import propose
 from automl_tl.cost import CostModel
-from automl_tl.experience import Experience
+from automl_tl.experience import Experience, proven
 from automl_tl.history import open_history
 from automl_tl.home import cache
 from automl_tl.ranker import rank, ranker_for
@@ -127,7 +127,8 @@ def leads_of(experience: Experience, source: str) -> Iterator[tuple[str, tuple[f
     known = experience.take(np.flatnonzero(trials.source_dataset != source))
     ranker, costs = ranker_for(known, cache() / "rankers"), CostModel.learn(known, strategies=strategies)
     at_hand = {name: backbone for name, backbone in catalogue().items() if backbone.source_dataset != source}
-    offered = propose(at_hand, {name: strategies[name] for name in (WHOLE, GRADUAL)}, seed=0)
+    both = {name: strategies[name] for name in (WHOLE, GRADUAL)}
+    offered = [*propose(at_hand, both, seed=0, proven=proven(known)), *propose(at_hand, both, seed=0, near=True)]
     for task in sorted(set(trials.task[trials.source_dataset == source])):
         own = trials.task == task
         scores = [trials.score[own & (trials.strategy == name)] for name in (WHOLE, GRADUAL)]

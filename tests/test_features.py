@@ -26,6 +26,7 @@ from automl_tl.errors import ZooError
 from automl_tl.features import extract, source_head, source_statistics
 from automl_tl.images import read_image
 from automl_tl.inference import prepare
+from automl_tl.norms import norm_statistics
 from automl_tl.pixels import decode
 from automl_tl.profiling import task_features
 from automl_tl.records import Backbone, Task
@@ -201,6 +202,27 @@ def test_features_are_computed_once(task: Task, tmp_path: Path) -> None:
     extract(task, backbone, pixels, make, index=np.arange(3))
     extract(task, replace(backbone, mean=(0.5, 0.5, 0.5)), pixels, make)
     assert built == [True] * 3
+
+
+@pytest.mark.parametrize("kept", ["features", "norms", "pixels"])
+def test_what_is_kept_and_damaged_is_computed_anew(task: Task, kept: str, own_home: Path) -> None:
+    """As by a disk that was full, or a copy of a home that was cut off."""
+
+    def found() -> list[np.ndarray]:
+        pixels, backbone = decode(task, 64), catalogue()[FP32]
+        norms = norm_statistics(task, backbone, pixels, lambda: build(backbone), index=np.arange(6))
+        assert norms is not None
+        values = extract(task, backbone, pixels, lambda head: build(backbone, head=head)).values
+        return [np.array(pixels.array), norms.mean, values]
+
+    first = found()
+    (path,) = (path for path in (own_home / "cache" / kept).iterdir() if path.suffix != ".lock")
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"x" * 100):
+        path.write_bytes(damaged)
+        for before, after in zip(first, found(), strict=True):
+            np.testing.assert_array_equal(before, after)
+        assert path.read_bytes() == whole
 
 
 def test_two_networks_over_the_same_weights_have_features_of_their_own(task: Task, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from small import QUICK
 
-from automl_tl import Candidate, Fitted, Job, Task, federation, registry
+from automl_tl import Candidate, Fitted, Job, Task, federation, loop, model, registry
 from automl_tl.backbones import build, catalogue
+from automl_tl.data import picked
 from automl_tl.errors import AutomlError, InputError, TrialError
 from automl_tl.inference import predict
 from automl_tl.norms import norms_of
-from automl_tl.objectives import federate
+from automl_tl.objectives import federate, few_shots, offer_public
 from automl_tl.records import PUBLIC, TRAIN, VALIDATION, Features
 from automl_tl.space import defaults
 from automl_tl.testing import small_task
-from automl_tl.trials import job_of
+from automl_tl.trials import Limits, job_of, run_trial
 
 flwr = pytest.importorskip("flwr", reason="needs Flower: pip install automl_tl[federated]")
 NAMES = ("fedavg", "fedprox", "federated-distillation", "dp-fedavg")
@@ -401,6 +404,71 @@ def test_a_client_with_one_image_and_moving_norms(tmp_path: Path) -> None:
     assert len(strategy.run(replace(job, stop_after=1)).curve) == 1
 
 
+@pytest.mark.parametrize("name", ["fedavg", "federated-distillation"])
+def test_what_weights_do_for_the_loss_is_not_traced(name: str, task: Task, tmp_path: Path) -> None:
+    """`--remember importance`: many descend, so that there is none, and the trial is as good as without."""
+    strategy = registry.strategies()[name]
+    candidate = Candidate(QUICK, name, {**defaults(strategy.space), "epochs": 2, "local_epochs": 1})
+    limits = Limits(stop_after=1)
+    trial, fitted = run_trial(task, candidate, catalogue()[QUICK], seed=0, folder=tmp_path, limits=limits, trace=True)
+    assert fitted is not None, trial.error
+    assert fitted.importance is None
+
+
+def test_an_interrupted_round_ends_at_once(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other clients do not train on behind it."""
+    from automl_tl import flower
+
+    asked: list[int] = []
+
+    class Interrupted:
+        def answer(self, arrays: list[np.ndarray], told: federation.Told) -> federation.Answer:
+            asked.append(int(told["round"]))
+            raise KeyboardInterrupt
+
+    strategy, job = prepared(task, "fedavg", tmp_path)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        federation.train(strategy, job, meeting=flower.near([Interrupted() for _ in range(3)]))
+    assert asked == [0]
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_server_without_images_for_training_begins_on_a_card_of_fp16(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it can hold what the network computes is tried on the public images."""
+    monkeypatch.setattr(loop, "precision", lambda net: torch.float16)
+    strategy, job = prepared(offer_public(small_task()), name, tmp_path)
+    assert strategy.centre(job).first()
+
+
+def test_two_images_a_class_leave_one_to_be_public() -> None:
+    few = few_shots(small_task(), 2)
+    assert len(federate(few, 2).part(PUBLIC)) == len(few.classes)
+    with pytest.raises(InputError, match="no class has two training images, of which one could be public"):
+        federate(few_shots(few, 1), 2)
+
+
+@pytest.mark.parametrize(("name", "words"), [("dp-fedavg", "0 alike"), ("federated-distillation", "there are none")])
+def test_a_server_without_public_images_says_so(name: str, words: str, task: Task, tmp_path: Path) -> None:
+    alone = replace(task, splits={split: part for split, part in task.splits.items() if split != PUBLIC})
+    strategy, job = prepared(alone, name, tmp_path)
+    with pytest.raises(TrialError, match=words):
+        strategy.centre(job)
+
+
+def test_a_client_whose_images_are_all_held_out_is_named() -> None:
+    whole = small_task()
+    other, held = (
+        replace(picked(whole, part), name=name, splits={TRAIN: np.arange(len(part))})
+        for name, part in (("ward 4", whole.part(TRAIN)), ("ward 3", whole.part(VALIDATION)))
+    )
+    with pytest.raises(InputError, match="client ward 3 has no image that is not held out by"):
+        federate(replace(whole, splits={VALIDATION: whole.part(VALIDATION)}), [other, held])
+
+
 def test_a_random_start_knows_nothing(task: Task, tmp_path: Path) -> None:
     strategy, job = prepared(task, "fedavg", tmp_path, start="random")
     torch.manual_seed(0)
@@ -621,8 +689,44 @@ def test_a_server_that_cannot_be_checked(authority: bytes | str, words: str, tmp
 def test_what_is_no_address_is_refused_at_once(address: str, tmp_path: Path) -> None:
     from automl_tl import remote
 
+    own, out = lay(tmp_path / "own", 0), tmp_path / "out"
     with pytest.raises(InputError, match="is no address of a server; write HOST:PORT"):
-        remote.join(address, lay(tmp_path / "own", 0), strategy="fedavg", out=tmp_path / "out")
+        remote.join(address, own, strategy="fedavg", out=out)
+    with pytest.raises(InputError, match="is no address of a server; write HOST:PORT"):
+        remote.serve(own, strategy="fedavg", backbone=QUICK, clients=2, address=address, out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "192.0.2.1"], ids=["busy", "busy, IPv6", "not of this machine"])
+def test_where_nobody_can_listen_is_said_before_the_work(host: str, tmp_path: Path) -> None:
+    """192.0.2.1 is nobody's: it is for documentation (RFC 5737)."""
+    from automl_tl import remote
+
+    with ExitStack() as open_:
+        port = 8080
+        if not host.startswith("192"):
+            family = socket.AF_INET6 if "::" in host else socket.AF_INET
+            if family == socket.AF_INET6 and not socket.has_dualstack_ipv6():
+                pytest.skip("this machine has no IPv6")
+            port = open_.enter_context(socket.create_server((host.strip("[]"), 0), family=family)).getsockname()[1]
+        own, address = lay(tmp_path / "own", 0), f"{host}:{port}"
+        with pytest.raises(InputError, match=rf"--address {re.escape(address)}: cannot be listened on: .*; choose another"):
+            remote.serve(own, strategy="fedavg", backbone=QUICK, clients=2, address=address, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damaged", ["ca.pem", "server.pem", "server.key", "another's key"])
+def test_certificates_that_are_none_are_refused_before_the_work(damaged: str, tmp_path: Path) -> None:
+    from automl_tl import remote
+
+    tls = certified(tmp_path / "tls")
+    if damaged == "another's key":
+        shutil.copy(certified(tmp_path / "others") / "server.key", tls / "server.key")
+    else:
+        (tls / damaged).write_text("no certificate")
+    own, address = lay(tmp_path / "own", 0), f"127.0.0.1:{free_port()}"
+    with pytest.raises(InputError, match=r"--tls .*tls: ca\.pem and server\.pem must be certificates in PEM, and server\.key"):
+        remote.serve(own, strategy="fedavg", backbone=QUICK, clients=2, address=address, out=tmp_path / "out", tls=tls)
     assert not (tmp_path / "out").exists()
 
 
@@ -690,6 +794,20 @@ def test_a_server_goes_on_with_its_own_training_alone(
     (tmp_path / "served" / "run.json").unlink()  # whose rounds these are nobody knows
     with pytest.raises(InputError, match="holds another training"):
         serving()
+
+
+def test_the_card_of_a_served_model_says_how_good_it_is(tmp_path: Path, serving: Callable[..., Any]) -> None:
+    from automl_tl.exports.card import write_card
+
+    served = serving()
+    trained = model.load(served.folder)
+    told = write_card(tmp_path / "served", trained)
+    assert "No scores were kept" not in told
+    assert "validation images" in told
+    assert trained.facts["validation"]["accuracy"] >= max(served.scores)
+    assert f"{trained.facts['validation']['accuracy']:.3f}" in told
+    assert "Trial ``" not in told
+    assert f"torch {torch.__version__.partition('+')[0]}" in told
 
 
 def test_a_server_takes_no_folder_that_is_somebody_elses(tmp_path: Path, serving: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import unicodedata
 from collections import Counter
@@ -107,6 +108,21 @@ def test_readers_know_the_same_splits(pictures: Path) -> None:
         InputError, match=r"split 'holdout' is not known; known are train \(or training\), validation \(val, valid, dev\)"
     ):
         read_listing(pictures / "list.csv")
+
+
+def test_images_beside_the_class_folders_are_told_of(tmp_path: Path) -> None:
+    root = lay_drawn(tmp_path / "photos", {"train/cat": 4, "train/dog": 4, "test/cat": 1, "test/dog": 1, "more": 3})
+    for number, place in enumerate(("", "test", "test")):
+        shutil.copy(root / "more" / f"{number:03}.png", root / place / f"loose {number}.png")
+    (root / "test" / ".hidden.png").write_bytes(b"")
+    shutil.rmtree(root / "more")
+    assert load_task(root).warnings == (
+        "1 image was left out, directly in photos and so of no class: put each into the folder of its class",
+        "2 images were left out, directly in test and so of no class: put each into the folder of its class",
+    )
+    assert len(load_task(root).labels) == 10
+    warnings = load_task(root / "test", validation=0.0).warnings
+    assert warnings[0].startswith("2 images were left out, directly in test and so of no class")
 
 
 def test_images_of_a_kind_that_is_not_read_are_told_of(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from small import QUICK, TINY, digits
 
 from automl_tl import Candidate, Profile, Ranked, Ranking, Trial, fit
-from automl_tl.advice import KEPT, Advice, advice_of, keep_advice
+from automl_tl.advice import KEPT, Advice, advice_of, changes, keep_advice
 from automl_tl.backbones import catalogue
+from automl_tl.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("used_home")
 
@@ -43,6 +44,23 @@ def test_a_budget_that_is_used_up_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "run" / "spent.json").write_text('{"seconds": 50.0}')
     said = "the budget of 10 s is used up (50 s spent); nothing more was trained; give more to go on"
     assert said in notes("10s + 5 trials")
+
+
+def test_the_order_in_which_names_are_given_makes_no_other_run(tmp_path: Path) -> None:
+    """`run.json` as runs before 2026-11-28 wrote it, in the order of the command; and a whole run, whose second start is free."""
+    before = {"fingerprint": "f", "seed": 0, "zoo": None, "strategies": ["lda", "knn"], "backbones": [], "remember": []}
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    assert changes(tmp_path, {**before, "strategies": ["knn", "lda"]}) == []
+    assert changes(tmp_path, {**before, "strategies": ["knn"]}) == ["strategies"]
+    (tmp_path / "run.json").write_text(json.dumps({**before, "strategies": ["lda", {}]}))
+    with pytest.raises(InputError, match=r"run\.json: is damaged: .*; choose another --out or delete it"):
+        changes(tmp_path, before)
+    out = tmp_path / "run"
+    first, second = (
+        fit(digits(), budget="10m + 1 trials", out=out, strategies=names, backbones=[TINY])
+        for names in (["nearest-mean", "knn"], ["knn", "nearest-mean", "knn"])
+    )
+    assert (first.winner.id, first.seconds) == (second.winner.id, second.seconds)
 
 
 def test_an_advice_that_outlasts_the_budget_is_told_of(tmp_path: Path) -> None:

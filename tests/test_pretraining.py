@@ -68,19 +68,21 @@ def test_a_recipe_becomes_a_network_of_the_zoo(data: Path, tmp_path: Path) -> No
     assert build(backbone, head=True)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_interrupted_and_gone_on_is_the_same_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kwargs", [{}, {"drop_path_rate": 0.5}], ids=["plain", "dropped paths"])
+def test_interrupted_and_gone_on_is_the_same_network(tmp_path: Path, kwargs: dict[str, float]) -> None:
+    recipe = replace(SMALL, build={**SMALL.build, "kwargs": {**SMALL.build["kwargs"], **kwargs}})
     images = np.stack([np.asarray(Image.fromarray(image).resize((32, 32)).convert("RGB")) for image in arrays(128)[0]])
     labels = np.array(arrays(128)[1])
     train, test = (images[:96], labels[:96]), (images[96:], labels[96:])
-    whole, facts = pretrain(SMALL, train, test, checkpoint=tmp_path / "a.pt", say=lambda text: None)
+    whole, facts = pretrain(recipe, train, test, checkpoint=tmp_path / "a.pt", say=lambda text: None)
 
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            pretrain(SMALL, train, test, checkpoint=tmp_path / "b.pt", say=interrupt)
-    resumed, again = pretrain(SMALL, train, test, checkpoint=tmp_path / "b.pt", say=lambda text: None)
+            pretrain(recipe, train, test, checkpoint=tmp_path / "b.pt", say=interrupt)
+    resumed, again = pretrain(recipe, train, test, checkpoint=tmp_path / "b.pt", say=lambda text: None)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     accuracy = [value for key, value in facts.items() if "accuracy" in key]

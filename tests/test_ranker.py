@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -210,6 +211,28 @@ def test_a_part_of_a_history_has_a_ranker_of_its_own(world: World, tmp_path: Pat
     assert again.digest == parts[1].digest
 
 
+def test_of_many_rankers_those_that_were_used_last_are_kept(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A history that grows has another ranker after each trial."""
+    monkeypatch.setattr("automl_tl.ranker.KEPT", 2)
+    parts = [world.experience.take(np.arange(count)) for count in (40, 50, 60)]
+
+    def kept() -> int:
+        return sum(path.is_dir() for path in tmp_path.iterdir())
+
+    ranker_for(parts[0], tmp_path)
+    (first,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    ranker_for(parts[1], tmp_path)
+    long_ago = 1e9
+    for path in tmp_path.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    ranker_for(parts[0], tmp_path)
+    ranker_for(parts[2], tmp_path)
+    assert kept() == 2
+    assert first.is_dir(), "it was used after the second"
+
+
 def test_of_two_sources_no_trial_sees_its_own_standing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the one, the trials of the other are all that is known: their record says nothing of themselves."""
     seen: list[np.ndarray] = []
@@ -260,6 +283,21 @@ def test_reasons_are_the_largest_contributions_in_words_and_true_numbers() -> No
         "its features suit your classes well (knn 0.91, 2nd best of 4 looked at)",
         "your images speak for tuning with this network (images per class 12)",
     )
+
+
+def test_what_was_never_tried_has_no_record() -> None:
+    backbone = make_backbone(3)
+    columns = [Column("record", name, "all") for name in ("backbone", "family", "source dataset")]
+    values, pulls = np.array([0.0, 0.0, 0.25]), np.array([-0.5, 0.3, 0.2])
+    told = [
+        explain(Picture(Candidate(backbone.name, "tuning", {}), backbone, Profile("t", "f", {}, {}, {}), *one))
+        for one in (([columns[i]], pulls[i : i + 1], values[i : i + 1]) for i in range(3))
+    ]
+    assert told == [
+        ("but this network was never tried, which speaks against it",),
+        (f"networks of its family ({backbone.family}) were never tried, which speaks for it",),
+        (f"in earlier tasks networks pretrained on {backbone.source_dataset} did better than 75 % of what was tried",),
+    ]
 
 
 def test_without_a_look_the_closeness_of_the_source_is_the_reason(fresh: World, ranker: Ranker, costs: CostModel) -> None:

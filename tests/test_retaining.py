@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from automl_tl_plugins.strategies._losses import distillation
 from automl_tl_plugins.strategies._retaining import Held, NewClasses, widened_head
@@ -33,7 +34,7 @@ from automl_tl.inference import outputs, predict
 from automl_tl.objectives import brings, left_out, retain
 from automl_tl.pixels import pixels_of
 from automl_tl.profiling import task_features
-from automl_tl.records import EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, STATISTICS, TRAIN, VALIDATION
+from automl_tl.records import BORDER, CENTER, EXEMPLARS, FISHER, KEPT, KEPT_VALIDATION, SQUASH, STATISTICS, TRAIN, VALIDATION
 from automl_tl.registry import strategies
 from automl_tl.space import defaults
 from automl_tl.strategy import Job
@@ -322,6 +323,25 @@ def test_memory_is_bounded_and_comes_back_as_kept_images(task: Task, tmp_path: P
         memory.check_kinds(["weights"])
 
 
+@pytest.mark.parametrize("mode", [CENTER, SQUASH, BORDER])
+def test_what_is_remembered_is_cropped_once_however_often_it_is_remembered(task: Task, tmp_path: Path, mode: str) -> None:
+    """Most networks crop the middle of what they resize; the embedded ones do not."""
+    backbone = replace(smallest_backbone(), crop_pct=0.75, crop_mode=mode)
+    net = Classifier(build(backbone), nn.Linear(backbone.num_features, len(task.classes)))
+    images = pixels_of(task, backbone).array
+    chosen = memory.choose_exemplars(net.backbone, task, images, backbone, 35)
+    memory.remember(tmp_path, net, task, images, backbone, kinds=(EXEMPLARS,), most=35)
+    for generation in range(2):
+        found = memory.recall_exemplars(tmp_path)
+        assert found is not None
+        again = load_task(found, name="again", validation=0.0)
+        assert np.array_equal(pixels_of(again, backbone).array, images[chosen])
+        if not generation:
+            whole = pixels_of(again, backbone).array
+            memory.remember(tmp_path, net, again, whole, backbone, kinds=(EXEMPLARS,), most=35)
+            chosen = chosen[memory.choose_exemplars(net.backbone, again, whole, backbone, 35)]
+
+
 def test_what_matters_to_several_tasks_adds_up(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "FISHER_IMAGES", 10)
     backbone = smallest_backbone()
@@ -486,7 +506,13 @@ def test_strangeness_is_the_distance_of_an_image_s_means_from_those_of_the_norms
     mean, variance = torch.tensor([1.0, 0, -1]), torch.tensor([4.0, 1, 0.25])
     images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     away = (images.mean((2, 3)) - mean) ** 2 / variance
-    torch.testing.assert_close(strangeness(images, mean, variance), away.mean(1).log(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(strangeness(images, mean, variance, images=len(images)), away.mean(1).log(), atol=1e-4, rtol=1e-4)
+    tokens = images.flatten(2).transpose(1, 2).flatten(0, 1)
+    expected = strangeness(images, mean, variance, images=5)
+    torch.testing.assert_close(strangeness(tokens, mean, variance, images=5), expected, msg="tokens of all images in a row")
+    levit = Grown(timm.create_model("levit_128s", img_size=64, depth=[1, 1, 1], num_classes=0).eval(), [2])
+    with torch.inference_mode():
+        assert levit(torch.rand(3, 3, 64, 64)).shape == (3, 2 * 384 + 2)
     grown = Grown(build(smallest_backbone()).eval(), [2])
     inputs = torch.rand(4, 3, 64, 64)
     with torch.inference_mode():

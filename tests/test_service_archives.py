@@ -15,6 +15,7 @@ import pytest
 import serving
 from serving import Running, digits_zip, fault, picture, zipped
 
+from automl_tl.data import read_listing
 from automl_tl.errors import InputError
 from automl_tl.service import archives
 from automl_tl.service.archives import unpack
@@ -163,6 +164,13 @@ def test_a_manifest_in_an_archive_is_read(server: Running) -> None:
 
 
 # Datasets
+
+
+def test_an_archive_may_be_called_as_the_facts_are(tmp_path: Path) -> None:
+    kept = Datasets(tmp_path)
+    found = kept.add(zipped(("a/1.png", picture(0)), ("b/1.png", picture(1))), "dataset.json.zip")
+    assert kept.get(found.id) == found
+    assert len(read_listing(kept.location(found.id)).images) == 2
 
 
 def test_a_dataset_that_is_damaged_can_be_sent_again(tmp_path: Path) -> None:

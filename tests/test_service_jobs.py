@@ -14,12 +14,15 @@ import serving
 from serving import TOKEN, Running, fault, left_by, wait_until
 from small import QUICK
 
-from automl_tl.service import events, job_routes
+from automl_tl import Candidate, Trial
+from automl_tl.history import open_history
+from automl_tl.service import events, history_routes, job_routes, worker
 from automl_tl.service.faults import Refused
 from automl_tl.service.jobs import Job, Jobs, _without_places
 from automl_tl.service.server import Server
 from automl_tl.service.settings import Settings
 from automl_tl.service.shapes import Resumed
+from automl_tl.testing import small_task
 
 home, root, server, dataset = serving.home, serving.root, serving.server, serving.dataset
 
@@ -231,6 +234,18 @@ def test_the_error_of_a_job_names_no_place_of_the_server(tmp_path: Path) -> None
     shown = f"0a1b/run, state/x, photos/cat/1.png, {tmp_path.name}/list.csv, ann/history.db"
     assert _without_places(said, job, photos, Path("/srv/ann")) == shown
     assert _without_places("a/b", job, Path("/"), Path("/")) == "a/b"
+
+
+@pytest.mark.usefixtures("own_home")
+def test_the_error_of_a_trial_names_no_place_of_the_server() -> None:
+    task, error = small_task(), "lda: /srv/ann/cache/pixels: is full"
+    trial = Trial("0123456789abcdef", task.fingerprint, Candidate(QUICK, "lda"), 0, "failed", error=error)
+    with open_history() as history:
+        history.record_task(task)
+        history.record_trial(trial)
+    told = [worker._trial_facts(trial)["error"], history_routes.show_trial(trial.id).error]
+    told += [one.error for one in history_routes.find_trials(search=trial.id)["items"]]
+    assert told == ["lda: …/pixels: is full"] * 3
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[1]", "\0" * 100])

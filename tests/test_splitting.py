@@ -125,6 +125,14 @@ def test_one_large_group_trains(seed: int) -> None:
     assert two[splitting._hold_out(np.arange(35), np.zeros(35, int), two, 0.05, np.random.default_rng(seed))].tolist() == [1] * 5
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_large_group_stays_where_a_smaller_one_can_go(seed: int) -> None:
+    """Also where the smaller one has fewer images than are wanted: half of the class would validate."""
+    groups = np.repeat([0, 1, 2], [1, 14, 15])
+    held = splitting._hold_out(np.arange(30), np.zeros(30, int), groups, 0.2, np.random.default_rng(seed))
+    assert groups[held].tolist() == [0]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_group_with_all_of_another_class_trains(seed: int) -> None:
     """One patient has the only images of a rare finding, and common ones besides."""

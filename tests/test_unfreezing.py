@@ -101,6 +101,11 @@ def test_labels_of_the_source_judge_its_head() -> None:
     assert (worse := judge.compare(other)[2]) is not None
     assert worse < right - 0.1
     assert _Before(backbone, images, np.roll(labels, 2)).compare(other)[2] is None, "labels in another order are no judge"
+    half = np.arange(len(labels)) % 2 == 0
+    some = _Before(backbone, images, np.where(half, labels, -1)).compare(other)
+    labelled = _Before(backbone, images[half], labels[half]).compare(other)
+    assert some[2] == labelled[2], "images without a label are not called wrongly"
+    assert _Before(backbone, images, np.full_like(labels, -1)).compare(other)[2] is None
 
 
 def test_a_network_of_two_heads_has_no_single_judge(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def federate_serve(
         return
     rows = list(zip(map(str, range(1, len(served.scores) + 1)), map(figure, served.scores), served.notes, strict=True))
     print_table("Rounds", ("round", "validation accuracy", ""), rows)
+    if served.test:
+        print(f"Test accuracy: {figure(served.test['accuracy'])}")
     print(f"Model: {served.folder}")
 
 

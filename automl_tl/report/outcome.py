@@ -20,6 +20,7 @@ from automl_tl.evaluation.adaptation import adaptation
 from automl_tl.evaluation.calibration import calibration_error, cooled, reliability
 from automl_tl.evaluation.classification import confusion, intervals, judge, per_class
 from automl_tl.evaluation.cost import InferenceCost, brief, inference_cost
+from automl_tl.exchange import without_folders
 from automl_tl.home import write_text
 from automl_tl.objectives import ADAPTATION, RETENTION, ROBUSTNESS
 from automl_tl.progress import once_each
@@ -73,6 +74,7 @@ def pages() -> Environment:
         "figure": _figure,
         "brief": brief,
         "short": _short,
+        "without_folders": without_folders,
         "tail": _tail,
         "duration": _duration,
         "breakable": _breakable,

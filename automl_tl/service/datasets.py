@@ -22,7 +22,7 @@ from .archives import MANIFESTS, unpack
 from .faults import Refused
 
 log = logging.getLogger("automl_tl.service")
-FACTS = "dataset.json"
+FACTS, IMAGES = "dataset.json", "images"
 _CHUNK = 2**20
 
 
@@ -64,7 +64,7 @@ class Datasets:
             return self.get(id)
         partial = self.folder / f".partial-{secrets.token_hex(6)}"
         name = re.sub(r"[^\w.-]+", "-", Path(filename.replace("\\", "/")).stem).strip(".-")[:60] or "archive"
-        images = partial / name
+        images = partial / IMAGES / name  # whatever its name is, it is not that of the facts
         images.mkdir(parents=True)
         try:
             unpacked = unpack(archive, images)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Path, Query
 
 from automl_tl.errors import HistoryError
-from automl_tl.exchange import BACKBONES, PROFILES, TASKS, TRIALS, write_facts
+from automl_tl.exchange import BACKBONES, PROFILES, TASKS, TRIALS, without_folders, write_facts
 from automl_tl.facts import backbone_of, profile_of, task_facts_of, trial_of
 from automl_tl.history import open_history
 from automl_tl.records import Trial
@@ -47,7 +47,7 @@ def find_trials(
         total, items = history.find(
             search, task=task, backbone=backbone, strategy=strategy, status=status, limit=limit, offset=offset
         )
-    return {"total": total, "items": items}
+    return {"total": total, "items": list(map(_shown, items))}
 
 
 @router.get("/trials/{id}", response_model=Trial, responses=responses(404))
@@ -55,9 +55,14 @@ def show_trial(id: Annotated[str, Path(description="Of a trial.", max_length=200
     """One trial in full, with its learning curve."""
     with open_history() as history:
         try:
-            return history.trial(id)
+            return _shown(history.trial(id))
         except HistoryError:
             raise Refused(404, f"there is no trial {id!r}; GET /api/history/trials names them") from None
+
+
+def _shown(trial: Trial) -> Trial:
+    """Also one that was trained by the command line: what failed there may name folders of the server."""
+    return replace(trial, error=without_folders(trial.error))
 
 
 @router.get("/tasks", response_model=TaskList, responses=responses())

@@ -184,7 +184,8 @@ class Jobs:
             if job.state in ACTIVE:
                 raise Refused(409, f"the job is {job.state}; it goes on anyway")
             if job.state == "finished" and not changes:
-                raise Refused(409, "the job is finished; give a larger budget for it to go on")
+                more = "give a larger budget for it to go on" if job.kind == "fit" else "send a new one"
+                raise Refused(409, f"the job is finished; {more}")
             anew: dict[str, Any] = {"request": {**job.request, **changes}, "earlier": job.request, "queued": self._turn()}
             job = self._put(replace(job, state="queued", started=None, ended=None, error="", **anew))
             self._changed.notify_all()

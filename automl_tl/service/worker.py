@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl_tl import guard
 from automl_tl.errors import AutomlError
+from automl_tl.exchange import without_folders
 from automl_tl.facts import outcome_facts
 from automl_tl.home import write_text
 
@@ -140,7 +141,8 @@ def _fit(request: dict[str, Any], location: Path, run: Path, told: Events) -> di
         progress=told.progress,
         told=told.told,
     )
-    return outcome_facts(outcome)
+    nameless = [replace(trial, error=without_folders(trial.error)) for trial in outcome.trials]
+    return outcome_facts(replace(outcome, trials=tuple(nameless)))
 
 
 def _command(request: dict[str, Any], location: Path) -> list[str]:
@@ -176,7 +178,7 @@ def advice_facts(profile: Profile, ranking: Ranking, top: int) -> dict[str, Any]
 
 def _trial_facts(trial: Trial) -> dict[str, Any]:
     """One trial without what a client does not watch."""
-    facts = asdict(trial)
+    facts = asdict(replace(trial, error=without_folders(trial.error)))
     return {name: facts[name] for name in ("id", "candidate", "status", "validation", "seconds", "memory_mb", "error", "curve")}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
-from automl_tl.images import called_images, is_hidden, passed_over
+from automl_tl.images import SUFFIXES, called_images, is_hidden, passed_over
 
 from ._splits import KNOWN, split_of
 
@@ -74,8 +74,17 @@ def _listing(root: Path, parts: list[tuple[Path, str | None]], without: list[Pat
     where = [str(path.relative_to(root)) for path in images]
     given = splits if without or parts[0][1] else None
     alone = len(merged) == 1 and not given
-    warnings = [passed_over(root), *(_said(root, name, inner, alone=alone) for name, inner in merged.items() if inner)]
+    warnings = [_beside(folder, root) for folder in dict.fromkeys([root, *(part for part, _ in parts)])]
+    warnings += [passed_over(root), *(_said(root, name, inner, alone=alone) for name, inner in merged.items() if inner)]
     return Listing(root.resolve().name, images, labels, where, given, warnings=[warning for warning in warnings if warning])
+
+
+def _beside(folder: Path, root: Path) -> str:
+    """What is said of images that lie beside the folders of `folder` and are of no class; nothing where there are none."""
+    count = sum(path.is_file() and path.suffix.lower() in SUFFIXES and not is_hidden(path.name) for path in folder.iterdir())
+    files = "1 image was" if count == 1 else f"{count:,} images were"
+    place = root.resolve().name if folder == root else folder.relative_to(root)
+    return f"{files} left out, directly in {place} and so of no class: put each into the folder of its class" if count else ""
 
 
 def _inner(folder: Path, found: list[Path]) -> list[str]:

@@ -89,9 +89,12 @@ def adopting(job: Job, trained: Callable[[nn.Module], Iterable[nn.Parameter]]) -
         return (net(laid_out(batch, job.backbone)).float(),)
 
     values = np.full((len(job.task.labels), job.backbone.num_features), np.nan, np.float32)
-    with autocast(precision(net)):
-        for part in parts:
-            values[part] = torch.cat([found for (found,) in in_batches(images, part, BATCH, run)]).numpy()
+    for dtype in dict.fromkeys((precision(net), torch.float32)):
+        with autocast(dtype):
+            for part in parts:
+                values[part] = torch.cat([found for (found,) in in_batches(images, part, BATCH, run)]).numpy()
+        if np.isfinite(values[np.concatenate(parts)]).all():  # fp16 ends at 65504
+            break
     return replace(job, build_backbone=lambda: copy.deepcopy(net), features=lambda: Features(values))
 
 

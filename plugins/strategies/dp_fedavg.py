@@ -212,7 +212,13 @@ class _Centre:
 
 
 def principal(values: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (d) and directions (d×components) of features n×d: projected on them, a typical image has length 1."""
+    """Mean (d) and directions (d×components) of features n×d: projected on them, a typical image has length 1.
+
+    Raises:
+        TrialError: they do not differ.
+    """
+    if len(np.unique(values, axis=0)) < 2:
+        raise TrialError(f"the directions are those in which public images differ, but there are {len(values)} alike; offer more")
     mean = values.mean(axis=0, dtype=np.float64)
     _, lengths, rows = np.linalg.svd(values - mean, full_matrices=False)
     kept = min(components, int((lengths > 1e-6 * lengths[0]).sum()))

@@ -134,6 +134,8 @@ class _Centre:
 
     def __init__(self, strategy: FederatedDistillation, job: Job) -> None:
         self.strategy, self.job = strategy, job
+        if not len(job.task.part(PUBLIC)):
+            raise TrialError("clients tell what they think of public images, but there are none; offer some")
         self.model = pretrained_start(strategy, job)
 
     def first(self) -> list[np.ndarray]:

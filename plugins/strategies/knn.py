@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from automl_tl import Backbone, Fitted, Job, Strategy, hookimpl
+from automl_tl.errors import TrialError
 from automl_tl.heads import Neighbours
 from automl_tl.space import Choice, Value
 
@@ -33,6 +34,8 @@ class NearestNeighbours(Strategy):
         start = time.perf_counter()
         features, labels, held_out, held_out_labels = known(job)
         stored, stored_labels = torch.from_numpy(features).half(), torch.from_numpy(labels)
+        if not stored.isfinite().all():
+            raise TrialError("the features of this network go beyond 65504, the end of the half precision that they are kept in")
         counts = COUNTS if self.hp.neighbours == "chosen" else (int(self.hp.neighbours),)
         distances = ("cosine", "euclidean") if self.hp.distance == "chosen" else (self.hp.distance,)
         heads = [
