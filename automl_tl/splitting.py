@@ -56,16 +56,16 @@ def near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
     sample = centred[:: max(1, len(centred) // 2000)]
     directions = np.linalg.svd(sample, full_matrices=False)[2][:2]
     along, across = (centred @ directions.T).T if len(directions) == 2 else (centred[:, 0], centred[:, 0])
-    steepest = float(np.abs(directions[0]).max()) if len(directions) == 2 else 1.0
+    steep = np.abs(directions).max(axis=1) if len(directions) == 2 else np.ones(2)
     order = np.delete(np.arange(len(values)), later)
     order = order[np.argsort(along[order], kind="stable")]
     values, along, across = values[order], along[order], across[order]
     blocks = values.reshape(-1, 4, 4, 4, 4).mean(axis=(2, 4)).reshape(-1, 16)
     limits = np.minimum(ALIKE, 0.06 * values.std(axis=1))  # of a pair, the lesser
-    reach = ALIKE * np.sqrt(values.shape[1])
-    ends = np.searchsorted(along, along + np.minimum(reach, steepest * values.shape[1] * limits + ROUNDING), side="right")
+    reach = steep[:, None] * values.shape[1] * limits + ROUNDING  # however the difference lies: all of it may be in one corner
+    ends = np.searchsorted(along, along + reach[0], side="right")
     for i, end in enumerate(ends):
-        others = i + 1 + np.flatnonzero(np.abs(across[i + 1 : end] - across[i]) <= reach)
+        others = i + 1 + np.flatnonzero(np.abs(across[i + 1 : end] - across[i]) <= reach[1, i])
         others = others[np.abs(blocks[others] - blocks[i]).mean(axis=1) <= limits[i] + ROUNDING]
         if len(others):
             difference = np.abs(values[others] - values[i]).mean(axis=1)
