@@ -106,6 +106,8 @@ def fit(
     strategies, backbones = registry.several(strategies), registry.several(backbones)
     if exemplars != memory.MOST_EXEMPLARS and EXEMPLARS not in kinds:
         raise InputError("--exemplars says how many images are kept; ask for them with --remember exemplars")
+    asked = [trackers] if isinstance(trackers, str) else trackers
+    told_of = [_tracker(each) if isinstance(each, str) else each for each in asked] if processes.leads() else []
     task = location if isinstance(location, Task) else read_task(location, along, seed=seed, progress=progress)
     along = along or Along()
     clients = along.clients if isinstance(along.clients, tuple) else ()
@@ -126,8 +128,6 @@ def fit(
     check_writable(out)
     if EXEMPLARS in kinds:
         memory.each_of(exemplars, task)
-    asked = [trackers] if isinstance(trackers, str) else trackers
-    told_of = [_tracker(each) if isinstance(each, str) else each for each in asked]
     with ExitStack() as held:
         held.enter_context(alone_in(out))
         held.enter_context(chance_put_back())

@@ -20,6 +20,11 @@ class Budget:
     trials: float = math.inf
     epochs: float = math.inf
 
+    def __str__(self) -> str:
+        """As `parse_budget` reads it."""
+        parts = {"s": self.seconds, " trials": self.trials, " epochs": self.epochs}
+        return " + ".join(f"{amount:.15g}{unit}" for unit, amount in parts.items() if math.isfinite(amount))
+
 
 def parse_budget(text: str | float | Budget) -> Budget:
     """ "90s", "10m", "1h", "5 trials", "60 epochs", several joined by "+", or a number of seconds.

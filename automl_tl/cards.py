@@ -215,7 +215,8 @@ def write_network(folder: Path, name: str, net: nn.Module, card: Mapping[str, An
         ZooError: the card is not complete, does not describe `net`, or a weight is beyond fp16.
     """
     import torch
-    from safetensors.torch import save_file
+
+    from .checkpoint import write_tensors
 
     path = folder / f"{name}.json"
     facts: dict[str, Any] = json.loads(json.dumps({**card, "name": name}))
@@ -228,7 +229,7 @@ def write_network(folder: Path, name: str, net: nn.Module, card: Mapping[str, An
     weights = folder / f"{name}.safetensors"
     build = facts["build"]
     with whole(weights) as partial:
-        save_file(tensors, partial)
+        write_tensors(partial, tensors)
         load_weights(create(build["timm"], build.get("kwargs", {}), num_classes=facts["num_classes"]), partial)
         facts |= {
             "family": facts.get("family") or family(build["timm"]),

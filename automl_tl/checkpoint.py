@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,31 @@ from .home import whole
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write `tensors`, and `facts` as JSON in the file's header. A crash leaves the old file."""
+    """Write `tensors`, and `facts` as JSON in the file's header. A crash leaves the old file.
+
+    Raises:
+        OSError: it cannot be written, as where the disk is full.
+    """
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole(path) as partial:
-        save_file(packed, partial, metadata={"facts": json.dumps(facts)})
+        write_tensors(partial, packed, {"facts": json.dumps(facts)})
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, of tensors as it wants them.
+
+    Raises:
+        OSError: it cannot be written; safetensors has words of its own for what the system says.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def beside(folder: Path | str, name: str) -> Path:

@@ -13,9 +13,10 @@ from .errors import AutomlError, BudgetError, TrialWarning
 from .evaluation.calibration import choose_temperature
 from .evaluation.classification import lower_beyond_luck
 from .home import write_text
+from .objectives import ACCURACY, RETENTION, ROBUSTNESS
 from .pixels import pixels_of
 from .progress import Search, leader, record_trial
-from .records import IMPORTANCE, TEST, TRAIN, VALIDATION, Task, Trial
+from .records import IMPORTANCE, KEPT_TEST, KEPT_UNTESTED, TEST, TRAIN, VALIDATION, Task, Trial
 from .trials import judge_on_test, probabilities_on
 
 RULE = (
@@ -30,9 +31,14 @@ def crown(state: Search) -> tuple[Trial, dict[str, int]]:
 
     With the bytes of what is remembered beside it. The model is whole before anything is remembered: what fails there, or on a
     full disk, does not lose it.
+
+    Raises:
+        BudgetError: there is no winner.
+        InputError: the images cannot be decoded anew, as for want of room.
     """
     while True:
         winner = _best(state)
+        pixels_of(state.task, state.backbones[winner.candidate.backbone])  # what fails here is no model's fault
         try:
             winner, trained, temperature = _judged(state, winner)
             break
@@ -61,7 +67,15 @@ def crown(state: Search) -> tuple[Trial, dict[str, int]]:
 
 def notes_on(task: Task, winner: Trial) -> tuple[str, ...]:
     """What nobody should overlook of a winner's scores."""
-    if task.objective != "accuracy" or not winner.test:
+    if task.objective == RETENTION and "kept" in winner.test and not len(task.part(KEPT_TEST)):
+        return (KEPT_UNTESTED,)
+    if task.objective == ROBUSTNESS and not winner.test:
+        return (
+            "without test images, what it withstands is told by ten steps of PGD on the validation images alone, the kind of "
+            "attack that it was trained with; "
+            f"`automl-tl evaluate RUN IMAGES --robust {task.epsilon:.3g}` judges it by stronger ones",
+        )
+    if task.objective != ACCURACY or not winner.test:
         return ()
     test, validation = winner.test["accuracy"], winner.validation["accuracy"]
     if not lower_beyond_luck(test, len(task.part(TEST)), validation, len(task.part(VALIDATION))):

@@ -11,6 +11,9 @@ AutomlError
     └── WorkerLost    the process or machine that it ran on is gone
 """
 
+import errno
+from typing import TypeGuard
+
 
 class AutomlError(Exception):
     """The message says what was wrong, where, and what to do."""
@@ -58,3 +61,8 @@ class InputWarning(UserWarning):
 
 PLUGIN_FAULTS = (Exception, SystemExit)
 """What is caught around somebody's plugin, and reported with its name. `sys.exit` is not a plugin's to call."""
+
+
+def no_room(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether it says that the disk is full, or what a user may fill of it: nobody's fault, and over when there is room."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from . import api, data, memory, model
 from .advice import Advice
 from .along import Along
+from .budget import Budget
 from .errors import InputError, InputWarning
 from .exports.predictor import of_model
 from .home import check_writable, read_json, write_text
@@ -37,7 +38,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    budget : str or float
+    budget : str, float or Budget
         "90s", "10m", "5 trials", "60 epochs", several joined by "+", or seconds.
     strategies, backbones : list of str, optional
         Consider only these.
@@ -80,7 +81,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        budget: str | float = "10m",
+        budget: str | float | Budget = "10m",
         *,
         strategies: Sequence[str] | None = None,
         backbones: Sequence[str] | None = None,
@@ -244,6 +245,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def _saved(facts: Any) -> tuple[dict[str, Any], np.ndarray, tuple[int, ...]]:
     """Parameters, classes and shape of an image, of what `save` wrote; older files name no type, and NumPy chooses it."""
     parameters = {name: () if value == [] else value for name, value in facts["parameters"].items()}
+    if unknown := parameters.keys() - TransferClassifier().get_params().keys():
+        raise InputError(f"it names {', '.join(sorted(unknown))}, which this version does not know")
     return parameters, np.array(facts["classes"], dtype=facts.get("dtype")), tuple(facts.get("image_shape", ()))
 
 
@@ -314,6 +317,8 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, (set, frozenset)):
         return sorted(value)
+    if isinstance(value, Budget):
+        return str(value)
     raise TypeError(f"a {type(value).__name__} is no parameter that can be saved")
 
 

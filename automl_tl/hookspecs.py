@@ -64,7 +64,7 @@ class Metric(Protocol):
 class Tracker(Protocol):
     """Somebody who wants to know how a search goes. One that raises later than at `opened` is told no more; the search goes on.
 
-    A tracker may also have `check()`, which is called before anything else is done and raises PluginError where something that
+    A tracker may also have `check()`, which is called before any image is read and raises PluginError where something that
     the tracker needs is missing.
     """
 

@@ -66,8 +66,10 @@ def called_images(root: Path) -> Iterator[Path]:
     """What is below `root` and an image by its name, sorted, but for what is hidden or in a hidden folder.
 
     Raises:
-        InputError: a link to a folder, which is not followed: its images would be missed without a word.
+        InputError: a link to a folder, which is not followed, or a folder that may not be read: its images would be missed
+            without a word.
     """
+    check_readable(root)
     for path in sorted(root.rglob("*")):
         if any(map(is_hidden, path.relative_to(root).parts)):
             continue
@@ -75,6 +77,14 @@ def called_images(root: Path) -> Iterator[Path]:
             yield path
         elif path.is_symlink() and path.is_dir():
             raise InputError(f"{path}: is a link to a folder, which is not followed; copy in what it leads to, or remove it")
+        elif path.is_dir():
+            check_readable(path)
+
+
+def check_readable(folder: Path) -> None:
+    """Raises InputError where its files cannot be listed."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"{folder}: may not be read by this user; change its permissions, or remove it")
 
 
 def is_hidden(name: str) -> bool:

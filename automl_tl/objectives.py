@@ -196,6 +196,12 @@ def federate(task: Task, clients: Sequence[Task] | int, *, skew: float = 1.0, se
     empty = np.setdiff1d(np.arange(count), owner[whole.part(TRAIN)])
     if len(empty):
         raise InputError(f"client {clients[empty[0]].name} has no image that is not held out by {task.name}, too; leave it out")
+    train = whole.part(TRAIN)
+    owned = np.unique(np.stack([whole.hashes[train], owner[train].astype(np.uint64)]), axis=1)
+    shared = int((np.unique(owned[0], return_counts=True)[1] > 1).sum())
+    if shared:
+        said = f"{shared} images belong to several clients: what one of them promises for its privacy adds up with the others'"
+        whole = replace(whole, warnings=(*whole.warnings, said))
     return _sealed(replace(whole, clients=owner, objective=FEDERATION))
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +29,7 @@ from .data import load_task
 from .device import channels_last
 from .device import device as this_device
 from .errors import AutomlError, InputError
-from .home import home
+from .home import home, whole
 from .loop import schedule
 from .networks import count, create
 from .pixels import decode
@@ -175,6 +177,9 @@ def pretrain(
     """Train `recipe` on uint8 N×H×W×3 images with integer labels. Returns the network and its measured facts.
 
     `checkpoint` is written after every epoch and read at the start.
+
+    Raises:
+        InputError: it is damaged.
     """
     torch.manual_seed(recipe.seed)
     device = this_device()
@@ -188,7 +193,10 @@ def pretrain(
     optimiser = torch.optim.AdamW(_groups(learner, recipe.weight_decay), lr=recipe.rate, betas=(0.9, 0.98))
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        try:
+            state = torch.load(checkpoint, weights_only=True, map_location=device)
+        except (EOFError, RuntimeError, ValueError, LookupError, UnpicklingError) as error:
+            raise InputError(f"{checkpoint}: is damaged: {error}; delete it, and the pretraining begins anew") from None
         learner.load_state_dict(state["learner"])
         optimiser.load_state_dict(state["optimiser"])
         first, seconds = state["epoch"], state["seconds"]
@@ -197,9 +205,10 @@ def pretrain(
         loss = _epoch(recipe, net, head, optimiser, train, epoch)
         seconds += time.perf_counter() - start
         state = {"learner": learner.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1, "seconds": seconds}
-        partial = checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(checkpoint)
+        with whole(checkpoint) as partial, partial.open("xb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave the name without what it stands for
         score = f" test {accuracy(net, *test, device=device):.4f}" if supervised else ""
         say(f"{recipe.name} epoch {epoch + 1}/{recipe.epochs} loss {loss:.3f}{score} {seconds:.0f} s")
     if supervised:

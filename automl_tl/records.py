@@ -27,6 +27,11 @@ PUBLIC = "public"
 """Images that every federated client may see; nobody uses their labels."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 """How an image may be made smaller."""
+KEPT_UNTESTED = (
+    "what is left of the old classes was measured on kept validation images, which helped to choose the model, and which the "
+    "earlier one may have been trained on; give --keep a folder with test/ for a figure that is free of both"
+)
+"""What is said of such a winner, and what its figures are then called."""
 CENTER, SQUASH, BORDER = "center", "squash", "border"
 CROP_MODES = {CENTER: "shorter side", SQUASH: "both sides", BORDER: "longer side"}
 """timm's names → what of an image becomes floor(input_size / crop_pct) pixels, before its centre is taken."""

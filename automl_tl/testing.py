@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -52,8 +55,8 @@ def _digits(name: str, classes: range, most: int, *, test: float = 0.0) -> Task:
     return load_task((images, digits.target[chosen].tolist()), name=name, test=test)
 
 
-def task_for(needs: frozenset[str]) -> Task:
-    """The small task, with what a strategy needs beside it.
+def task_for(needs: frozenset[str], backbone: Backbone | None = None) -> Task:
+    """The small task, with what a strategy needs beside it; an earlier model is one of `backbone`, or of the smallest.
 
     The target is the same kind of digits in negative and noisy, without labels; the source are digits of other classes, which are
     what an earlier model knows, too; the change of a pixel is 1/255; the images belong to three clients.
@@ -69,7 +72,7 @@ def task_for(needs: frozenset[str]) -> Task:
     if "source" in needs:
         task = learn_to_learn(task, _digits("others", range(5, 10), 200))
     if "earlier model" in needs:
-        folder, known = _earlier()
+        folder, known = _earlier(backbone or smallest_backbone())
         task = retain(task, folder, known.classes, known)
     if "clients" in needs:
         task = federate(task, 3, skew=1.0)
@@ -85,9 +88,11 @@ class _AllWeights(Strategy):
         still_norms(model.backbone, only_frozen=False)
 
 
-def _earlier() -> tuple[Path, Task]:
-    """A model of other digits that remembers all that can be remembered, trained once; and its images."""
-    known, backbone, folder = _digits("known", range(7, 10), 90), smallest_backbone(), cache() / "kit" / "earlier"
+def _earlier(backbone: Backbone) -> tuple[Path, Task]:
+    """A model of other digits that remembers all that can be remembered, trained once by each version; and its images."""
+    known = _digits("known", range(7, 10), 90)
+    what = json.dumps([backbone.name, backbone.digest, version("automl_tl"), memory.KINDS])
+    folder = cache() / "kit" / f"earlier-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
     if not (folder / model.CARD).exists():
         values: dict[str, Value] = {"epochs": 3, "batch_size": 16}
         candidate = Candidate(backbone.name, _AllWeights.name, values)
@@ -132,7 +137,8 @@ def check_strategy(
     """
     wrong = wrong_with("register_strategies", strategy)
     assert not wrong, f"{strategy!r}: {wrong}"
-    task, backbone = task or task_for(strategy.needs), backbone or smallest_backbone()
+    backbone = backbone or smallest_backbone()
+    task = task or task_for(strategy.needs, backbone)
     missing = ", ".join(sorted(strategy.needs - brings(task)))
     assert not missing, f"{strategy.name} needs {missing}, which the task does not bring; `objectives.brings` has the words"
     with _registered(strategy):

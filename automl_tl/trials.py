@@ -18,8 +18,8 @@ from torch import nn
 from . import cost, guard, model, processes, registry
 from .backbones import build
 from .data import shown
-from .device import chance_put_back, hardware, release_memory
-from .errors import PLUGIN_FAULTS, AutomlError, TrialError
+from .device import chance_put_back, hardware, release_memory, reset_memory
+from .errors import PLUGIN_FAULTS, AutomlError, TrialError, no_room
 from .evaluation.adversaries import judge_robust
 from .evaluation.classification import judge
 from .evaluation.forgetting import told_accuracy
@@ -82,6 +82,7 @@ def run_trial(
 
     Raises:
         TrialError: it failed in this process and not in those that train along.
+        OSError: the disk is full.
     """
     limits = limits or Limits()
     start = time.perf_counter()
@@ -95,6 +96,7 @@ def run_trial(
     )
     folder.mkdir(parents=True, exist_ok=True)
     release_memory()  # of the trial before
+    reset_memory()
     try:
         job = _job(task, candidate, backbone, seed, folder, limits, report)
         job.path = PathIntegral() if trace else None
@@ -104,6 +106,8 @@ def run_trial(
             validated = validate(fitted.model, pixels_of(task, backbone).array, task, backbone)
             validation |= {"score": validated.score, **validated.parts}
     except PLUGIN_FAULTS as error:  # whatever a strategy raises is this trial's end, not the search's
+        if no_room(error):  # no strategy's fault, and what fails for want of room would not be tried again
+            raise
         words = shown(f"{candidate.strategy}: {error if isinstance(error, AutomlError) else guard.in_words(error)}")
         if not processes.all_failed(trial.id):
             alone = "only in one of several processes, which cannot go on without each other: start them again"

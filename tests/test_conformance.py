@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from types import FunctionType
 
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from automl_tl import Batch, Candidate, Classifier, Features, Fitted, Job, Strategy, registry
+from automl_tl import Batch, Candidate, Classifier, Features, Fitted, Job, Strategy, model, registry
+from automl_tl.backbones import catalogue
 from automl_tl.errors import AutomlError
 from automl_tl.records import TEST
 from automl_tl.space import Float, Int, check
-from automl_tl.testing import _fewest, check_metric, check_strategy, small_task, smallest_backbone
+from automl_tl.testing import _fewest, check_metric, check_strategy, small_task, smallest_backbone, task_for
 
 METRICS = [metric for kind in ("distance", "transferability") for metric in registry.metrics(kind).values()]
 ALIKE = {"last-blocks", "layerwise-decay", "l2-sp", "bias-norm", "adabn", "dan", "deep-coral", "dann", "trades", "pgd"}
@@ -352,3 +354,10 @@ def test_the_kit_uses_real_images() -> None:
     assert len(task.classes) == 5
     assert len(task.part(TEST)) > 40
     assert Candidate(backbone.name, "plain").backbone == backbone.name
+
+
+def test_an_earlier_model_is_of_the_backbone_that_is_asked_for() -> None:
+    """Or no author could check a strategy that needs one with a network of their own choice."""
+    other = catalogue()["convnext_24.fractals_64"]
+    for backbone in (other, smallest_backbone()):
+        assert model.load(Path(task_for(frozenset({"earlier model"}), backbone).earlier)).backbone.name == backbone.name

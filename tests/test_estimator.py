@@ -29,6 +29,7 @@ from torch import nn
 
 from automl_tl import Candidate, Classifier, TransferClassifier, api, load_task, model, steps
 from automl_tl.backbones import build, catalogue
+from automl_tl.budget import Budget, parse_budget
 from automl_tl.data import class_name
 from automl_tl.errors import InputError, InputWarning, PluginError
 from automl_tl.estimator import _seed, _with_earlier
@@ -289,6 +290,16 @@ def test_what_was_saved_and_is_damaged_is_said(fitted: TransferClassifier, tmp_p
     (tmp_path / "estimator.json").write_text("{")
     with pytest.raises(InputError, match=r"estimator\.json: is damaged: .*; save the classifier anew"):
         TransferClassifier.load(tmp_path)
+    fitted.save(tmp_path)
+    card = json.loads((tmp_path / "estimator.json").read_text())
+    card["parameters"] |= {"depth": 3, "speed": 1}
+    (tmp_path / "estimator.json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match=r"it names depth, speed, which this version does not know; save the classifier anew"):
+        TransferClassifier.load(tmp_path)
+    limited = TransferClassifier(budget=Budget(seconds=1e6, trials=5))
+    limited._use(fitted.model_, fitted.classes_, ())
+    limited.save(tmp_path / "limited")
+    assert parse_budget(TransferClassifier.load(tmp_path / "limited").budget) == limited.budget
     strange = TransferClassifier(budget=b"1m")  # type: ignore[arg-type]
     strange._use(fitted.model_, fitted.classes_, ())
     with pytest.raises(TypeError, match="a bytes is no parameter that can be saved"):

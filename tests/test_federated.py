@@ -459,6 +459,20 @@ def test_a_server_without_public_images_says_so(name: str, words: str, task: Tas
         strategy.centre(job)
 
 
+def test_images_of_two_clients_are_told_of() -> None:
+    """Each of them spends privacy of its own on such an image."""
+    whole = small_task()
+    parts = np.array_split(whole.part(TRAIN), 2)
+    one, other = (
+        replace(picked(whole, part), splits={TRAIN: np.arange(len(part))})
+        for part in (parts[0], np.concatenate([parts[0][:2], parts[1]]))
+    )
+    told = federate(replace(whole, splits={VALIDATION: whole.part(VALIDATION)}), [one, other]).warnings
+    assert [text for text in told if "clients" in text] == [
+        "2 images belong to several clients: what one of them promises for its privacy adds up with the others'"
+    ]
+
+
 def test_a_client_whose_images_are_all_held_out_is_named() -> None:
     whole = small_task()
     other, held = (

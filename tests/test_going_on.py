@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from small import QUICK, TINY, digits
 
-from automl_tl import Candidate, Profile, Ranked, Ranking, Trial, fit
+from automl_tl import Candidate, Outcome, Profile, Ranked, Ranking, Trial, checkpoint, crowning, fit, loop
 from automl_tl.advice import KEPT, Advice, advice_of, changes, keep_advice
 from automl_tl.backbones import catalogue
-from automl_tl.errors import InputError
+from automl_tl.crowning import notes_on
+from automl_tl.errors import InputError, no_room
+from automl_tl.history import open_history
+from automl_tl.objectives import RETENTION, ROBUSTNESS
+from automl_tl.progress import read_trials
+from automl_tl.records import KEPT_TEST, KEPT_UNTESTED
 
 pytestmark = pytest.mark.usefixtures("used_home")
 
@@ -115,3 +125,59 @@ def test_what_a_plan_has_of_a_plugin_that_is_gone_or_has_changed_is_not_tried(ch
         item["candidate"][changed] = {"strategy": "gone", "hyperparameters": {"gone": 1}}[changed]
     path.write_text(json.dumps(advice), encoding="utf-8")
     assert [trial.error for trial in fit(task, budget="2 trials", **chosen).trials] == ["", ""]
+
+
+def test_a_full_disk_costs_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is to blame for it; with room again the same call goes on, and comes to what it would have come to."""
+
+    def run() -> Outcome:
+        return fit(digits(), budget="2 epochs", out=tmp_path / "run", strategies=["fine-tuning"], backbones=[TINY])
+
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_tensors", full)
+        patched.setattr(loop, "SAVING", 1e-9)
+        with pytest.raises(OSError, match="No space left on device"):
+            run()
+    assert all(trial.status != "failed" for trial in read_trials(tmp_path / "run"))
+    with open_history() as history:
+        assert not history.find(status="failed")[0]
+    outcome = run()
+    assert all(trial.status != "failed" for trial in outcome.trials)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_safetensors_says_in_its_own_words_that_the_disk_is_full() -> None:
+    with pytest.raises(OSError, match="/dev/full") as full:
+        checkpoint.write_tensors(Path("/dev/full"), {"a": torch.zeros(10_000)})
+    assert no_room(full.value)
+
+
+def test_images_that_cannot_be_decoded_anew_cost_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the cache was deleted and the disk is fuller than before: it is not the winner's fault."""
+
+    def run() -> Outcome:
+        return fit(digits(), budget="1 trials", out=tmp_path / "run", strategies=["nearest-mean"], backbones=[TINY])
+
+    def none_left(*_: Any, **__: Any) -> None:
+        raise InputError("decoded images need 9 MB, but 1 are free")
+
+    first = run()
+    with monkeypatch.context() as patched:
+        patched.setattr(crowning, "pixels_of", none_left)
+        with pytest.raises(InputError, match="decoded images need 9 MB"):
+            run()
+    assert run().winner == first.winner
+
+
+def test_what_no_test_image_told_is_said() -> None:
+    trial = Trial("0123", "f", Candidate(TINY, "lda"), 0, "finished", validation={"accuracy": 0.9})
+    hard = replace(digits(), objective=ROBUSTNESS, epsilon=8 / 255)
+    (note,) = notes_on(hard, trial)
+    assert "--robust 0.0314` judges it by stronger ones" in note
+    assert not notes_on(hard, replace(trial, test={"accuracy": 0.8}))
+    later, tested = replace(digits(), objective=RETENTION), replace(trial, test={"accuracy": 0.8, "kept": 0.7, "new": 0.9})
+    assert notes_on(later, tested) == (KEPT_UNTESTED,)
+    assert not notes_on(replace(later, splits={**later.splits, KEPT_TEST: np.arange(2)}), tested)

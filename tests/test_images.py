@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import time
 import warnings
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 from synthetic import make_backbone
 
+from automl_tl.data import read_listing
 from automl_tl.errors import InputError
 from automl_tl.images import images_below, passed_over, read_image, square
 from automl_tl.records import CROP_MODES
@@ -83,6 +85,20 @@ def test_exif_orientation_of_a_photograph_that_is_decoded_smaller(photographs: l
     assert image.width >= 60
     reference = np.rot90(np.asarray(wide.resize((image.height, image.width), Image.Resampling.BOX)), -1)
     assert np.abs(np.asarray(image, dtype=float) - reference).mean() < 6
+
+
+def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python passes over them without a word; root, which tests may run as, may read all."""
+    for place in ("cat/2023", "dog"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / place / "1.png")
+    may = os.access
+    for closed in (tmp_path, tmp_path / "cat" / "2023"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "access", lambda path, mode, closed=closed: Path(path) != closed and may(path, mode))
+            for read in (images_below, read_listing):
+                with pytest.raises(InputError, match=rf"{closed}: may not be read by this user; change its permissions"):
+                    read(tmp_path)
 
 
 def test_grey_has_three_equal_channels() -> None:

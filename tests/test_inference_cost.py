@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import sys
 import time
 from typing import Any
 
@@ -47,6 +48,20 @@ def test_the_cost_of_a_real_network() -> None:
     assert cost.params == pytest.approx(backbone.params, rel=0.01)
     assert cost.memory_mb > 10
     assert (cost.energy.joules is None) == bool(cost.energy.reason)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system tells a process's peak")
+def test_peak_memory_is_that_of_the_passes() -> None:
+    """What a pass takes and gives back counts; what was before it does not."""
+
+    class Large(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images + torch.ones(200 * 2**18).sum() * 0
+
+    small = inference_cost(nn.Identity(), 4, batches=(1,), seconds=0.01).memory_mb
+    large = inference_cost(Large(), 4, batches=(1,), seconds=0.01).memory_mb
+    assert large > small + 150
+    assert inference_cost(nn.Identity(), 4, batches=(1,), seconds=0.01).memory_mb < large - 150
 
 
 def test_energy_is_read_or_a_reason_given() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -87,6 +88,22 @@ def test_interrupted_and_gone_on_is_the_same_network(tmp_path: Path, kwargs: dic
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     accuracy = [value for key, value in facts.items() if "accuracy" in key]
     assert accuracy == [value for key, value in again.items() if "accuracy" in key]
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:1000], lambda whole: b"x" * 1000])
+def test_a_checkpoint_that_is_damaged_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """As by a power cut."""
+    images = np.stack([np.asarray(Image.fromarray(image).resize((32, 32)).convert("RGB")) for image in arrays(40)[0]])
+    part, path = (images, np.array(arrays(40)[1])), tmp_path / "small.pt"
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(SMALL, part, part, checkpoint=path, say=interrupt)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"small\.pt: is damaged: .*; delete it, and the pretraining begins anew"):
+        pretrain(SMALL, part, part, checkpoint=path, say=interrupt)
 
 
 def test_an_edited_recipe_and_other_images_begin_anew(data: Path, tmp_path: Path, own_home: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small import QUICK, digits
 
-from automl_tl import Candidate, Point, Task, Trial, fit, registry
+from automl_tl import Candidate, Point, Task, Trial, api, fit, registry
 from automl_tl.errors import PluginError
 from automl_tl.records import trial_id
 
@@ -175,11 +175,12 @@ def test_mlflow_has_curves_parameters_and_scores(
 
 @pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])
 def test_a_missing_package_is_said_before_anything_is_done(
-    name: str, package: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # what Python itself takes for "not there"
+    monkeypatch.setattr(api, "read_task", lambda *_, **__: pytest.fail("the images were read first"))
     with pytest.raises(PluginError, match=rf"needs the package {package}.*pip install 'automl_tl\[{name}\]'"):
-        fit(task, budget="1 trials", out=tmp_path / "run", trackers=[name])
+        fit(tmp_path / "photos", budget="1 trials", out=tmp_path / "run", trackers=[name])
     assert not (tmp_path / "run").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from automl_tl.errors import AutomlError, InputWarning, TrialWarning
+from automl_tl.errors import AutomlError, InputWarning, TrialWarning, no_room
 
 from . import federate, history, plugins, study, zoo
 from .runs import compare, evaluate, export, predict
@@ -81,7 +80,7 @@ def main() -> None:
     except BrokenPipeError:
         _end_unread()
     except Exception as error:  # our fault: say so in one line; the traceback is for those who ask
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if no_room(error):
             sys.stdout = io.StringIO()  # what could not be printed would be tried again at the end
             where = f" for {error.filename}" if error.filename else ""
             _fail(f"the disk is full: there was no room{where}; make some, and start the command again", 2)

@@ -82,6 +82,8 @@ def _hyperparameters(values: Any) -> str:
 
 
 def print_outcome(outcome: Outcome) -> None:
+    from automl_tl.records import KEPT_UNTESTED
+
     winner = outcome.winner
     tested = f", test {winner.test['accuracy']:.3f}" if winner.test else ", no test images"
     found = f" ({winner.note})" if winner.note else ""
@@ -92,7 +94,7 @@ def print_outcome(outcome: Outcome) -> None:
     for note in outcome.notes:
         print(f"note: {note}")
     if "kept" in (scores := winner.test or winner.validation):
-        _print_retention(scores, "test" if winner.test else "validation")
+        _print_retention(scores, "test" if winner.test and KEPT_UNTESTED not in outcome.notes else "validation")
     if "robust_accuracy" in winner.test:
         _print_robustness(winner.test)
     if "information" in winner.validation:

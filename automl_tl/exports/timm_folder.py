@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from automl_tl import heads
 from automl_tl.cards import check_card, described
+from automl_tl.checkpoint import write_tensors
 from automl_tl.device import chance_put_back, device
 from automl_tl.errors import InputError
 from automl_tl.home import write_text
@@ -41,7 +42,7 @@ def write(folder: Path, trained: Model) -> float:
     net = whole_network(trained)
     difference = _compare(trained, net)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     own: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
     size = (3, b.input_size, b.input_size)
     config = {

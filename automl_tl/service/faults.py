@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, TypeGuard
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from automl_tl.errors import AutomlError, HistoryUnusable
+from automl_tl.errors import AutomlError, HistoryUnusable, no_room
 from automl_tl.home import home
 
 log = logging.getLogger("automl_tl.service")
@@ -78,7 +77,7 @@ def handle_faults(app: FastAPI) -> None:
 
     @app.exception_handler(OSError)
     def full(_: Request, error: OSError) -> JSONResponse:
-        if not _is_full(error):
+        if not no_room(error):
             raise error  # to `ours`
         log.error("%s", error)
         return answer(503, "the server's disk is full; somebody has to make room there")
@@ -91,7 +90,7 @@ def handle_faults(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
-        if _is_full(error.__cause__):  # of a body that was not taken in
+        if no_room(error.__cause__):  # of a body that was not taken in
             return full(request, error.__cause__)
         words = {404: f"there is nothing at {request.url.path}", 405: f"{request.url.path} has no {request.method}"}
         headers = {"Allow": ", ".join(_allowed(request))} if error.status_code == 405 else error.headers
@@ -101,10 +100,6 @@ def handle_faults(app: FastAPI) -> None:
     def ours(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return answer(500, f"internal error: {type(error).__name__}; the server's log says more. Please report it")
-
-
-def _is_full(error: BaseException | None) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _allowed(request: Request) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl_tl import guard
-from automl_tl.errors import AutomlError
+from automl_tl.errors import AutomlError, no_room
 from automl_tl.exchange import without_folders
 from automl_tl.facts import outcome_facts
 from automl_tl.home import write_text
@@ -92,7 +92,10 @@ def main() -> None:
         _fail(folder, str(error), 2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:  # our fault: the log has the traceback, the person one line
+    except Exception as error:
+        if no_room(error):
+            _fail(folder, "the server's disk is full; make room, and resume the job", 2)
+        # our fault: the log has the traceback, the person one line
         traceback.print_exc()
         _fail(folder, f"internal error: {type(error).__name__}: {error}; please report it", 1)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from automl_tl import Listing, hookimpl
 from automl_tl.errors import InputError
-from automl_tl.images import SUFFIXES, called_images, is_hidden, passed_over
+from automl_tl.images import SUFFIXES, called_images, check_readable, is_hidden, passed_over
 
 from ._splits import KNOWN, split_of
 
@@ -30,6 +30,7 @@ class ImageFolder:
 
     def open(self, location: Any) -> Listing:
         root = Path(location)
+        check_readable(root)
         folders = _folders(root, root)
         if not folders:
             raise InputError(f"{root}: is empty of folders; expected CLASS/FILE or train/CLASS/FILE and test/CLASS/FILE")
