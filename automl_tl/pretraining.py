@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
@@ -195,8 +194,10 @@ def pretrain(
     if checkpoint.exists():
         try:
             state = torch.load(checkpoint, weights_only=True, map_location=device)
-        except (EOFError, RuntimeError, ValueError, LookupError, UnpicklingError) as error:
-            raise InputError(f"{checkpoint}: is damaged: {error}; delete it, and the pretraining begins anew") from None
+        except OSError:
+            raise
+        except Exception:  # torch has one for each way of being damaged, and its words advise to load what is not safe
+            raise InputError(f"{checkpoint}: is damaged; delete it, and the pretraining begins anew") from None
         learner.load_state_dict(state["learner"])
         optimiser.load_state_dict(state["optimiser"])
         first, seconds = state["epoch"], state["seconds"]

@@ -102,7 +102,7 @@ def test_a_checkpoint_that_is_damaged_is_named(damage: Callable[[bytes], bytes],
     with pytest.raises(KeyboardInterrupt):
         pretrain(SMALL, part, part, checkpoint=path, say=interrupt)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=r"small\.pt: is damaged: .*; delete it, and the pretraining begins anew"):
+    with pytest.raises(InputError, match=r"small\.pt: is damaged; delete it, and the pretraining begins anew"):
         pretrain(SMALL, part, part, checkpoint=path, say=interrupt)
 
 
