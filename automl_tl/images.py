@@ -82,8 +82,8 @@ def called_images(root: Path) -> Iterator[Path]:
 
 
 def check_readable(folder: Path) -> None:
-    """Raises InputError where its files cannot be listed."""
-    if not os.access(folder, os.R_OK | os.X_OK):
+    """Raises InputError where there is such a folder, and its files cannot be listed."""
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"{folder}: may not be read by this user; change its permissions, or remove it")
 
 
