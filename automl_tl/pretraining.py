@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -192,12 +193,9 @@ def pretrain(
     optimiser = torch.optim.AdamW(_groups(learner, recipe.weight_decay), lr=recipe.rate, betas=(0.9, 0.98))
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, weights_only=True, map_location=device)
-        except OSError:
-            raise
-        except Exception:  # torch has one for each way of being damaged, and its words advise to load what is not safe
-            raise InputError(f"{checkpoint}: is damaged; delete it, and the pretraining begins anew") from None
+        if not is_zipfile(checkpoint):  # asked first: of what is no zip, torch's words advise to load what is not safe
+            raise InputError(f"{checkpoint}: is damaged; delete it, and the pretraining begins anew")
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         learner.load_state_dict(state["learner"])
         optimiser.load_state_dict(state["optimiser"])
         first, seconds = state["epoch"], state["seconds"]
